@@ -1,0 +1,36 @@
+# Two commands on a fresh machine with Python >= 3.11: `make demo` and `make test`.
+# Both first set up .venv from constraints.txt; uv is fetched by pip when the machine has none.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+export DS_ACCELERATOR ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: demo test fast lint setup clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet "uv==$$(sed -n 's/^uv==//p' constraints.txt)"
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/megpt demo --config configs/phantom.yaml output=runs/demo
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest
+
+fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,6 @@
+"""megpt: radiology reports for chest X-rays at archive scale.
+
+For research; not for clinical decisions. See README.md for the two commands.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,149 @@
+"""How a job owns the folder it writes: one writer at a time, one config for ever, each file whole or absent.
+
+with claim(config.output, job="generate", identity={...}, config=config) as output:
+    if output.done: ...                       # nothing to do
+    with write_aside(output.path / "x.json") as temporary: temporary.write_text(...)
+    output.finish()                           # _SUCCESS, last of all
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megpt.config import Config, difference
+from megpt.errors import InputError, MegptError
+
+SUCCESS, RUN, LOCK = "_SUCCESS", "megpt.yaml", ".lock"
+
+
+@contextlib.contextmanager
+def write_aside(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name only when the block ends well.
+
+    Safe against a kill at any moment: the data is synced before the rename, the rename before the folder, so a
+    reader meets the old file, the new file, or none, never half of one. A full disk raises MegptError.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def storage_error(error: OSError, path: str | Path) -> MegptError:
+    """An OSError while writing, as the screen a user can act on."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(next(p for p in Path(path).absolute().parents if p.exists())).free
+        return MegptError(
+            f"no space left to write {path}",
+            where=f"{free / 2**20:.0f} MiB free there",
+            cause="the disk or the quota is full; what was finished before is kept",
+            next="free space and run the same command again: it resumes",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(f"{path} cannot be written", cause=error.strerror, next="choose another output=PATH")
+    return MegptError(f"writing {path} failed", cause=f"{type(error).__name__}: {error.strerror}")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A claimed output folder."""
+
+    path: Path
+    done: bool
+
+    def finish(self, **summary: Any) -> None:
+        """Write `_SUCCESS`, the last thing a job does; `summary` is kept inside as JSON."""
+        with write_aside(self.path / SUCCESS) as temporary:
+            temporary.write_text(json.dumps(summary, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], config: Config) -> Iterator[Output]:
+    """Take the folder for one job.
+
+    Args:
+        identity: what the outputs depend on (settings, fingerprints of inputs); a later run must give the same.
+
+    Raises:
+        InputError: the folder holds something else, belongs to another config (differences shown), or another
+            process is writing it now.
+    """
+    config.require("output")
+    path = Path(str(output))
+    record = path / RUN
+    if path.is_file() or (path.is_dir() and not record.exists() and any(p.name != LOCK for p in path.iterdir())):
+        raise InputError(
+            f"output {path} exists and was not written by megpt",
+            cause="it holds other files, which are never overwritten",
+            next="choose another output=PATH",
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / LOCK).open("a")
+    except OSError as error:
+        raise storage_error(error, path) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another job is writing {path} now",
+                cause="two jobs on one output would write studies twice",
+                next=f"wait for it (megpt status {path}), or choose another output=PATH",
+            ) from None
+        same = json.loads(json.dumps(identity, default=str))
+        if record.exists():
+            _refuse_changes(record, job, same)
+        else:
+            with write_aside(record) as temporary:
+                tree = {"job": job, "identity": same, "config": config.model_dump(mode="json")}
+                temporary.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        yield Output(path=path, done=(path / SUCCESS).exists())
+
+
+def _refuse_changes(record: Path, job: str, identity: dict[str, Any]) -> None:
+    try:
+        old = yaml.safe_load(record.read_text(encoding="utf-8"))
+        was_job, was = old["job"], old["identity"]
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        raise InputError(
+            f"{record} is damaged", next="delete the output folder or choose another output=PATH"
+        ) from None
+    changed = difference(was, identity) if was_job == job else [f"job: {was_job} → {job}"]
+    if changed:
+        raise InputError(
+            f"output {record.parent} exists from another config",
+            where="; ".join(changed),
+            cause="mixing two configs in one output would give numbers that belong to neither",
+            next="choose another output=PATH, or delete the folder",
+        )

@@ -1,0 +1,129 @@
+"""The nouns everyone shares, and the Arrow schemas that reach the disk.
+
+A *study* is one examination of one patient: one or more *views* (films) and, where known, its report. Everything
+megpt reads becomes a `Study`; everything it writes follows one of the schemas below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+SPLITS = ("train", "val", "test")
+
+# The 14 observations of CheXpert (Irvin et al., 2019), in the alphabetical order of MIMIC-CXR's tables.
+CHEXPERT = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One film. `data` holds the encoded file (JPEG, PNG or DICOM); without it the film lies at `uri`.
+
+    `uri` is an absolute path that the source has already checked to lie inside its archive.
+    `position` is PA, AP, LATERAL, LL, … or empty when unknown.
+    """
+
+    image_id: str
+    position: str = ""
+    data: bytes | None = None
+    uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One examination: its films and, where the archive has them, its report and labels.
+
+    `labels` maps CheXpert observations to 1 (present), 0 (absent), -1 (uncertain); an unmentioned one is missing.
+    """
+
+    study_id: str
+    subject_id: str = ""
+    views: tuple[View, ...] = ()
+    report: str | None = None
+    findings: str | None = None
+    impression: str | None = None
+    labels: dict[str, int] | None = field(default=None)
+    split: str = "test"
+
+    def to_row(self) -> dict[str, Any]:
+        """The row of a studies/ table (`split` lives in the folder's name, not in the row)."""
+        return {
+            "study_id": self.study_id,
+            "subject_id": self.subject_id,
+            "views": [
+                {"image_id": v.image_id, "position": v.position, "bytes": v.data, "uri": v.uri} for v in self.views
+            ],
+            "report": self.report,
+            "findings": self.findings,
+            "impression": self.impression,
+            "labels": None if self.labels is None else sorted(self.labels.items()),
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any], *, split: str = "test") -> Study:
+        """The inverse of `to_row`; takes `labels` as a dict or as Arrow's list of pairs."""
+        labels = row.get("labels")
+        return cls(
+            study_id=row["study_id"],
+            subject_id=row.get("subject_id") or "",
+            views=tuple(
+                View(v["image_id"], v.get("position") or "", v.get("bytes"), v.get("uri")) for v in row["views"]
+            ),
+            report=row.get("report"),
+            findings=row.get("findings"),
+            impression=row.get("impression"),
+            labels=None if labels is None else {str(k): int(n) for k, n in dict(labels).items() if n is not None},
+            split=row.get("split") or split,
+        )
+
+
+_VIEW = pa.struct([("image_id", pa.string()), ("position", pa.string()), ("bytes", pa.binary()), ("uri", pa.string())])
+
+STUDIES_SCHEMA = pa.schema(
+    [
+        pa.field("study_id", pa.string(), nullable=False),
+        ("subject_id", pa.string()),
+        ("views", pa.list_(_VIEW)),
+        ("report", pa.string()),
+        ("findings", pa.string()),
+        ("impression", pa.string()),
+        ("labels", pa.map_(pa.string(), pa.int8())),
+    ]
+)
+"""studies/split=…/part-*.parquet: one row a study."""
+
+FAILED_SCHEMA = STUDIES_SCHEMA.append(pa.field("split", pa.string())).append(pa.field("error", pa.string()))
+"""failed.parquet: the studies that could not be used, and why; itself a source that any job accepts."""
+
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        pa.field("study_id", pa.string(), nullable=False),
+        ("subject_id", pa.string()),
+        ("image_ids", pa.list_(pa.string())),
+        ("report", pa.string()),
+        ("reference", pa.string()),
+        ("prompt_id", pa.int32()),
+        ("num_tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("error", pa.string()),
+        ("model", pa.string()),
+    ]
+)
+"""predictions/reports/part-*.parquet: one row a study; `report` is null where `error` is not."""

@@ -1,0 +1,11 @@
+"""The cluster side of megpt: one file per job, each a thin arrangement of the library on Ray Train or Ray Data.
+
+python -m ray_jobs JOB --config FILE [section.key=value …]
+"""
+
+import os
+
+# Read by ray and deepspeed when they are imported, in this process and in every worker it starts.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

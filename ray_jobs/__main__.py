@@ -1,0 +1,108 @@
+"""The command line: `megpt JOB --config FILE [section.key=value …]`, the same as `python -m ray_jobs JOB …`.
+
+Exit codes: 0 done; 2 bad command, config or input, nothing written; 3 done, but more studies failed than allowed;
+1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import NoReturn
+
+from megpt import __version__
+from megpt.config import Config, load_config
+from megpt.errors import InputError, MegptError, did_you_mean
+from megpt.progress import console, log
+
+JOBS = {
+    "prepare": "archive → studies/: read, check and shard an archive of films and reports",
+    "fit-prompts": "studies/ → prompts/: cluster the films, one readable prompt per cluster",
+    "train": "studies/ + prompts/ → checkpoint/: DeepSpeed ZeRO on Ray Train",
+    "generate": "archive or studies/ + checkpoint/ → predictions/: sharded batch generation",
+    "evaluate": "predictions/ → metrics.json, per_study.parquet, index.html",
+    "ablate": "train, generate and evaluate each variant of `ablate.variants`; one table",
+    "demo": "all of the above on drawn films, in minutes, without a GPU",
+    "import-checkpoint": "a reference .pth → checkpoint/: R2GenGPT and MeGPT weights",
+    "status": "what an output folder holds: done, failed, left, rate",
+}
+POSITIONAL = {"import-checkpoint": "file", "status": "folder"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message, next="megpt --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole surface of the command line (frozen in tests/ray_jobs/test_cli.py)."""
+    top = _Parser(prog="megpt", description="Radiology reports for chest X-rays at archive scale. For research only.")
+    top.add_argument("--version", action="version", version=f"megpt {__version__}")
+    jobs = top.add_subparsers(dest="job", metavar="JOB", required=True, parser_class=_Parser)
+    for name, text in JOBS.items():
+        job = jobs.add_parser(name, help=text, description=text)
+        if name in POSITIONAL:
+            job.add_argument(POSITIONAL[name], help="path")
+        job.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
+        job.add_argument("--limit", metavar="N", type=int, help="use the first N studies only")
+        job.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+        job.add_argument(
+            "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
+        )
+        job.add_argument("--debug", action="store_true", help="show tracebacks")
+        job.add_argument("overrides", nargs="*", metavar="section.key=value", help="override one setting")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    try:
+        return _run(arguments)
+    except MegptError as error:
+        if debug:
+            raise
+        console.print(f"error: {error}", style="red", markup=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        log("interrupted; run the same command again to resume")
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        # The message of an unforeseen error may quote its input, so only its type is shown.
+        console.print(f"error: unexpected {type(error).__name__}", style="red", markup=False)
+        console.print("  next:  the same command with --debug shows where", markup=False)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in JOBS:
+        raise InputError(f"unknown job {arguments[0]!r}", next=did_you_mean(arguments[0], list(JOBS)))
+    # Options and overrides may come in any order, which argparse alone does not allow behind a subcommand.
+    options, rest = parser().parse_known_args(arguments)
+    if unknown := [word for word in rest if word.startswith("-") or "=" not in word]:
+        raise InputError(f"cannot read {unknown[0]!r}", cause="an override is section.key=value", next="megpt --help")
+    options.overrides += rest
+    config = configure(options)
+    if options.print_config:
+        print(config.to_yaml(), end="")
+        return 0
+    module = importlib.import_module(f"ray_jobs.{options.job.replace('-', '_')}")
+    if options.job in POSITIONAL:
+        return int(module.run(config, getattr(options, POSITIONAL[options.job]), dry_run=options.dry_run))
+    return int(module.run(config, dry_run=options.dry_run))
+
+
+def configure(options: argparse.Namespace) -> Config:
+    """The config a command line means."""
+    overrides = list(options.overrides)
+    if options.limit is not None:
+        overrides.append(f"limit={options.limit}")
+    return load_config(options.config, overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
