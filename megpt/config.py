@@ -158,7 +158,7 @@ class TrainConfig(Section):
     global_batch_size: Positive = 16
     """Studies per optimizer step over all workers: the loss curve does not depend on how many there are."""
     micro_batch_size: Positive | None = None
-    """Studies per worker in one forward pass; the rest is gradient accumulation. All of the worker's share by default."""
+    """Studies per worker in one forward pass (its whole share by default); the rest is gradient accumulation."""
     lr: float = Field(default=1e-4, gt=0)
     """Peak learning rate of AdamW."""
     min_lr: float = Field(default=1e-6, ge=0)
