@@ -17,7 +17,8 @@ SENTENCES = (
     "The heart is normal in size. The lungs are clear.",
     "There is a small right pleural effusion. No pneumothorax is seen.",
     "The heart is mildly enlarged. No focal consolidation.",
-    "Human: <Img></Img> Generate a comprehensive and detailed diagnosis report for this chest xray image. label:0 \nAssistant:",
+    "Human: <Img></Img> Generate a comprehensive and detailed diagnosis report for this chest xray image."
+    " label:0 \nAssistant:",
 )
 
 
