@@ -322,6 +322,17 @@ class Config(Section):
         """A copy with top-level values replaced, checked again."""
         return Config.model_validate({**self.model_dump(mode="json"), **values})
 
+    def overridden(self, changes: dict[str, Any]) -> Config:
+        """A copy with dotted keys (`model.fem`) replaced, checked again.
+
+        Raises:
+            InputError: an unknown key or a value out of range.
+        """
+        tree = self.model_dump(mode="json")
+        for key, value in changes.items():
+            _set(tree, key, value)
+        return _validated(tree, where="the overrides")
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
@@ -337,10 +348,14 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         tree = _read_yaml(Path(path))
     for override in overrides:
         _apply(tree, override)
+    return _validated(tree, where=str(path) if path else "the command line")
+
+
+def _validated(tree: dict[str, Any], *, where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise _as_input_error(error, where=str(path) if path else "the command line") from None
+        raise _as_input_error(error, where=where) from None
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -391,6 +406,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = text
     if isinstance(value, str):
         value = _number(value)
+    _set(tree, key, value)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *sections, leaf = key.split(".")
     for name in sections:
         tree = tree.setdefault(name, {})
