@@ -1,0 +1,187 @@
+"""studies/: the Parquet table every job after `prepare` reads.
+
+    studies/split=train/part-00000.parquet   …   one row a study, schema `megpt.study.STUDIES_SCHEMA`
+
+Each file is written whole or not at all. Rows stream through both ways: a row group is closed at 64 MiB or 20,000
+rows, whichever is first, so memory does not depend on the size of the table, and a look-up by id reads one group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megpt.errors import InputError
+from megpt.output import write_aside
+from megpt.study import SPLITS, STUDIES_SCHEMA, Study
+
+ROW_GROUP_ROWS = 20_000
+ROW_GROUP_BYTES = 64 * 2**20
+READ_ROWS = 64
+COMPRESSION = {"compression": "zstd", "compression_level": 3}
+
+
+class RowWriter:
+    """Rows into one Parquet file, a row group at a time; a context manager over `write_aside`'s temporary path."""
+
+    def __init__(self, path: Path, schema: pa.Schema):
+        self.schema, self.rows = schema, 0
+        self._writer = pq.ParquetWriter(path, schema, **COMPRESSION)
+        self._pending: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._pending.append(row)
+        self.rows += 1
+        self._bytes += sum(len(v["bytes"] or b"") for v in row.get("views") or ())
+        if len(self._pending) >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self.schema))
+            self._pending, self._bytes = [], 0
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an exception the file is short but valid; write_aside around it sees that it never gets its name.
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+
+def write_rows(path: str | Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> int:
+    """Stream rows into one Parquet file, whole or absent; returns how many there were."""
+    with write_aside(path) as temporary, RowWriter(temporary, schema) as writer:
+        for row in rows:
+            writer.write(row)
+    return writer.rows
+
+
+def part_path(folder: str | Path, split: str, part: int) -> Path:
+    return Path(folder) / f"split={split}" / f"part-{part:05d}.parquet"
+
+
+def write_studies(folder: str | Path, split: str, studies: Iterable[Study], part: int) -> Path:
+    """Write one file of a studies/ table, whole or not at all.
+
+    Args:
+        studies: any iterable, streamed.
+        part: the number in the file's name.
+
+    Raises:
+        MegptError: the disk is full or cannot be written.
+    """
+    path = part_path(folder, split, part)
+    write_rows(path, (study.to_row() for study in studies), STUDIES_SCHEMA)
+    return path
+
+
+def study_files(folder: str | Path, split: str = "all") -> list[tuple[str, Path]]:
+    """(split, file) of a studies/ table, in reading order.
+
+    Raises:
+        InputError: no such folder, or no files of that split in it.
+    """
+    folder = Path(folder)
+    if split not in (*SPLITS, "all"):
+        raise InputError(f"unknown split {split!r}", next=f"use {', '.join(SPLITS)} or all")
+    if not folder.is_dir():
+        raise InputError(f"no studies/ table at {folder}", next="run `megpt prepare` first, or set studies=PATH")
+    wanted = SPLITS if split == "all" else (split,)
+    files = [(name, path) for name in wanted for path in sorted((folder / f"split={name}").glob("*.parquet"))]
+    if not files:
+        held = [p.name.removeprefix("split=") for p in sorted(folder.glob("split=*")) if any(p.glob("*.parquet"))]
+        raise InputError(
+            f"no studies of split {split!r} in {folder}" if held else f"{folder} is not a studies/ table",
+            cause=f"it holds: {', '.join(held)}" if held else "it has no split=train|val|test/*.parquet",
+            next="choose another split" if held else "run `megpt prepare` first, or set studies=PATH",
+        )
+    return files
+
+
+@contextlib.contextmanager
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, with what pyarrow says of a bad one turned into InputError."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise InputError(f"no file at {path}") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read as Parquet",
+            cause=type(error).__name__,
+            next="delete the folder it is in and run the job that wrote it again",
+        ) from None
+
+
+def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of one Parquet file, streamed; `columns` it does not have are left out."""
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names if columns is None else [c for c in columns if c in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=READ_ROWS, columns=names):
+            yield from batch.to_pylist()
+
+
+def read_studies(
+    folder: str | Path, split: str = "all", columns: list[str] | None = None, limit: int | None = None
+) -> Iterator[Study]:
+    """The studies of a table, streamed, in the order of its files.
+
+    Args:
+        split: train, val, test or all.
+        columns: read these only (`study_id` always is); what is left out is empty in the Study.
+        limit: the first N of them.
+
+    Raises:
+        InputError: no such table or split, or a file that is no Parquet of this schema.
+    """
+    wanted = None if columns is None else ["study_id", *(c for c in columns if c != "study_id")]
+    left = limit
+    for name, path in study_files(folder, split):
+        for row in read_rows(path, wanted):
+            if left is not None:
+                if left <= 0:
+                    return
+                left -= 1
+            if "study_id" not in row:
+                raise InputError(f"{path} has no column study_id", cause="it is not a file of a studies/ table")
+            row.setdefault("views", None)
+            row["views"] = row["views"] or ()
+            yield Study.from_row(row, split=name)
+
+
+def count_studies(folder: str | Path, split: str = "all") -> int:
+    """How many studies a table holds, from the files' footers alone."""
+    total = 0
+    for _, path in study_files(folder, split):
+        with open_parquet(path) as file:
+            total += file.metadata.num_rows
+    return total
+
+
+def fingerprint(folder: str | Path) -> str:
+    """16 hex digits that change with the table's content.
+
+    Made of each file's name, size, row count and footer, so that a table of a hundred gigabytes costs milliseconds;
+    the same studies written again by the same version give the same digits on any machine.
+    """
+    digest = hashlib.sha256()
+    for name, path in study_files(folder):
+        with open_parquet(path) as file:
+            meta = file.metadata
+        with path.open("rb") as raw:
+            raw.seek(-min(meta.serialized_size + 8, path.stat().st_size), 2)
+            footer = raw.read()
+        digest.update(f"{name}/{path.name}:{path.stat().st_size}:{meta.num_rows}:".encode())
+        digest.update(footer)
+    return digest.hexdigest()[:16]
