@@ -149,7 +149,7 @@ def _open_path(uri: str | None) -> BinaryIO:
         # A pipe or a device would block for ever, or never end.
         if not stat.S_ISREG(os.stat(uri).st_mode):  # noqa: PTH116
             raise UnreadableFilm("not a file")
-        return open(uri, "rb")  # noqa: PTH123, SIM115 (closed by the caller)
+        return open(uri, "rb")  # noqa: PTH123 (closed by the caller)
     except (FileNotFoundError, NotADirectoryError):
         raise UnreadableFilm("missing file") from None
     except (OSError, ValueError) as error:
