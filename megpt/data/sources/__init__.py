@@ -13,13 +13,33 @@ from pathlib import Path
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source
 from megpt.data.sources.folder import FolderSource
+from megpt.data.sources.iu_kaggle import IuKaggleSource
+from megpt.data.sources.manifest import ManifestSource
+from megpt.data.sources.mimic_cxr import MimicCxrSource
+from megpt.data.sources.nih import NihSource
+from megpt.data.sources.openi import OpeniSource
+from megpt.data.sources.r2gen import R2GenSource
+from megpt.data.sources.rexrank import RexrankSource
 from megpt.data.sources.table import TableSource
 from megpt.errors import InputError, did_you_mean
 
 __all__ = ["FORMATS", "Source", "open_source"]
 
 # In the order in which `auto` tries them: the most particular layout first, a plain tree of films last.
-FORMATS: dict[str, type[Source]] = {kind.format: kind for kind in (TableSource, FolderSource)}
+FORMATS: dict[str, type[Source]] = {
+    kind.format: kind
+    for kind in (
+        TableSource,
+        MimicCxrSource,
+        R2GenSource,
+        IuKaggleSource,
+        OpeniSource,
+        RexrankSource,
+        NihSource,
+        ManifestSource,
+        FolderSource,
+    )
+}
 
 
 def open_source(path: str | Path, *, data: DataConfig) -> Source:

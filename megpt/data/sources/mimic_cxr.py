@@ -1,0 +1,266 @@
+"""MIMIC-CXR as PhysioNet ships it: the JPEG tree with its tables, or the DICOM tree; reports in a folder or a zip.
+
+    files/p10/p10000032/s50414267/<dicom_id>.jpg       mimic-cxr-2.0.0-{metadata,split,chexpert,negbio}.csv.gz
+    files/p10/p10000032/s50414267/<dicom_id>.dcm       cxr-record-list.csv.gz
+    files/p10/p10000032/s50414267.txt                  … inside mimic-cxr-reports.zip, or extracted
+
+Memory: the id columns of the tables, as arrays (some 100 MB for all 377,110 films), and the zip's directory. Report
+texts and films stream. `data.reports` names the zip or folder where it lies apart, `data.annotations` the folder of the
+tables.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from megpt.config import DataConfig
+from megpt.data.sources.base import Inside, Source, split_name
+from megpt.data.sources.sections import Report, parse_report
+from megpt.data.sources.tables import csv_header, csv_rows
+from megpt.errors import InputError
+from megpt.study import CHEXPERT, SPLITS, Study, View
+
+RECORDS = ("cxr-record-list.csv.gz", "cxr-record-list.csv")
+# Reports are a few kilobytes; anything of this size is not one.
+MAX_REPORT_BYTES = 1 << 20
+
+
+class MimicCxrSource(Source):
+    """One study per `study_id`; its films in the order of the metadata table."""
+
+    format = "mimic_cxr"
+    about = "MIMIC-CXR(-JPG) as on PhysioNet: files/p10/p10000032/s50414267/*.jpg|dcm with mimic-cxr-2.0.0-*.csv.gz"
+
+    def __init__(self, root: Path, data: DataConfig):
+        super().__init__(root, data)
+        if not root.is_dir():
+            raise InputError(f"source {root} is not a folder", next="give the folder that holds files/")
+        self._tables_at = Path(data.annotations) if data.annotations else root
+        self._reports_inside: Inside | None = None
+
+    @classmethod
+    def detect(cls, path: Path, data: DataConfig) -> bool:
+        if not path.is_dir():
+            return False
+        return (
+            any(path.glob("mimic-cxr-2.*-metadata.csv*"))
+            or any((path / name).exists() for name in RECORDS)
+            or any((path / "files").glob("p1[0-9]"))
+        )
+
+    def tables(self) -> Iterable[Path]:
+        found = [self._films_table, *(self._table(kind) for kind in ("split", "chexpert", "negbio"))]
+        reports = self._reports_at
+        if reports is not None and reports.is_file():
+            found.append(reports)
+        return [path for path in found if path is not None]
+
+    def studies(self) -> Iterator[Study]:
+        splits, labels = self._splits(), self._labels()
+        for (subject_id, study_id), films in self._films():
+            report = self._report(subject_id, study_id)
+            yield Study(
+                study_id,
+                subject_id,
+                tuple(films),
+                report=report.text if report else None,
+                findings=report.findings if report else None,
+                impression=report.impression if report else None,
+                labels=labels.get(study_id) if labels else None,
+                split=splits.get(study_id) if splits else "",
+            )
+
+    # --- films
+
+    def _table(self, kind: str) -> Path | None:
+        return next(iter(sorted(self._tables_at.glob(f"mimic-cxr-2.*-{kind}.csv*"))), None)
+
+    @cached_property
+    def _films_table(self) -> Path | None:
+        records = next((self._tables_at / name for name in RECORDS if (self._tables_at / name).exists()), None)
+        return self._table("metadata") or records
+
+    def _films(self) -> Iterator[tuple[tuple[str, str], list[View]]]:
+        """((subject_id, study_id), its views), each study once."""
+        table = self._films_table
+        if table is None:
+            yield from self._films_of_tree()
+            return
+        rows = self._film_rows(table)
+        # Tables come sorted by study, but nothing promises it: a stable sort by first appearance costs little.
+        first: dict[tuple[str, str], int] = {}
+        order = np.fromiter((first.setdefault(row[:2], len(first)) for row in rows), np.int64, len(rows))
+        ordered = (rows[i] for i in np.argsort(order, kind="stable"))
+        suffix = self._suffix(rows)
+        for key, films in groupby(ordered, key=lambda row: row[:2]):
+            yield key, [self._film(row, suffix) for row in films]
+
+    def _film_rows(self, table: Path) -> list[tuple[str, str, str, str]]:
+        """(subject_id, study_id, dicom_id, position) of each film."""
+        rows = []
+        position = "ViewPosition" if "ViewPosition" in csv_header(table) else None
+        for line, row in csv_rows(table, ("subject_id", "study_id", "dicom_id")):
+            subject_id, study_id, dicom_id = row["subject_id"].strip(), row["study_id"].strip(), row["dicom_id"].strip()
+            if not subject_id or not study_id:
+                column = "study_id" if subject_id else "subject_id"
+                raise InputError(f"{table} has an empty {column}", where=f"column {column!r}, line {line}")
+            rows.append((subject_id, study_id, dicom_id, (row[position] or "").strip() if position else ""))
+        return rows
+
+    def _film(self, row: tuple[str, str, str, str], suffix: str) -> View:
+        subject_id, study_id, dicom_id, position = row
+        path = f"files/p{subject_id[:2]}/p{subject_id}/s{study_id}/{dicom_id}{suffix}"
+        return self.view(path, image_id=dicom_id, position=position)
+
+    def _suffix(self, rows: list[tuple[str, str, str, str]]) -> str:
+        """`.jpg` or `.dcm`, whichever the first film that is there has."""
+        for row in rows[:1000]:
+            for suffix in (".jpg", ".dcm"):
+                uri = self._film(row, suffix).uri
+                if uri and os.path.exists(uri):  # noqa: PTH110
+                    return suffix
+        return ".jpg"
+
+    def _films_of_tree(self) -> Iterator[tuple[tuple[str, str], list[View]]]:
+        """The same from folder names alone, where there are no tables."""
+        for group in sorted((self.root / "files").glob("p[0-9][0-9]")):
+            for patient in sorted(group.glob("p*")):
+                for study in sorted(path for path in patient.glob("s*") if path.is_dir()):
+                    names = sorted(path.name for path in study.iterdir() if path.suffix in (".jpg", ".dcm"))
+                    relative = study.relative_to(self.root).as_posix()
+                    views = [self.view(f"{relative}/{name}", image_id=Path(name).stem) for name in names]
+                    yield (patient.name.removeprefix("p"), study.name.removeprefix("s")), views
+
+    # --- what the other tables say of a study
+
+    def _splits(self) -> _Lookup | None:
+        table = self._table("split")
+        if table is None:
+            return None
+        rows = csv_rows(table, ("study_id", "split"))
+        named = ((row["study_id"], split_name(row["split"], where=f"{table}, line {line}")) for line, row in rows)
+        return _Lookup((study_id, SPLITS.index(split)) for study_id, split in named if split)
+
+    def _labels(self) -> _LabelLookup | None:
+        table = self._table("chexpert") or self._table("negbio")
+        return None if table is None else _LabelLookup(table)
+
+    # --- reports
+
+    @cached_property
+    def _reports_at(self) -> Path | None:
+        if self.data.reports:
+            path = Path(self.data.reports)
+            if not path.exists():
+                raise InputError(
+                    f"no reports at {path}", next="set data.reports to mimic-cxr-reports.zip or its folder"
+                )
+            return path
+        for name in ("mimic-cxr-reports.zip", "mimic-cxr-reports"):
+            if (self.root / name).exists():
+                return self.root / name
+        return None
+
+    @cached_property
+    def _zip(self) -> zipfile.ZipFile | None:
+        path = self._reports_at
+        if path is None or path.is_dir():
+            return None
+        try:
+            return zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise InputError(
+                f"{path} cannot be read as a zip archive", cause=type(error).__name__, next="download it again"
+            ) from None
+
+    def _report(self, subject_id: str, study_id: str) -> Report | None:
+        name = f"files/p{subject_id[:2]}/p{subject_id}/s{study_id}.txt"
+        raw = self._zipped(name) if self._zip is not None else self._extracted(name)
+        return None if raw is None else parse_report(raw.decode("utf-8", errors="replace"))
+
+    def _zipped(self, name: str) -> bytes | None:
+        assert self._zip is not None
+        try:
+            info = self._zip.getinfo(name)
+            if info.file_size > MAX_REPORT_BYTES:
+                raise InputError(f"{self._reports_at} holds a report of {info.file_size} bytes", where=name)
+            return self._zip.read(info)
+        except KeyError:
+            return None
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+            raise InputError(
+                f"a report in {self._reports_at} cannot be read", where=name, cause=type(error).__name__
+            ) from None
+
+    def _extracted(self, name: str) -> bytes | None:
+        if self._reports_inside is None:
+            self._reports_inside = Inside(self._reports_at or self.root)
+        inside = self._reports_inside
+        # The reports' folder may have been given as mimic-cxr-reports/ or as the files/ inside it.
+        for candidate in (name, name.removeprefix("files/")):
+            path = inside.resolve(candidate)
+            if path is None or not os.path.isfile(path):  # noqa: PTH113
+                continue
+            if os.path.getsize(path) > MAX_REPORT_BYTES:  # noqa: PTH202
+                raise InputError(f"{path} is too large to be a report")
+            return Path(path).read_bytes()
+        return None
+
+
+class _Lookup:
+    """study_id → a small number, as two sorted arrays: 40 bytes a study."""
+
+    def __init__(self, pairs: Iterable[tuple[str, int]]):
+        seen = dict(pairs)
+        ids = np.array(list(seen), dtype=str)
+        order = np.argsort(ids)
+        self._ids = ids[order]
+        self._codes = np.array(list(seen.values()), dtype=np.int8)[order]
+
+    def index(self, study_id: str) -> int | None:
+        at = int(np.searchsorted(self._ids, study_id))
+        return at if at < len(self._ids) and self._ids[at] == study_id else None
+
+    def get(self, study_id: str) -> str:
+        at = self.index(study_id)
+        return "" if at is None else SPLITS[self._codes[at]]
+
+
+class _LabelLookup:
+    """study_id → {observation: 1, 0 or -1}, from a -chexpert or -negbio table."""
+
+    ABSENT = 9
+
+    def __init__(self, table: Path):
+        ids, values = [], []
+        for line, row in csv_rows(table, ("study_id", *CHEXPERT)):
+            ids.append(row["study_id"])
+            values.append([self._value(row[name], name, table, line) for name in CHEXPERT])
+        names = np.array(ids, dtype=str)
+        order = np.argsort(names, kind="stable")
+        self._ids, self._values = names[order], np.array(values, dtype=np.int8).reshape(-1, len(CHEXPERT))[order]
+
+    @classmethod
+    def _value(cls, cell: str, column: str, table: Path, line: int) -> int:
+        if not cell.strip():
+            return cls.ABSENT
+        try:
+            value = float(cell)
+        except ValueError:
+            value = float("nan")
+        if value not in (-1.0, 0.0, 1.0):
+            raise InputError(f"{table}: {cell!r} is not 1, 0, -1 or blank", where=f"column {column!r}, line {line}")
+        return int(value)
+
+    def get(self, study_id: str) -> dict[str, int] | None:
+        at = int(np.searchsorted(self._ids, study_id))
+        if at >= len(self._ids) or self._ids[at] != study_id:
+            return None
+        return {n: int(v) for n, v in zip(CHEXPERT, self._values[at], strict=True) if v != self.ABSENT}

@@ -1,0 +1,95 @@
+"""ReXrank's exchange format: studies as a JSON list, or as an object by study id, beside their images.
+
+{"CXR1_IM-1": {"image_path": […], "key_image_path", "frontal_lateral": […], "section_findings",
+               "section_impression", "report", "context", "split", "subject_id"}, …}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from megpt.config import DataConfig
+from megpt.data.sources.base import Source, split_name
+from megpt.data.sources.image_folder import ImageFolder
+from megpt.data.sources.tables import json_is_list, json_items, json_keys, json_pairs, list_of, text_of
+from megpt.errors import InputError
+from megpt.study import Study
+
+
+class RexrankSource(Source):
+    """One file, or all ReXRank*.json of a folder by name."""
+
+    format = "rexrank"
+    about = "ReXrank's exchange format: ReXRank*.json (a list of studies, or an object by study id) beside images/"
+
+    @classmethod
+    def detect(cls, path: Path, data: DataConfig) -> bool:
+        return any(_is_rexrank(file) for file in _files(path, data))
+
+    def __init__(self, root: Path, data: DataConfig):
+        super().__init__(root, data)
+        if not _files(root, data):
+            raise InputError(f"no ReXRank*.json in {root}", next="give the file itself, or set data.annotations=PATH")
+        self._images = ImageFolder(root if root.is_dir() else root.parent, ("images", "files"))
+
+    def tables(self) -> Iterable[Path]:
+        return _files(self.root, self.data)
+
+    def studies(self) -> Iterator[Study]:
+        for path in self.tables():
+            if json_is_list(path):
+                pairs: Iterator[tuple[str, Any]] = (("", entry) for entry in json_items(path, "item"))
+            else:
+                pairs = json_pairs(path)
+            for number, (key, entry) in enumerate(pairs):
+                if not isinstance(entry, dict):
+                    raise InputError(f"{path}: entry {key or number} is not an object")
+                yield self._study(path, key, number, entry)
+
+    def _study(self, path: Path, key: str, number: int, entry: dict[str, Any]) -> Study:
+        images = list_of(entry, "image_path", path)
+        study_id = key or text_of(entry, "study_id", path) or text_of(entry, "id", path) or _folder_of(images)
+        if not study_id:
+            raise InputError(
+                f"{path}: entry {number} has no study id", cause="it has neither study_id, id, nor a folder of images"
+            )
+        positions = [text.upper() for text in list_of(entry, "frontal_lateral", path)]
+        subject = text_of(entry, "subject_id", path) or study_id.partition("_")[0]
+        return Study(
+            study_id,
+            subject,
+            self._images.views(study_id, images, positions),
+            text_of(entry, "report", path),
+            text_of(entry, "section_findings", path),
+            text_of(entry, "section_impression", path),
+            split=split_name(text_of(entry, "split", path), where=f"{path}, entry {study_id}"),
+        )
+
+
+def _folder_of(images: list[str]) -> str:
+    """A list without ids names each study by the folder of its images, or by its only image."""
+    folders = {str(PurePosixPath(image).parent) for image in images}
+    if len(folders) == 1 and folders != {"."}:
+        return folders.pop()
+    return PurePosixPath(images[0]).stem if len(images) == 1 else ""
+
+
+def _files(path: Path, data: DataConfig) -> list[Path]:
+    if data.annotations:
+        return [Path(data.annotations)]
+    return sorted(p for p in path.glob("*.json") if "rexrank" in p.name.lower()) if path.is_dir() else [path]
+
+
+def _is_rexrank(path: Path) -> bool:
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    try:
+        if json_is_list(path):
+            entry = next(json_items(path, "item"), None)
+        else:
+            entry = next(json_pairs(path), ("", None))[1] if json_keys(path, 1) else None
+    except InputError:
+        return False
+    return isinstance(entry, dict) and "image_path" in entry

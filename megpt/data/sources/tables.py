@@ -1,0 +1,157 @@
+"""CSV tables and JSON lists, streamed, with errors that name the file, the column and the line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import sys
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, cast
+
+import ijson
+
+from megpt.errors import InputError, did_you_mean
+
+csv.field_size_limit(min(sys.maxsize, 2**24))
+
+
+def open_text(path: Path) -> TextIO:
+    """A text file, gzipped or not, as UTF-8 with or without byte-order mark."""
+    if path.suffix == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def csv_header(path: Path) -> list[str]:
+    """The column names; [] for a file that is no table."""
+    try:
+        with open_text(path) as file:
+            return next(csv.reader(file), [])
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error):
+        return []
+
+
+def csv_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, row) of a CSV file. A required cell is never None; further columns come along as they are.
+
+    Raises:
+        InputError: no such file, not text, a missing column, or a line with fewer cells than the required ones need.
+    """
+    try:
+        with open_text(path) as file:
+            reader = csv.DictReader(file)
+            names = list(reader.fieldnames or ())
+            for column in required:
+                if column not in names:
+                    raise InputError(
+                        f"{path} has no column {column!r}",
+                        cause=f"its columns are: {', '.join(names[:20]) or 'none, the file is empty'}",
+                        next=did_you_mean(column, names) if names else None,
+                    )
+            for row in reader:
+                for column in required:
+                    if row[column] is None:
+                        raise InputError(
+                            f"{path} has a line that ends too early",
+                            where=f"column {column!r}, line {reader.line_num}",
+                            cause="the table was cut off or is not comma-separated",
+                        )
+                yield reader.line_num, row
+    except FileNotFoundError:
+        raise InputError(f"no table at {path}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a UTF-8 CSV table", cause=type(error).__name__) from None
+    except (OSError, EOFError) as error:
+        raise InputError(
+            f"{path} cannot be read", cause=f"{type(error).__name__}: the file is damaged or was cut off"
+        ) from None
+
+
+def json_items(path: Path, prefix: str) -> Iterator[Any]:
+    """The elements under an ijson prefix (`item` for a list, `train.item` for a list under a key), streamed."""
+    yield from _json(path, lambda file: ijson.items(file, prefix))
+
+
+def json_pairs(path: Path) -> Iterator[tuple[str, Any]]:
+    """The (key, value) pairs of a JSON object, streamed."""
+    yield from _json(path, lambda file: ijson.kvitems(file, ""))
+
+
+def json_is_list(path: Path) -> bool:
+    """Whether a JSON file holds a list rather than an object."""
+    return next((event == "start_array" for event in _json(path, _events)), False)
+
+
+def json_keys(path: Path, most: int) -> list[str]:
+    """The first keys of a JSON object, as far as they begin in its first megabyte; [] for anything else."""
+    keys: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for prefix, event, value in ijson.parse(_Head(file, 1 << 20)):
+                if prefix == "" and event == "map_key":
+                    keys.append(value)
+                    if len(keys) >= most:
+                        break
+    except (ijson.JSONError, OSError, UnicodeDecodeError):
+        pass
+    return keys
+
+
+class _Head:
+    """The beginning of a file, as a file."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self._file, self._left = file, size
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data
+
+
+def _events(file: BinaryIO) -> Iterator[str]:
+    return (event for event, _ in ijson.basic_parse(file))
+
+
+def _json(path: Path, parse: Any) -> Iterator[Any]:
+    try:
+        with path.open("rb") as file:
+            yield from parse(file)
+    except FileNotFoundError:
+        raise InputError(f"no list at {path}") from None
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON", cause=type(error).__name__) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read", cause=type(error).__name__) from None
+
+
+def text_of(entry: dict[str, Any], field: str, path: Path) -> str | None:
+    """A text field of a JSON entry: stripped, None when empty or absent.
+
+    Raises:
+        InputError: it holds something other than text or a number.
+    """
+    value = entry.get(field)
+    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        value = str(value)
+    if value is None or isinstance(value, str):
+        return (value or "").strip() or None
+    raise InputError(f"{path}: {field!r} is {type(value).__name__}, not text")
+
+
+def list_of(entry: dict[str, Any], field: str, path: Path) -> list[str]:
+    """A list-of-text field of a JSON entry; one text counts as a list of one.
+
+    Raises:
+        InputError: it holds anything else.
+    """
+    value = entry.get(field)
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    raise InputError(f"{path}: {field!r} is not a list of texts")
