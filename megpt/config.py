@@ -392,7 +392,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as YAML", cause=str(error).replace("\n", " ")) from None
     if not isinstance(tree, dict):
         raise InputError(f"{path} holds {type(tree).__name__}, not a mapping", next="see configs/phantom.yaml")
-    return tree
+    return {key: {} if value is None and key in _sections() else value for key, value in tree.items()}
+
+
+def _sections() -> set[str]:
+    return {key.partition(".")[0] for key in known_keys() if "." in key}
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -412,7 +416,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *sections, leaf = key.split(".")
     for name in sections:
-        tree = tree.setdefault(name, {})
+        if tree.get(name) is None:  # `train:` with nothing under it
+            tree[name] = {}
+        tree = tree[name]
         if not isinstance(tree, dict):
             raise InputError(f"unknown key {key!r}", where="the command line", next=did_you_mean(key, known_keys()))
     tree[leaf] = value
@@ -440,5 +446,11 @@ def _as_input_error(error: ValidationError, where: str) -> InputError:
     key = ".".join(_field_path([str(part) for part in first["loc"]]))
     if first["type"] == "extra_forbidden":
         return InputError(f"unknown key {key!r}", where=where, next=did_you_mean(key, known_keys()))
+    if first["type"] == "model_type":
+        return InputError(
+            f"{key} = {first.get('input')!r}: {key} is a section, not a value",
+            where=where,
+            next=f"set one of its keys: {', '.join(k for k in known_keys() if k.startswith(key + '.'))}",
+        )
     message = first["msg"].removeprefix("Value error, ")
     return InputError(f"{key or 'config'} = {first.get('input')!r}: {message}", where=where)

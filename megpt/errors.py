@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 
 class MegptError(Exception):
     """Something the user can act on. Exit code 1 unless a subclass says otherwise.
@@ -43,8 +45,37 @@ class TooManyFailed(MegptError):
 
 
 def did_you_mean(name: str, known: list[str], *, most: int = 3) -> str:
-    """The known names nearest to a mistyped one, as a hint that can follow an error's first sentence."""
-    import difflib
+    """The known names nearest to a mistyped one, as a hint that can follow an error's first sentence.
 
-    near = difflib.get_close_matches(name, known, n=most, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(sorted(known)[:20])}"
+    Dotted names are compared by their last part first, then by section: `train.learning_rate` means `train.lr`.
+    """
+    ranked = sorted(((_closeness(name, other), other) for other in known), key=lambda pair: (-pair[0], pair[1]))
+    best = ranked[0][0] if ranked else 0.0
+    near = [other for score, other in ranked[:most] if score >= 0.6 and score >= best - 0.15]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    section = name.rpartition(".")[0]
+    siblings = [other for other in known if section and other.rpartition(".")[0] == section]
+    return f"known names: {', '.join(sorted(siblings or known))}"
+
+
+def _closeness(name: str, other: str) -> float:
+    """How likely `other` is what was meant by `name`: 0 to 1."""
+    section, _, leaf = name.rpartition(".")
+    other_section, _, other_leaf = other.rpartition(".")
+    return 0.8 * _likeness(leaf, other_leaf) + 0.2 * _likeness(section, other_section)
+
+
+def _likeness(one: str, two: str) -> float:
+    if one == two:
+        return 1.0
+    words, others = (text.replace("-", "_").split("_") for text in (one, two))
+    if len(words) != len(others) and "" not in (one, two):
+        shorter, longer = sorted((words, others), key=len)
+        # learning_rate and lr: the one is made of the other's first letters
+        if len(longer) > 1 and shorter == ["".join(word[:1] for word in longer)]:
+            return 0.95
+        # batch_size and global_batch_size: the one leaves a word of the other out
+        if all(word in longer for word in shorter):
+            return 0.9
+    return difflib.SequenceMatcher(None, one, two).ratio()

@@ -46,6 +46,11 @@ def write_aside(path: str | Path) -> Iterator[Path]:
         sync_folder(path.parent)
     except OSError as error:
         raise storage_error(error, path) from error
+    except Exception as error:
+        # Libraries have errors of their own for a full disk (safetensors, torch).
+        if is_full(error):
+            raise storage_error(error, path) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,9 +64,16 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def storage_error(error: OSError, path: str | Path) -> MegptError:
-    """An OSError while writing, as the screen a user can act on."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, the quota or the largest file size is reached."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "No space left on device" in str(error)
+
+
+def storage_error(error: BaseException, path: str | Path) -> MegptError:
+    """An error while writing, as the screen a user can act on."""
+    if is_full(error):
         free = shutil.disk_usage(next(p for p in Path(path).absolute().parents if p.exists())).free
         return MegptError(
             f"no space left to write {path}",
@@ -69,9 +81,10 @@ def storage_error(error: OSError, path: str | Path) -> MegptError:
             cause="the disk or the quota is full; what was finished before is kept",
             next="free space and run the same command again: it resumes",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return InputError(f"{path} cannot be written", cause=error.strerror, next="choose another output=PATH")
-    return MegptError(f"writing {path} failed", cause=f"{type(error).__name__}: {error.strerror}")
+    reason = error.strerror if isinstance(error, OSError) else None
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(f"{path} cannot be written", cause=reason, next="choose another output=PATH")
+    return MegptError(f"writing {path} failed", cause=type(error).__name__ + (f": {reason}" if reason else ""))
 
 
 @dataclass(frozen=True)

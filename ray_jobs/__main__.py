@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from megpt import __version__
 from megpt.config import Config, load_config
-from megpt.errors import InputError, MegptError, did_you_mean
+from megpt.errors import InputError, did_you_mean
 from megpt.progress import console, log
+from ray_jobs.failures import known_failure
 
 JOBS = {
     "prepare": "archive → studies/: read, check and shard an archive of films and reports",
@@ -27,6 +30,8 @@ JOBS = {
     "import-checkpoint": "a reference .pth → checkpoint/: R2GenGPT and MeGPT weights",
     "status": "what an output folder holds: done, failed, left, rate",
 }
+# Set by `ray job submit` in the environment of the command it runs.
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 POSITIONAL = {"import-checkpoint": "file", "status": "folder"}
 
 
@@ -61,17 +66,15 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         return _run(arguments)
-    except MegptError as error:
-        if debug:
-            raise
-        console.print(f"error: {error}", style="red", markup=False)
-        return error.exit_code
     except KeyboardInterrupt:
         log("interrupted; run the same command again to resume")
         return 1
     except Exception as error:
         if debug:
             raise
+        if known := known_failure(error):
+            console.print(f"error: {known}", style="red", markup=False)
+            return known.exit_code
         # The message of an unforeseen error may quote its input, so only its type is shown.
         console.print(f"error: unexpected {type(error).__name__}", style="red", markup=False)
         console.print("  next:  the same command with --debug shows where", markup=False)
@@ -90,6 +93,7 @@ def _run(arguments: list[str]) -> int:
     if options.print_config:
         print(config.to_yaml(), end="")
         return 0
+    _check_output(config)
     module = importlib.import_module(f"ray_jobs.{options.job.replace('-', '_')}")
     if options.job in POSITIONAL:
         return int(module.run(config, getattr(options, POSITIONAL[options.job]), dry_run=options.dry_run))
@@ -102,6 +106,30 @@ def configure(options: argparse.Namespace) -> Config:
     if options.limit is not None:
         overrides.append(f"limit={options.limit}")
     return load_config(options.config, overrides)
+
+
+def _check_output(config: Config) -> None:
+    """Refuse an output that would be lost.
+
+    Raises:
+        InputError: a relative path in a job that `ray job submit` started, where it would lie in the uploaded copy of
+            the working directory and be deleted with it; or an address that is no path.
+    """
+    if config.output is None:
+        return
+    if "://" in config.output:
+        raise InputError(
+            f"output = {config.output!r} is an address, not a path",
+            cause="an object store has neither locks nor renames, which resuming needs",
+            next="choose a folder of a shared file system (docs/cluster.md), and copy from there",
+        )
+    if SUBMITTED in os.environ and not Path(config.output).is_absolute():
+        raise InputError(
+            f"output = {config.output!r} is relative inside a submitted job",
+            where=f"{Path.cwd()}, the uploaded copy that Ray deletes after the job",
+            cause="the results would be lost with it",
+            next="choose an absolute path on storage that every node mounts: output=/shared/…",
+        )
 
 
 if __name__ == "__main__":

@@ -1,34 +1,54 @@
-"""Joining the cluster that is there, or starting one on this machine; and refusing what it can never place."""
+"""Joining the cluster that is there, or starting one on this machine; and refusing what it can never place.
+
+    with cluster(config.cluster):
+        require_resources(config.cluster)
+        ...
+
+A running cluster is joined when `RAY_ADDRESS` names it, which `ray job submit` sees to by itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 
 import ray
+from ray.exceptions import AuthenticationError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from megpt.config import ClusterConfig
 from megpt.errors import InputError
+from megpt.progress import log
 
 # Ray Data's actors hold logical CPUs while its tasks need some too: with fewer than this a resumed job would wait
 # for ever. Logical CPUs cost nothing, so a small machine simply says it has more.
 MIN_LOGICAL_CPUS = 8
 LOCAL_OBJECT_STORE = 1 * 2**30
+LOOK_EVERY_S = 1.0
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[None]:
-    """Ray for the time of one command: the running cluster where there is one, else a local one, stopped at the end."""
+def cluster(config: ClusterConfig | None = None) -> Iterator[None]:
+    """Ray for the time of one command: the running cluster where there is one, else a local one, stopped at the end.
+
+    Args:
+        config: what the job asks for; workers without a GPU are told so.
+
+    Raises:
+        InputError: `RAY_ADDRESS` names a cluster that does not answer, refuses the token, or runs other versions.
+    """
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", runtime_env={"env_vars": worker_environment()}, logging_level=logging.WARNING)
+    if joined():
+        _join(worker_environment(config))
     else:
-        os.environ.update(worker_environment())
+        os.environ.update(worker_environment(config))
         ray.init(
             address="local",
             num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
@@ -43,41 +63,134 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def worker_environment() -> dict[str, str]:
-    """What every worker needs in its environment, whatever machine it runs on."""
-    import torch
+def joined() -> bool:
+    """Whether this command works on a cluster that was there before it."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
+
+def _join(environment: dict[str, str]) -> None:
+    address = os.environ["RAY_ADDRESS"]
+    try:
+        ray.init(address="auto", runtime_env={"env_vars": environment}, logging_level=logging.WARNING)
+    except AuthenticationError:
+        raise InputError(
+            f"the cluster at {address} refuses this command's token",
+            cause="Ray's token authentication is on, and the token here is missing or another one",
+            next="set RAY_AUTH_MODE=token and put the head's ~/.ray/auth_token on this machine (docs/cluster.md)",
+        ) from None
+    except (ConnectionError, ValueError) as error:
+        raise InputError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}",
+            cause=f"it is down, or not reachable from this machine ({type(error).__name__})",
+            next="start it (docs/cluster.md), or unset RAY_ADDRESS to work on this machine alone",
+        ) from None
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        raise InputError(
+            f"the cluster at {address} runs other versions than this command",
+            where=f"here: Ray {ray.__version__}, Python {sys.version.split()[0]}",
+            cause="Ray and Python must be the same on every machine",
+            next="install from constraints.txt on every node, with one Python",
+        ) from None
+
+
+def worker_environment(config: ClusterConfig | None = None) -> dict[str, str]:
+    """What every worker needs in its environment, whatever machine it runs on."""
     environment = {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
     if "DS_ACCELERATOR" in os.environ:
         environment["DS_ACCELERATOR"] = os.environ["DS_ACCELERATOR"]
-    elif not torch.cuda.is_available() and not os.environ.get("RAY_ADDRESS"):
+    elif not (_gpu_here() or joined() if config is None else config.gpus_per_worker):
         environment["DS_ACCELERATOR"] = "cpu"
     return environment
 
 
+def _gpu_here() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def worker_slots(config: ClusterConfig) -> int:
+    """How many of the job's workers the living nodes could hold if nothing else ran on them.
+
+    A worker cannot be split over nodes, so the sum of all GPUs is not what counts.
+    """
+    needs = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    slots = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            fits = [math.floor(node["Resources"].get(name, 0) / need + 1e-6) for name, need in needs.items() if need]
+            slots += min(fits)
+    return slots
+
+
 def require_resources(config: ClusterConfig) -> None:
-    """Wait until the cluster can hold the job's smallest group of workers.
+    """Return once the cluster has placed the job's smallest group of workers (`cluster.num_workers`, or its minimum).
+
+    A local cluster never grows, so there the answer is immediate. A joined one may: an autoscaler adds nodes when it
+    sees an unmet demand, a person starts one more machine, another job ends. There a placement group is the demand,
+    and it is given back at once when it is ready: the job then takes its own.
 
     Raises:
-        InputError: it cannot after `cluster.wait_s` (at once on a local cluster, which never grows).
+        InputError: not within `cluster.wait_s`.
     """
-    wanted = {"CPU": config.cpus_per_worker * config.min_workers, "GPU": config.gpus_per_worker * config.min_workers}
-    grows = bool(os.environ.get("RAY_ADDRESS"))
-    deadline = time.monotonic() + (config.wait_s if grows else 0)
-    while True:
-        have = ray.cluster_resources()
-        missing = [name for name, amount in wanted.items() if amount > have.get(name, 0)]
-        if not missing:
+    if not joined():
+        if worker_slots(config) < config.min_workers:
+            raise _cannot_hold(config)
+        return
+    group = _demand(config)
+    try:
+        if group.wait(min(2 * LOOK_EVERY_S, config.wait_s)):
             return
-        if time.monotonic() >= deadline:
-            break
-        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-    name = missing[0]
-    key = "gpus_per_worker" if name == "GPU" else "cpus_per_worker"
-    each = config.gpus_per_worker if name == "GPU" else config.cpus_per_worker
-    raise InputError(
-        f"cluster.{key} = {each:g} × {config.min_workers} workers, but the cluster has {have.get(name, 0):g} {name}s",
-        where="this machine" if not grows else f"the cluster at {os.environ['RAY_ADDRESS']}, after {config.wait_s:g} s",
-        cause="no GPU is there" if name == "GPU" and not have.get("GPU") else "more is asked than the cluster can hold",
-        next=f"set cluster.{key}=0" if name == "GPU" else "set a smaller cluster.num_workers",
+        log(
+            f"waiting up to {config.wait_s:g} s (cluster.wait_s) for {_asked(config)}: "
+            f"the cluster can hold {worker_slots(config)} of {config.min_workers} now"
+        )
+        deadline = time.monotonic() + config.wait_s
+        while (left := deadline - time.monotonic()) > 0:
+            if group.wait(min(LOOK_EVERY_S, left)):
+                return
+    finally:
+        remove_placement_group(group)
+    raise _cannot_hold(config) if worker_slots(config) < config.min_workers else _busy(config)
+
+
+def _demand(config: ClusterConfig) -> PlacementGroup:
+    bundle = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    return placement_group([{k: v for k, v in bundle.items() if v}] * config.min_workers, strategy="PACK")
+
+
+def _asked(config: ClusterConfig) -> str:
+    gpus = f" and {config.gpus_per_worker:g} GPU" if config.gpus_per_worker else ""
+    return f"{config.min_workers} × {config.cpus_per_worker:g} CPU{gpus}"
+
+
+def _where(config: ClusterConfig) -> str:
+    return f"the cluster at {os.environ['RAY_ADDRESS']}, after {config.wait_s:g} s" if joined() else "this machine"
+
+
+def _cannot_hold(config: ClusterConfig) -> InputError:
+    have = ray.cluster_resources()
+    gpu_short = config.gpus_per_worker * config.min_workers > have.get("GPU", 0)
+    name = "GPU" if gpu_short else "CPU"
+    key, each = (
+        ("gpus_per_worker", config.gpus_per_worker) if gpu_short else ("cpus_per_worker", config.cpus_per_worker)
+    )
+    enough = each * config.min_workers <= have.get(name, 0)
+    return InputError(
+        f"cluster.{key} = {each:g} × {config.min_workers} workers, but the cluster has {have.get(name, 0):g} {name}s"
+        + (f", room for {worker_slots(config)} workers" if enough else ""),
+        where=_where(config),
+        cause="no GPU is there" if gpu_short and not have.get("GPU") else "more is asked than the cluster can hold",
+        next="set cluster.gpus_per_worker=0" if gpu_short else "set a smaller cluster.num_workers",
+    )
+
+
+def _busy(config: ClusterConfig) -> InputError:
+    return InputError(
+        f"no room for {_asked(config)}: other jobs hold what the cluster has",
+        where=_where(config),
+        cause="the cluster is large enough, but busy",
+        next="run the same command later, or wait longer with cluster.wait_s=3600",
     )

@@ -11,6 +11,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from ray_nodes import RayNodes
+
 import ray_jobs  # noqa: F401  (sets the environment that ray and deepspeed read at import)
 
 SENTENCES = (
@@ -75,3 +77,10 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def ray_nodes() -> Iterator[RayNodes]:
+    """A Ray cluster of its own whose nodes can be added and killed; see tests/ray_nodes.py. Takes 20 s: mark slow."""
+    with RayNodes() as nodes:
+        yield nodes

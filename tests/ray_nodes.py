@@ -1,0 +1,119 @@
+"""Several raylets on one machine, any of which can be killed: what `ray_nodes` in conftest.py hands to tests.
+
+The nodes live in a process of their own (this file, run as a program), so that a test session that is connected to
+another Ray cluster is not disturbed. Commands run against them as a person would: a subprocess with
+`env=nodes.environment`, which names the cluster and carries its token.
+
+    with RayNodes(cpus=2) as nodes:
+        worker = nodes.add(cpus=2)
+        job = subprocess.Popen([...], env=nodes.environment)
+        nodes.kill(worker)      # SIGKILL to the raylet and all its workers, as when a machine is lost
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+# A dead node is noticed after about 5 s instead of 30.
+HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+OBJECT_STORE = 120 * 2**20
+
+
+class RayNodes:
+    """A Ray cluster with token authentication on; `cpus` are the head node's logical CPUs."""
+
+    def __init__(self, cpus: int = 2):
+        self.home = tempfile.TemporaryDirectory(prefix="megpt-nodes-", ignore_cleanup_errors=True)
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+            "HOME": self.home.name,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        self._server = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=self.environment,
+            text=True,
+            start_new_session=True,
+        )
+        self.head, self.address = self._ask("add", cpus)
+        self.environment["RAY_ADDRESS"] = self.address
+
+    def add(self, cpus: int = 2) -> str:
+        """One more node; returns its id."""
+        return str(self._ask("add", cpus)[0])
+
+    def kill(self, node: str) -> None:
+        """The node is gone from one moment to the next, with every process on it."""
+        self._ask("kill", node)
+
+    def _ask(self, command: str, argument: Any) -> Any:
+        assert self._server.stdin and self._server.stdout
+        self._server.stdin.write(json.dumps([command, argument]) + "\n")
+        self._server.stdin.flush()
+        line = self._server.stdout.readline()
+        if not line:
+            raise RuntimeError("the process that holds the Ray nodes has ended")
+        return json.loads(line)
+
+    def __enter__(self) -> RayNodes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server.stdin
+        self._server.stdin.close()  # the server stops its nodes when its input ends
+        try:
+            self._server.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._server.pid, signal.SIGKILL)
+            self._server.wait()
+        self.home.cleanup()
+
+
+def _kill(node: Any) -> None:
+    """SIGKILL the raylet's whole process tree first: on a lost machine no worker outlives its raylet."""
+    import psutil
+
+    for info in node.all_processes["raylet"]:
+        raylet = psutil.Process(info.process.pid)
+        for process in [*raylet.children(recursive=True), raylet]:
+            process.kill()
+
+
+def _serve() -> None:
+    # Ray prints to standard output as well; answers keep a copy of it to themselves.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    from ray.cluster_utils import Cluster
+
+    cluster, nodes = Cluster(), {}
+    for line in sys.stdin:
+        command, argument = json.loads(line)
+        answer: Any = True
+        if command == "add":
+            head = {"include_dashboard": False, "_system_config": HEALTH} if not nodes else {}
+            node = cluster.add_node(num_cpus=argument, object_store_memory=OBJECT_STORE, **head)
+            nodes[node.unique_id] = node
+            answer = [node.unique_id, cluster.address]
+        else:
+            node = nodes[argument]
+            _kill(node)
+            cluster.remove_node(node, allow_graceful=False)
+        print(json.dumps(answer), file=answers, flush=True)
+    for node in [n for n in cluster.list_all_nodes() if n is not cluster.head_node]:
+        cluster.remove_node(node, allow_graceful=False)
+    cluster.remove_node(cluster.head_node, allow_graceful=False)
+
+
+if __name__ == "__main__":
+    _serve()
