@@ -84,3 +84,24 @@ def ray_nodes() -> Iterator[RayNodes]:
     """A Ray cluster of its own whose nodes can be added and killed; see tests/ray_nodes.py. Takes 20 s: mark slow."""
     with RayNodes() as nodes:
         yield nodes
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained MeGPT of three prompts over timm's smallest ViT at 64 px, as a checkpoint folder."""
+    import torch
+
+    from megpt.config import ModelConfig
+    from megpt.model.build import build_encoder, build_model
+    from megpt.model.prompts import PromptBank
+
+    config = ModelConfig(vision="test_vit", vision_weights="none", image_size=64, llm=str(tiny_llm))
+    encoder, identity = build_encoder(config, seed=0)
+    centroids = torch.randn(3, encoder.channels, generator=torch.Generator().manual_seed(0))
+    texts = ("Describe the heart.", "Describe the lungs and the pleura.", "Generate a report.")
+    bank = PromptBank(texts=texts, centroids=centroids, encoder=identity)
+    model, processor = build_model(config, bank=bank, seed=0)
+    folder = tmp_path_factory.mktemp("tiny_checkpoint")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -1,0 +1,124 @@
+"""Building a model to train from the run's `model` section."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megpt.config import ModelConfig
+from megpt.errors import InputError
+from megpt.model import language
+from megpt.model.configuration import MeGPTConfig
+from megpt.model.frame import tokenise_bank
+from megpt.model.modeling import MeGPTForConditionalGeneration
+from megpt.model.processing import MeGPTImageProcessor, MeGPTProcessor
+from megpt.model.projector import reset
+from megpt.model.prompts import PromptBank
+from megpt.model.vision import VisionEncoder, load_weights, pixel_statistics
+
+
+def build_encoder(config: ModelConfig, *, seed: int) -> tuple[VisionEncoder, str]:
+    """The vision encoder in evaluation mode and float32, and its fingerprint.
+
+    With `vision_weights: none` its weights follow from the seed alone, so two jobs of one seed see the same encoder.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = VisionEncoder(config.vision, config.image_size, **config.vision_args)
+    if config.vision_weights != "none":
+        load_weights(encoder, config.vision, config.vision_weights, config.vision_args)
+    encoder.requires_grad_(False).eval()
+    return encoder, language.fingerprint_of(encoder.state_dict())
+
+
+def build_image_processor(encoder: VisionEncoder) -> MeGPTImageProcessor:
+    """What turns films into the encoder's input."""
+    mean, std = pixel_statistics(encoder.trunk)
+    return MeGPTImageProcessor(image_size=encoder.image_size, image_mean=mean, image_std=std)
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    bank: PromptBank | None,
+    seed: int,
+    l2: float = 1e-5,
+    loss_chunk: int = 1024,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[MeGPTForConditionalGeneration, MeGPTProcessor]:
+    """A model ready to train (what is trained has `requires_grad`) and its processor.
+
+    Args:
+        bank: the fitted prompts; needed when `dynamic_prompt` is on, ignored when it is off.
+        seed: of every weight that is drawn.
+        l2: λ of the penalty on the projector.
+
+    Raises:
+        InputError: an unknown encoder or language model, weights that cannot be had, prompts fitted with another
+            encoder, widths that do not fit, a prompt longer than the context.
+    """
+    if config.doconv and config.doconv_kernel % 2 == 0:
+        raise InputError(
+            f"model.doconv_kernel = {config.doconv_kernel}: an even kernel would change the map's size",
+            next="use 3 or 5",
+        )
+    encoder, identity = build_encoder(config, seed=seed)
+    bank = _checked_bank(config, bank, encoder, identity)
+    text_model = language.load_language_model(config.llm, dtype)
+    tokenizer = language.load_tokenizer(config.llm)
+    shape = MeGPTConfig.of(
+        config,
+        text_model.config,
+        l2=l2,
+        loss_chunk=loss_chunk,
+        prompts=tokenise_bank(bank, tokenizer),
+        frozen=_frozen(config, identity),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MeGPTForConditionalGeneration(shape, vision=encoder, language_model=text_model, bank=bank)
+    reset(model.projector, seed)
+    model.to(dtype)
+    prefix, suffixes = model.prompt_ids()
+    grid = encoder.layout["grid"]
+    model.check_context(len(prefix) + max(map(len, suffixes)) + grid[0] * grid[1], 1)
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config.eos_token_id is None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    processor = MeGPTProcessor(build_image_processor(encoder), tokenizer)
+    return model, processor
+
+
+def _checked_bank(config: ModelConfig, bank: PromptBank | None, encoder: VisionEncoder, identity: str) -> PromptBank:
+    if not config.dynamic_prompt:
+        return PromptBank.fixed() if bank is None or bank.centroids is not None else bank
+    if bank is None or bank.centroids is None:
+        raise InputError(
+            "model.dynamic_prompt is on, and no fitted prompts were given",
+            next="run `megpt fit-prompts` and set prompts= to its output, or set model.dynamic_prompt=false",
+        )
+    width = bank.centroids.shape[1]
+    if width != encoder.channels or (bank.encoder is not None and bank.encoder != identity):
+        raise InputError(
+            "the prompts were fitted with another vision encoder",
+            where=f"{width} features there, {encoder.channels} here; encoder {bank.encoder} there, {identity} here",
+            cause="model.vision, vision_weights, vision_args, image_size or seed changed since",
+            next="run `megpt fit-prompts` again with this config",
+        )
+    return bank
+
+
+def _frozen(config: ModelConfig, vision: str) -> dict[str, Any]:
+    """The parts a partial checkpoint refers to: source and fingerprint of each."""
+    path = Path(config.llm)
+    source = str(path.absolute()) if path.is_dir() else config.llm
+    found = language.files_fingerprint(language.weight_files(config.llm))
+    frozen = {"language_model": {"source": source, "fingerprint": found}}
+    if config.vision_weights != "none":
+        weights = config.vision_weights
+        weights = weights if weights == "pretrained" else str(Path(weights).absolute())
+        frozen["vision"] = {"source": weights, "fingerprint": vision}
+    return frozen

@@ -1,0 +1,110 @@
+"""Clusters of image features, and the words that set each cluster's reports apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.metrics import silhouette_score
+
+from megpt.config import FitPromptsConfig
+from megpt.errors import InputError
+
+SILHOUETTE_SAMPLE = 5_000
+
+
+def fit_clusters(x: np.ndarray, settings: FitPromptsConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (K, C) float32 and the nearest one of each row (N,).
+
+    K is `num_clusters`, or the candidate of the best silhouette. Centres are ordered by size, the largest first.
+
+    Raises:
+        InputError: fewer rows than clusters.
+    """
+    if settings.num_clusters == "silhouette":
+        candidates = [k for k in sorted(set(settings.candidates)) if 2 <= k < len(x)]
+        if not candidates:
+            raise InputError(
+                f"fit_prompts.candidates = {list(settings.candidates)}: none lies between 2 and the {len(x)} studies",
+                next="add a smaller candidate, or set fit_prompts.num_clusters",
+            )
+    else:
+        candidates = [settings.num_clusters]
+    if len(x) < candidates[0]:
+        raise InputError(
+            f"fit_prompts.num_clusters = {candidates[0]}, but there are only {len(x)} training studies with a report",
+            next=f"set fit_prompts.num_clusters={max(1, len(x) // 2)}",
+        )
+    fits = [_fit(x, k, seed) for k in candidates]
+    centres, labels = fits[0] if len(fits) == 1 else max(fits, key=lambda fit: _silhouette(x, fit[1], seed))
+    sizes = np.bincount(labels, minlength=len(centres))
+    order = np.argsort(-sizes, kind="stable")
+    order = order[sizes[order] > 0]
+    centres = np.ascontiguousarray(centres[order], dtype=np.float32)
+    return centres, nearest(x, centres)
+
+
+def _fit(x: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    kmeans = MiniBatchKMeans(n_clusters=k, random_state=seed, n_init=10, batch_size=4096, max_iter=200)
+    kmeans.fit(x)
+    centres = kmeans.cluster_centers_.astype(np.float32)
+    return centres, nearest(x, centres)
+
+
+def _silhouette(x: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    if len(np.unique(labels)) < 2:
+        return -1.0
+    sample = min(SILHOUETTE_SAMPLE, len(x))
+    rows = np.random.default_rng(seed).choice(len(x), sample, replace=False)
+    if len(np.unique(labels[rows])) < 2:
+        return -1.0
+    return float(silhouette_score(x[rows], labels[rows]))
+
+
+def nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The centre of the least Euclidean distance to each row, in float64 as `PromptBank.assign` does."""
+    wide = centres.astype(np.float64)
+    parts = [
+        np.square(rows[:, None].astype(np.float64) - wide[None]).sum(-1).argmin(1)
+        for rows in np.array_split(x, max(1, len(x) // 256))
+    ]
+    return np.concatenate(parts)
+
+
+def cluster_terms(texts: Sequence[str], labels: np.ndarray, k: int, count: int) -> list[list[str]]:
+    """For each cluster the `count` terms (one or two words) of the highest class-wise TF-IDF.
+
+    A cluster is one long document: tf = a term's share of the cluster's terms, idf = log(1 + mean terms per cluster /
+    the term's count over all clusters). Terms that are common in every cluster are thereby left out.
+    """
+    vectorizer = CountVectorizer(
+        stop_words="english", ngram_range=(1, 2), token_pattern=r"(?u)\b[a-zA-Z][a-zA-Z-]{2,}\b", binary=True, min_df=1
+    )
+    try:
+        counts = vectorizer.fit_transform(texts)
+    except ValueError:  # no word in any report
+        return [[] for _ in range(k)]
+    words = vectorizer.get_feature_names_out()
+    per_class = np.stack([np.asarray(counts[np.flatnonzero(labels == c)].sum(0)).ravel() for c in range(k)])
+    total = per_class.sum(0)
+    tf = per_class / np.maximum(per_class.sum(1, keepdims=True), 1)
+    idf = np.log1p(per_class.sum() / k / np.maximum(total, 1))
+    share = per_class / np.maximum(np.bincount(labels, minlength=k)[:, None], 1)
+    overall = total / max(len(texts), 1)
+    # Only what the cluster's reports say more often than the others' do may name it.
+    score = np.where((share > overall) | (k == 1), tf * idf, 0.0)
+    return [_best(score[c], words, count) for c in range(k)]
+
+
+def _best(score: np.ndarray, words: np.ndarray, count: int) -> list[str]:
+    chosen: list[str] = []
+    for index in np.argsort(-score, kind="stable"):
+        if score[index] <= 0 or len(chosen) == count:
+            break
+        term = str(words[index])
+        if "xxxx" in term or any(set(term.split()) & set(other.split()) for other in chosen):
+            continue
+        chosen.append(term)
+    return chosen

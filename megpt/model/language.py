@@ -1,0 +1,226 @@
+"""The language model: loading it, its vocabulary projection, its dropout, its LoRA."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from megpt.errors import InputError, did_you_mean
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, PEFT_PREFIX = "adapter_model.safetensors", "base_model.model."
+
+
+@contextlib.contextmanager
+def _as_input_error(name: str) -> Iterator[None]:
+    """What transformers says of a name it cannot find, on one screen."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        path = Path(name)
+        known = [str(p) for p in path.parent.glob("*/") if (p / "config.json").exists()] if path.parent.exists() else []
+        known += cached_models()
+        raise InputError(
+            f"model.llm = {name!r} cannot be loaded",
+            cause=f"no such folder, and no such model in the local cache or on the hub ({type(error).__name__})"
+            if not path.is_dir()
+            else f"the folder is no complete Hugging Face causal language model ({type(error).__name__})",
+            next=did_you_mean(name, known) if known else "give the folder of a Hugging Face causal language model",
+        ) from error
+
+
+def cached_models() -> list[str]:
+    """Hub ids in this machine's Hugging Face cache."""
+    from huggingface_hub import scan_cache_dir
+
+    try:
+        return sorted(repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "model")
+    except Exception:  # no cache folder, or one in an unknown layout: then there is nothing to suggest
+        return []
+
+
+def load_text_config(name: str) -> PreTrainedConfig:
+    """The language model's config. Raises InputError for an unknown name (the nearest ones are listed)."""
+    with _as_input_error(name):
+        return AutoConfig.from_pretrained(name)
+
+
+def load_language_model(name: str, dtype: torch.dtype) -> Any:
+    """The causal language model in `name`, a folder or hub id; safetensors only.
+
+    Raises:
+        InputError: it cannot be found or is no causal language model.
+    """
+    with _as_input_error(name):
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in `name`; it always has a padding token.
+
+    Raises:
+        InputError: it cannot be found, or has no end token.
+    """
+    with _as_input_error(name):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"the tokenizer of model.llm = {name!r} has no end token",
+            next="set `eos_token` in its tokenizer_config.json",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def restore_language_model(config: PreTrainedConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """A language model from its config and weights."""
+    blank = AutoModelForCausalLM.from_config(config)
+    missing, _ = blank.load_state_dict(state, strict=False, assign=True)
+    blank.tie_weights()
+    tied = set(getattr(blank, "all_tied_weights_keys", {}) or {})
+    if left := [key for key in missing if key not in tied]:
+        raise InputError(
+            "the checkpoint lacks weights of its language model", where=left[0], cause="an incomplete or changed file"
+        )
+    return blank.to(dtype)
+
+
+def without_dropout(module: nn.Module) -> None:
+    """Set every dropout to 0: a frozen part computes the same in training and evaluation."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if isinstance(getattr(part, "attention_dropout", None), float):
+            part.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def vocabulary_head(model: Any) -> Callable[[Tensor], Tensor]:
+    """The function from hidden states (M, H) to logits (M, vocabulary), with the scaling some models add."""
+    head, config = model.get_output_embeddings(), model.config
+    scale = getattr(config, "logit_scale", None)
+    divide = getattr(config, "logits_scaling", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def logits(hidden: Tensor) -> Tensor:
+        out: Tensor = head(hidden)
+        if scale is not None:
+            out = out * scale
+        if divide is not None:
+            out = out / divide
+        return out if cap is None else torch.tanh(out / cap) * cap
+
+    return logits
+
+
+def add_language_adapter(model: Any, *, rank: int, alpha: float, dropout: float) -> None:
+    """LoRA on the language model's query and value, by peft. Raises InputError where peft knows no such layers."""
+    from peft import LoraConfig
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    kind = model.config.model_type
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    targets = ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= names else KNOWN.get(kind)
+    if not targets:
+        raise InputError(
+            f"model.llm_lora: no query and value layers known in a {kind} language model",
+            next="set model.llm_lora=false",
+        )
+    conv1d = any(type(part).__name__ == "Conv1D" for part in model.modules())
+    model.add_adapter(
+        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, fan_in_fan_out=conv1d)
+    )
+
+
+def adapter_tensors(model: Any, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The language model's adapter under peft's names; `state` may give its values."""
+    from peft import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(model, state_dict=None if state is None else dict(state), adapter_name="default")
+    return {f"{PEFT_PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+
+
+def save_language_adapter(model: Any, folder: Path, state: Mapping[str, Tensor] | None, base: str) -> None:
+    """Write a peft adapter folder; `base` names the language model in adapter_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(adapter_tensors(model, state), folder / ADAPTER, metadata={"format": "pt"})
+    settings = copy.deepcopy(model.peft_config["default"])
+    settings.base_model_name_or_path, settings.inference_mode = base, True
+    settings.save_pretrained(folder)
+
+
+def load_language_adapter(model: Any, folder: Path) -> None:
+    """Read what `save_language_adapter` wrote. Raises InputError where it does not fit."""
+    from peft import set_peft_model_state_dict
+
+    try:
+        tensors = {k.removeprefix(PEFT_PREFIX): v for k, v in load_file(folder / ADAPTER).items()}
+        result = set_peft_model_state_dict(model, tensors, adapter_name="default")
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"the adapter in {folder} cannot be loaded", cause=type(error).__name__) from error
+    lost = [name for name in result.missing_keys if ".lora_" in name]
+    if lost or result.unexpected_keys:
+        raise InputError(
+            f"the adapter in {folder} does not fit this language model", where=(lost or result.unexpected_keys)[0]
+        )
+
+
+def weight_files(name: str) -> list[Path]:
+    """The safetensors files of a folder or a cached hub model."""
+    with _as_input_error(name):
+        index = cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False)
+        if index is None:
+            return [Path(str(cached_file(name, WEIGHTS)))]
+        shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+        return [Path(str(cached_file(name, shard))) for shard in shards]
+
+
+def files_fingerprint(files: list[Path]) -> str:
+    """A short hash of all tensors in safetensors files, the same however they are cut into shards."""
+    return _files_fingerprint(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
+
+@lru_cache(maxsize=16)
+def _files_fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
+    with ThreadPoolExecutor(4) as pool:
+        digests = [d for part in pool.map(_tensor_digests, (f for f, _, _ in files)) for d in part]
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
+
+
+def _tensor_digests(path: Path) -> list[str]:
+    lines = []
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            lines.append(tensor_digest(name, file.get_tensor(name)))
+    return lines
+
+
+def tensor_digest(name: str, tensor: Tensor) -> str:
+    """The hash of one tensor's name, type, shape and values."""
+    tensor = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+    if tensor.numel():
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of named tensors, in the manner of `files_fingerprint`."""
+    lines = sorted(tensor_digest(name, tensor) for name, tensor in tensors.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]

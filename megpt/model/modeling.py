@@ -1,0 +1,370 @@
+"""MeGPTForConditionalGeneration: films of a study → visual tokens → a frozen language model → its report.
+
+model, processor = build_model(config.model, bank=bank, seed=42)
+out = model(**processor(images=[[film, film]], return_tensors="pt"), labels=labels)     # out.loss
+ids = model.generate(**processor(images=[[film, film]], return_tensors="pt"), max_new_tokens=60)
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from megpt.errors import InputError
+from megpt.model import language, lora
+from megpt.model.checkpoint import CheckpointMixin
+from megpt.model.configuration import MeGPTConfig
+from megpt.model.loss import chunked_cross_entropy
+from megpt.model.projector import Projector
+from megpt.model.prompts import PromptBank
+from megpt.model.vision import VisionEncoder
+
+IGNORED = -100
+
+
+@dataclass
+class VisualFeatures:
+    """What a batch of studies looks like to the language model.
+
+    tokens (B, N, H); token_mask (B, N) bool, the real ones first; prompt_id (B,) long; l2: the penalty, a scalar.
+    """
+
+    tokens: Tensor
+    token_mask: Tensor
+    prompt_id: Tensor
+    l2: Tensor
+
+
+@dataclass
+class MeGPTOutput(ModelOutput):
+    """loss = cross_entropy + l2; without labels, the logits (B, vocabulary) of the report's first token."""
+
+    loss: Tensor | None = None
+    cross_entropy: Tensor | None = None
+    l2: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, GenerationMixin):
+    """The whole model. Built by `build_model` or `from_pretrained`; from a config alone all weights are random.
+
+    What is trained has `requires_grad`: FEM, DOConv, projector always; LoRA in mode delta; the encoder in mode deep.
+    The frozen parts stay in evaluation mode.
+    """
+
+    config_class = MeGPTConfig
+    config: MeGPTConfig
+    base_model_prefix = "megpt"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules = ()
+
+    def __init__(
+        self,
+        config: MeGPTConfig,
+        *,
+        vision: VisionEncoder | None = None,
+        language_model: Any = None,
+        bank: PromptBank | None = None,
+    ):
+        super().__init__(config)
+        self.vision = vision or VisionEncoder(
+            config.vision, config.image_size, config.layout, **(config.vision_args or {})
+        )
+        config.layout, config.image_size = self.vision.layout, self.vision.image_size
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.bank = bank or PromptBank.fixed()
+        embedding = self.language_model.get_input_embeddings()
+        self.projector = Projector(
+            self.vision.channels,
+            embedding.embedding_dim,
+            l2=config.l2,
+            domain=config.fem_domain,
+            fem=config.fem,
+            doconv=config.doconv,
+            kernel=config.doconv_kernel,
+            norm=config.fem_norm,
+            square_kernels=config.square_kernels,
+            folded=config.folded,
+        )
+        # The encoder as the clusters saw it. A frozen one is shared; one that learns leaves a frozen copy behind.
+        own = config.mode == "deep" and self.bank.centroids is not None
+        self.prompt_encoder = copy.deepcopy(self.vision) if own else None
+        language.without_dropout(self.language_model)
+        settings = {"rank": config.lora_rank, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
+        if config.mode == "delta":
+            lora.add_adapters(self.vision.trunk, config.vision, **settings)
+        if config.llm_lora:
+            language.add_language_adapter(self.language_model, **settings)
+        self.language_model.generation_config.max_length = None
+        self.generation_config = self.language_model.generation_config
+        self._positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
+        self._freeze()
+
+    # ---- what is trained -------------------------------------------------------------------------------------------
+
+    def _freeze(self) -> None:
+        for name, parameter in self.named_parameters():
+            trained = name.startswith("projector.") or ".lora_" in name
+            trained |= name.startswith("vision.") and self.config.mode == "deep"
+            parameter.requires_grad_(trained)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> MeGPTForConditionalGeneration:
+        """Training mode for what is trained; frozen parts, and an encoder's batch statistics, stay as they are."""
+        super().train(mode)
+        if self.prompt_encoder is not None:
+            self.prompt_encoder.eval()
+        if self.config.mode != "deep":
+            self.vision.eval()
+        for part in self.vision.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+            if isinstance(part, lora.RowLoRA):
+                part.lora_dropout.train(mode)
+        return self
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute activations of encoder and language model in the backward pass instead of keeping them."""
+        settings = gradient_checkpointing_kwargs or {"use_reentrant": False}
+        self.language_model.gradient_checkpointing_enable(settings)
+        if self.config.mode != "shallow" and hasattr(self.vision.trunk, "set_grad_checkpointing"):
+            self.vision.trunk.set_grad_checkpointing(True)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing of ours is tied; the language model ties its own."""
+
+    def fold(self) -> MeGPTForConditionalGeneration:
+        """Replace DOConv by an ordinary convolution with equal outputs, in place (for export; evaluation folds itself)."""
+        self.projector.fold()
+        self.config.folded = self.config.doconv
+        return self
+
+    # ---- films → tokens --------------------------------------------------------------------------------------------
+
+    def encode(self, pixel_values: Tensor, view_mask: Tensor | None = None) -> VisualFeatures:
+        """Films (B, V, 3, S, S) with the mask of real views (B, V) → `VisualFeatures`.
+
+        A study's features depend on its own films alone: padding views take no part in anything.
+
+        Raises:
+            InputError: a study without views, NaN pixels, or films of another size.
+        """
+        if pixel_values.ndim == 4:
+            pixel_values = pixel_values[:, None]
+        if view_mask is None:
+            view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+        view_mask = view_mask.bool()
+        films = pixel_values[view_mask].to(self.projector.linear.weight.dtype)  # (R, 3, S, S)
+        self._check_films(films, view_mask)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "shallow"):
+            maps = self.vision(films)  # (R, C, h, w)
+        prompt_id = self._prompt_id(films, maps, view_mask)
+        if self.config.views == "mean":
+            maps = _spread(maps, view_mask).sum(1) / view_mask.sum(1).to(maps.dtype).view(-1, 1, 1, 1)
+            tokens, l2 = self.projector(maps)
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        else:
+            flat, l2 = self.projector(maps)  # (R, n, H)
+            tokens, mask = self._in_sequence(flat, view_mask)
+        return VisualFeatures(tokens, mask, prompt_id, l2)
+
+    def _in_sequence(self, flat: Tensor, view_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of each view (R, n, H) → of each study (B, V·n, H), the real ones first, and their mask."""
+        order = view_mask.long().argsort(dim=1, descending=True, stable=True)
+        spread = _spread(flat, view_mask)  # (B, V, n, H)
+        spread = spread.gather(1, order[:, :, None, None].expand_as(spread))
+        mask = view_mask.gather(1, order)[:, :, None].expand(-1, -1, flat.shape[1])
+        return spread.flatten(1, 2), mask.flatten(1, 2)
+
+    def _check_films(self, films: Tensor, view_mask: Tensor) -> None:
+        size = self.vision.image_size
+        if films.shape[-2:] != (size, size) or films.ndim != 4:
+            raise InputError(
+                f"pixel_values are {tuple(films.shape[1:])}, and this encoder takes (3, {size}, {size})",
+                next="prepare films with the checkpoint's own processor",
+            )
+        if films.is_meta:
+            return
+        # One transfer for both checks: each would stall a GPU.
+        some, finite = torch.stack((view_mask.any(1).all(), films.isfinite().all())).tolist()
+        if not some:
+            raise InputError("view_mask: a study of the batch has no view", next="leave studies without films out")
+        if not finite:
+            raise InputError("pixel_values hold NaN or infinite pixels", next="leave the broken film out")
+
+    @torch.no_grad()
+    def _prompt_id(self, films: Tensor, maps: Tensor, view_mask: Tensor) -> Tensor:
+        if self.bank.centroids is None:
+            return torch.zeros(len(view_mask), dtype=torch.long, device=maps.device)
+        if self.prompt_encoder is not None:
+            maps = self.prompt_encoder(films)
+        elif self.config.mode == "delta":
+            with self._adapters_off():
+                maps = self.vision(films)
+        return self.bank.assign(_pooled(maps, view_mask))
+
+    @contextmanager
+    def _adapters_off(self) -> Iterator[None]:
+        layers = lora.adapted(self.vision.trunk).values()
+        try:
+            for layer in layers:
+                layer.enabled = False
+            yield
+        finally:
+            for layer in layers:
+                layer.enabled = True
+
+    # ---- tokens → prompt -------------------------------------------------------------------------------------------
+
+    def prompt_ids(self) -> tuple[list[int], list[list[int]]]:
+        """Token ids before the visual tokens (P,), and behind them for each prompt of the bank, [(S_k,)]."""
+        prompts = self.config.prompts or {"prefix": [], "suffixes": [[] for _ in self.bank.texts]}
+        return list(prompts["prefix"]), [list(ids) for ids in prompts["suffixes"]]
+
+    def assemble(self, visual: VisualFeatures) -> tuple[Tensor, Tensor]:
+        """The prompt with its visual tokens: embeddings (B, T, H) and attention mask (B, T) long, padded on the left.
+
+        Raises:
+            InputError: the prompt leaves no room for a report in the language model's context.
+        """
+        prefix, suffixes = self.prompt_ids()
+        chosen = [suffixes[k] for k in visual.prompt_id.tolist()]
+        device, embed = visual.tokens.device, self.get_input_embeddings()
+        # One look-up for the whole batch: under ZeRO-3 each one gathers the table.
+        ids = torch.tensor([i for part in (prefix, *chosen) for i in part], dtype=torch.long, device=device)
+        head, *tails = embed(ids).split([len(prefix), *map(len, chosen)])
+        counts = visual.token_mask.sum(1).tolist()
+        rows = [
+            torch.cat((head, tokens[:count].to(head.dtype), tail))
+            for tokens, count, tail in zip(visual.tokens, counts, tails, strict=True)
+        ]
+        longest = max(len(row) for row in rows)
+        self.check_context(longest, 1)
+        embeds = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
+        mask = torch.stack([F.pad(row.new_ones(len(row)), (longest - len(row), 0)) for row in rows]).long()
+        return embeds, mask
+
+    def check_context(self, prompt: int, report: int) -> None:
+        """Raise InputError when a prompt and a report of these lengths do not fit the language model's context."""
+        context = self.config.context
+        if context is not None and prompt + report > context:
+            raise InputError(
+                f"the prompt's {prompt} tokens and {report} report tokens exceed the language model's context of {context}",
+                cause="a long text in prompts.yaml, many views with model.views = concat, or a small context",
+                next="shorten the prompts, set model.views=mean, or lower max_new_tokens / train.max_report_tokens",
+            )
+
+    # ---- loss and generation ---------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        view_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        visual: VisualFeatures | None = None,
+        **kwargs: Any,
+    ) -> MeGPTOutput:
+        """The loss of reports `labels` (B, L): token ids, then the end token, padded with -100.
+
+        Args:
+            num_items_in_batch: divides the summed cross-entropy (the number of report tokens in the whole optimizer
+                step, so that the gradient does not depend on how the step is cut); by default it is the mean.
+            visual: features from `encode`, in place of pixels.
+        """
+        if visual is None:
+            if pixel_values is None:
+                raise InputError("pixel_values are missing", next="pass what processor(images=…) returns")
+            visual = self.encode(pixel_values, view_mask)
+        embeds, mask = self.assemble(visual)
+        head = language.vocabulary_head(self.language_model)
+        if labels is None:
+            last = self._hidden(embeds, mask)[:, -1]
+            return MeGPTOutput(l2=visual.l2, logits=head(last))
+        self.check_context(embeds.shape[1], labels.shape[1])
+        known = labels != IGNORED
+        reports = self.get_input_embeddings()(labels.masked_fill(~known, 0)).to(embeds.dtype)
+        hidden = self._hidden(torch.cat((embeds, reports), 1), torch.cat((mask, known.long()), 1))
+        # Position t predicts token t + 1: the prompt's last position predicts the report's first token.
+        before = hidden[:, embeds.shape[1] - 1 : -1]
+        total = chunked_cross_entropy(before[known], labels[known], head, chunk=self.config.loss_chunk)
+        items = known.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        cross_entropy = total / items
+        return MeGPTOutput(loss=cross_entropy + visual.l2, cross_entropy=cross_entropy, l2=visual.l2)
+
+    def _hidden(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """The language model's last hidden states (B, T, H), before the vocabulary projection."""
+        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if self._positions else {}
+        out = self.language_model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **positions)
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        pixel_values: Tensor | None = None,
+        view_mask: Tensor | None = None,
+        visual: VisualFeatures | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Reports as new token ids (B, L), decoded by transformers' `generate`, whose keywords are taken.
+
+        Raises:
+            InputError: as `encode` and `assemble`; or the context has no room for `max_new_tokens`.
+        """
+        if visual is None:
+            if pixel_values is None:
+                raise InputError("pixel_values are missing", next="pass what processor(images=…) returns")
+            visual = self.encode(pixel_values, view_mask)
+        embeds, mask = self.assemble(visual)
+        settings = kwargs.get("generation_config") or self.generation_config
+        wanted = kwargs.get("max_new_tokens") or settings.max_new_tokens or 0
+        self.check_context(embeds.shape[1], int(wanted))
+        return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)  # type: ignore[no-any-return]
+
+    # ---- prompt features -------------------------------------------------------------------------------------------
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        size = self.vision.image_size
+        return {"pixel_values": torch.zeros(1, 1, 3, size, size), "view_mask": torch.ones(1, 1, dtype=torch.bool)}
+
+
+def _spread(rows: Tensor, view_mask: Tensor) -> Tensor:
+    """Rows of the real views (R, …) → (B, V, …), zero where there is no view."""
+    out = rows.new_zeros(*view_mask.shape, *rows.shape[1:])
+    return out.masked_scatter(view_mask.view(*view_mask.shape, *[1] * (rows.ndim - 1)), rows)
+
+
+def _pooled(maps: Tensor, view_mask: Tensor) -> Tensor:
+    """Maps of the real views (R, C, h, w) → one vector per study (B, C) float32, the mean over its views."""
+    vectors = _spread(maps.float().mean((2, 3)), view_mask)
+    return vectors.sum(1) / view_mask.sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def prompt_features(encoder: VisionEncoder, pixel_values: Tensor, view_mask: Tensor) -> Tensor:
+    """The vector of each study that prompts are chosen by: (B, V, 3, S, S) → (B, C) float32."""
+    return _pooled(encoder(pixel_values[view_mask]), view_mask)
+
+
+AutoModelForImageTextToText.register(MeGPTConfig, MeGPTForConditionalGeneration, exist_ok=True)

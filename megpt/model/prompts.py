@@ -1,0 +1,167 @@
+"""The dynamic prompt: image clusters fitted once on the training split, each with a text a person can read and edit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from megpt.config import FitPromptsConfig
+from megpt.errors import InputError
+
+INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
+PROMPTS, CENTROIDS = "prompts.yaml", "centroids.safetensors"
+HEADER = "# One prompt per image cluster. The texts may be edited; the order and number of entries may not.\n"
+
+
+@dataclass(frozen=True)
+class PromptBank:
+    """K cluster centres (K, C) float32 and K prompt texts; without centres, one text for every study.
+
+    `encoder` is the fingerprint of the encoder whose features were clustered, `sizes` and `examples` tell a person
+    what each cluster holds (training studies in it, and the ids of those nearest its centre).
+    """
+
+    texts: tuple[str, ...]
+    centroids: Tensor | None = None
+    sizes: tuple[int, ...] = ()
+    examples: tuple[tuple[str, ...], ...] = ()
+    encoder: str | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if not self.texts or any(not isinstance(t, str) or not t.strip() for t in self.texts):
+            raise InputError("a prompt bank needs a text for every cluster", where=PROMPTS)
+        if self.centroids is not None and len(self.centroids) != len(self.texts):
+            raise InputError(
+                f"{len(self.texts)} prompts for {len(self.centroids)} clusters",
+                where=f"{PROMPTS} and {CENTROIDS}",
+                cause="an entry was added to or removed from prompts.yaml",
+                next="restore the entry, or run `megpt fit-prompts` again with another fit_prompts.num_clusters",
+            )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @classmethod
+    def fixed(cls, text: str = INSTRUCTION) -> PromptBank:
+        """The bank of `model.dynamic_prompt: false`: one instruction for every study."""
+        return cls(texts=(text,))
+
+    def assign(self, features: Tensor) -> Tensor:
+        """The cluster of each study: pooled features (B, C) → ids (B,) long. Rows do not influence each other."""
+        if self.centroids is None:
+            return torch.zeros(len(features), dtype=torch.long, device=features.device)
+        centres = self.centroids.to(features.device, torch.float64)
+        distance = (features.to(torch.float64)[:, None] - centres[None]).square().sum(-1)
+        return distance.argmin(dim=1)
+
+    def with_texts(self, texts: Sequence[str]) -> PromptBank:
+        """The same clusters under other texts."""
+        return replace(self, texts=tuple(texts))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write prompts.yaml and, where there are clusters, centroids.safetensors."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        entries: list[dict[str, Any]] = []
+        for k, text in enumerate(self.texts):
+            entry: dict[str, Any] = {"cluster": k}
+            if self.sizes:
+                entry["studies"] = int(self.sizes[k])
+            if self.examples:
+                entry["examples"] = list(self.examples[k])
+            entries.append({**entry, "text": text})
+        tree = {"encoder": self.encoder, "prompts": entries}
+        text = HEADER + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+        (folder / PROMPTS).write_text(text, encoding="utf-8")
+        if self.centroids is not None:
+            save_file({"centroids": self.centroids.float().contiguous().cpu()}, folder / CENTROIDS)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> PromptBank:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no bank there, or one that cannot be read.
+        """
+        folder = Path(folder)
+        path = folder / PROMPTS
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            entries = tree["prompts"]
+            centroids = None
+            if (folder / CENTROIDS).exists():
+                centroids = load_file(folder / CENTROIDS)["centroids"]
+            return cls(
+                texts=tuple(entry["text"] for entry in entries),
+                centroids=centroids,
+                sizes=tuple(entry["studies"] for entry in entries if "studies" in entry),
+                examples=tuple(tuple(map(str, entry["examples"])) for entry in entries if "examples" in entry),
+                encoder=tree.get("encoder"),
+            )
+        except FileNotFoundError:
+            raise InputError(
+                f"no {PROMPTS} in {folder}", next="run `megpt fit-prompts` and set prompts= to its output"
+            ) from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, SafetensorError) as error:
+            raise InputError(
+                f"the prompt bank in {folder} cannot be read",
+                cause=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                next=f"each entry of {PROMPTS} needs `text: …`; or run `megpt fit-prompts` again",
+            ) from error
+
+
+def fit_prompt_bank(
+    features: np.ndarray | Tensor,
+    reports: Sequence[str],
+    study_ids: Sequence[str],
+    settings: FitPromptsConfig,
+    seed: int,
+    *,
+    encoder: str | None = None,
+) -> PromptBank:
+    """Cluster pooled features (N, C) of the training studies and write a default prompt for each cluster.
+
+    The result does not depend on the order of the studies.
+
+    Raises:
+        InputError: fewer studies than clusters, or features that are not finite.
+    """
+    from megpt.model.clusters import cluster_terms, fit_clusters
+
+    order = np.argsort(np.asarray(study_ids, dtype=object), kind="stable")
+    x = np.asarray(features, dtype=np.float32)[order]
+    ids = [study_ids[i] for i in order]
+    texts = [reports[i] or "" for i in order]
+    if not np.isfinite(x).all():
+        raise InputError("the features of some studies are not finite", cause="films or encoder weights hold NaN")
+    centres, labels = fit_clusters(x, settings, seed)
+    terms = cluster_terms(texts, labels, len(centres), settings.terms)
+    examples = []
+    for k, centre in enumerate(centres):
+        members = np.flatnonzero(labels == k)
+        near = members[np.argsort(np.square(x[members] - centre).sum(1), kind="stable")[:5]]
+        examples.append(tuple(ids[i] for i in near))
+    return PromptBank(
+        texts=tuple(default_text(words) for words in terms),
+        centroids=torch.from_numpy(centres),
+        sizes=tuple(int(n) for n in np.bincount(labels, minlength=len(centres))),
+        examples=tuple(examples),
+        encoder=encoder,
+    )
+
+
+def default_text(terms: Sequence[str]) -> str:
+    """The instruction, and the terms that set a cluster's training reports apart."""
+    if not terms:
+        return INSTRUCTION
+    return f"{INSTRUCTION} Terms common in reports of similar images: {', '.join(terms)}."

@@ -1,0 +1,168 @@
+"""Any timm encoder as a source of feature maps (B, C, h, w), with a fingerprint of its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from megpt.errors import InputError, did_you_mean
+
+Layout = dict[str, Any]
+"""{"channels": C, "grid": [h, w], "order": "nchw" | "nhwc" | "tokens", "prefix": tokens before the grid's}."""
+
+
+class VisionEncoder(nn.Module):
+    """A timm model without its head: normalised films (B, 3, S, S) → maps (B, C, h, w).
+
+    Hierarchical (NHWC), convolutional (NCHW) and plain transformers (class and register tokens dropped) alike.
+    """
+
+    def __init__(self, name: str, image_size: int | None = None, layout: Layout | None = None, **arguments: Any):
+        super().__init__()
+        self.trunk = create(name, image_size, arguments)
+        self.image_size = int(image_size or native_size(self.trunk))
+        self.layout = layout or probe(self.trunk, name, self.image_size)
+
+    @property
+    def channels(self) -> int:
+        return int(self.layout["channels"])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.trunk.forward_features(pixels)
+        if self.layout["order"] == "nhwc":
+            return x.permute(0, 3, 1, 2)
+        if self.layout["order"] == "tokens":
+            return x[:, self.layout["prefix"] :].transpose(1, 2).unflatten(2, tuple(self.layout["grid"]))
+        return x
+
+
+def create(name: str, image_size: int | None, arguments: Mapping[str, Any]) -> nn.Module:
+    """The bare timm model, its weights drawn from torch's current seed.
+
+    Raises:
+        InputError: timm does not know the name (the nearest ones are listed), or refuses the size or the arguments.
+    """
+    if not timm.is_model(name.split(".")[0]):
+        raise InputError(f"model.vision = {name!r} is no timm model", next=did_you_mean(name, timm.list_models()))
+    arguments = dict(arguments)
+    sized = {"img_size": image_size} if image_size and "img_size" not in arguments else {}
+    try:
+        try:
+            trunk = timm.create_model(name, pretrained=False, num_classes=0, **sized, **arguments)
+        except TypeError:
+            # Convolutional encoders take any size and know no `img_size`.
+            trunk = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"model.vision = {name!r} cannot be built with image_size = {image_size}, vision_args = {arguments}",
+            cause=str(error).split("\n")[0] or type(error).__name__,
+            next="choose model.image_size as a multiple of the patch size, or change model.vision_args",
+        ) from error
+    return trunk  # type: ignore[no-any-return]
+
+
+def native_size(trunk: nn.Module) -> int:
+    """The side of the films the encoder was made for, in pixels."""
+    size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    if size is not None:
+        return int(size[0] if isinstance(size, (tuple, list)) else size)
+    return int(trunk.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
+
+
+def pixel_statistics(trunk: nn.Module) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation the encoder expects of its three channels, for pixels in [0, 1]."""
+    cfg: Any = trunk.pretrained_cfg
+    return list(cfg["mean"]), list(cfg["std"])
+
+
+def probe(trunk: nn.Module, name: str, image_size: int) -> Layout:
+    """How the encoder lays out its features, found by one forward pass.
+
+    Raises:
+        InputError: the encoder does not take this size, or returns something that is no grid.
+    """
+    device = next(trunk.parameters()).device
+    training = trunk.training
+    try:
+        with torch.no_grad():
+            x = trunk.eval().forward_features(torch.zeros(1, 3, image_size, image_size, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"model.vision = {name!r} does not take films of {image_size}×{image_size}",
+            cause=str(error).split("\n")[0] or type(error).__name__,
+            next=f"set model.image_size={native_size(trunk)}",
+        ) from error
+    finally:
+        trunk.train(training)
+    known = int(trunk.num_features)
+    if isinstance(x, Tensor) and x.ndim == 4:
+        last = getattr(trunk, "output_fmt", None) == "NHWC" or (x.shape[1] != known and x.shape[3] == known)
+        _, h, w, c = x.shape if last else (1, *x.shape[2:], x.shape[1])
+        return {"channels": c, "grid": [h, w], "order": "nhwc" if last else "nchw", "prefix": 0}
+    if isinstance(x, Tensor) and x.ndim == 3:
+        declared = getattr(trunk, "num_prefix_tokens", None)
+        for prefix in (0, 1) if declared is None else (int(declared),):
+            side = math.isqrt(x.shape[1] - prefix)
+            if side * side == x.shape[1] - prefix:
+                return {"channels": x.shape[2], "grid": [side, side], "order": "tokens", "prefix": prefix}
+    raise InputError(
+        f"model.vision = {name!r} does not return one grid of features",
+        cause=f"it returned {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}",
+        next="choose an encoder with one feature map, such as a swin, vit, convnext or resnet",
+    )
+
+
+def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Mapping[str, Any]) -> None:
+    """Put the weights that `model.vision_weights` names into the encoder: `pretrained` or a .safetensors file.
+
+    Raises:
+        InputError: they cannot be had, or do not fit.
+    """
+    if weights == "pretrained":
+        sized = {"img_size": encoder.image_size} if "img_size" not in arguments and _takes_size(encoder.trunk) else {}
+        try:
+            trunk = timm.create_model(name, pretrained=True, num_classes=0, **sized, **dict(arguments))
+        except Exception as error:
+            raise InputError(
+                f"the pretrained weights of model.vision = {name!r} could not be had",
+                cause=f"{type(error).__name__}: no network, no such weights, or a changed architecture",
+                next="set model.vision_weights=FILE.safetensors (timm's names), or =none for a random start",
+            ) from error
+        encoder.trunk.load_state_dict(trunk.state_dict())
+        return
+    path = Path(weights)
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise InputError(
+            f"model.vision_weights = {weights!r} is no .safetensors file",
+            next="give pretrained, none, or the path of a .safetensors file with timm's names",
+        )
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as safetensors", cause=type(error).__name__) from error
+    if any(key.startswith("trunk.") for key in state):
+        state = {key.removeprefix("trunk."): tensor for key, tensor in state.items()}
+    own = encoder.trunk.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    if missing or wrong:
+        name_of = (missing or wrong)[0]
+        raise InputError(
+            f"{path} does not fit model.vision = {name!r}: {len(missing)} tensors missing, {len(wrong)} of another shape",
+            where=name_of,
+            next="give the weights of this architecture, or set model.vision_args to match them",
+        )
+    encoder.trunk.load_state_dict({key: state[key] for key in own})
+
+
+def _takes_size(trunk: nn.Module) -> bool:
+    cfg: Any = trunk.pretrained_cfg
+    return bool(cfg.get("fixed_input_size"))
