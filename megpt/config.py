@@ -15,16 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from megpt.errors import InputError, did_you_mean
-
-
-class Section(BaseModel):
-    """Keyword-only, immutable, and strict about unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
+from megpt.errors import InputError
+from megpt.settings import Section, apply_override, as_input_error, known_keys, read_yaml, set_key
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -330,11 +324,15 @@ class Config(Section):
         """
         tree = self.model_dump(mode="json")
         for key, value in changes.items():
-            _set(tree, key, value)
+            set_key(tree, key, value, KNOWN_KEYS)
         return _validated(tree, where="the overrides")
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+KNOWN_KEYS = known_keys(Config)
+"""Every dotted key a config may hold."""
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -345,9 +343,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     tree: dict[str, Any] = {}
     if path is not None:
-        tree = _read_yaml(Path(path))
+        tree = read_yaml(Path(path), KNOWN_KEYS)
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override, KNOWN_KEYS)
     return _validated(tree, where=str(path) if path else "the command line")
 
 
@@ -355,102 +353,4 @@ def _validated(tree: dict[str, Any], *, where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise _as_input_error(error, where=where) from None
-
-
-def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every dotted key a config may hold."""
-    keys = []
-    for name, info in model.model_fields.items():
-        section = info.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            keys += known_keys(section, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
-
-
-def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`key: old → new` for each leaf in which two nested dicts differ."""
-    lines: list[str] = []
-    for key in sorted(old.keys() | new.keys()):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            lines += difference(was, now, f"{prefix}{key}.")
-        elif was != now:
-            lines.append(f"{prefix}{key}: {was!r} → {now!r}")
-    return lines
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        near = [str(p) for p in sorted(Path("configs").glob("*.yaml"))]
-        raise InputError(f"no config at {path}", next=did_you_mean(str(path), near) if near else None) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML", cause=str(error).replace("\n", " ")) from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} holds {type(tree).__name__}, not a mapping", next="see configs/phantom.yaml")
-    return {key: {} if value is None and key in _sections() else value for key, value in tree.items()}
-
-
-def _sections() -> set[str]:
-    return {key.partition(".")[0] for key in known_keys() if "." in key}
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set one `section.key=value` in a nested dict; the value is read as YAML, so numbers and lists work."""
-    key, sign, text = override.partition("=")
-    if not sign or not key:
-        raise InputError(f"cannot read {override!r}", cause="an override is section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    if isinstance(value, str):
-        value = _number(value)
-    _set(tree, key, value)
-
-
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    *sections, leaf = key.split(".")
-    for name in sections:
-        if tree.get(name) is None:  # `train:` with nothing under it
-            tree[name] = {}
-        tree = tree[name]
-        if not isinstance(tree, dict):
-            raise InputError(f"unknown key {key!r}", where="the command line", next=did_you_mean(key, known_keys()))
-    tree[leaf] = value
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 3e-4 as a string; people mean a number."""
-    try:
-        return float(text) if any(c in "eE" for c in text) and any(c.isdigit() for c in text) else text
-    except ValueError:
-        return text
-
-
-def _field_path(parts: list[str]) -> list[str]:
-    """A pydantic location without the names of union members, which no user wrote."""
-    known = known_keys()
-    for length in range(1, len(parts)):
-        if ".".join(parts[:length]) in known:
-            return parts[:length]
-    return parts
-
-
-def _as_input_error(error: ValidationError, where: str) -> InputError:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(_field_path([str(part) for part in first["loc"]]))
-    if first["type"] == "extra_forbidden":
-        return InputError(f"unknown key {key!r}", where=where, next=did_you_mean(key, known_keys()))
-    if first["type"] == "model_type":
-        return InputError(
-            f"{key} = {first.get('input')!r}: {key} is a section, not a value",
-            where=where,
-            next=f"set one of its keys: {', '.join(k for k in known_keys() if k.startswith(key + '.'))}",
-        )
-    message = first["msg"].removeprefix("Value error, ")
-    return InputError(f"{key or 'config'} = {first.get('input')!r}: {message}", where=where)
+        raise as_input_error(error, where=where, known=KNOWN_KEYS) from None

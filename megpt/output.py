@@ -22,8 +22,9 @@ from typing import Any
 
 import yaml
 
-from megpt.config import Config, difference
+from megpt.config import Config
 from megpt.errors import InputError, MegptError
+from megpt.settings import difference
 
 SUCCESS, RUN, LOCK = "_SUCCESS", "megpt.yaml", ".lock"
 
