@@ -21,7 +21,7 @@ from megpt.data import dicom
 from megpt.data.dicom import UnreadableFilm
 from megpt.study import Study, View
 
-__all__ = ["UnreadableFilm", "check_film", "kind_of", "load_film", "load_films", "shrink"]
+__all__ = ["UnreadableFilm", "check_film", "kind_of", "load_film", "load_films", "read_film", "shrink"]
 
 # Pillow's own limit warns and refuses at fixed sizes; here `max_pixels` decides, for every format alike.
 Image.MAX_IMAGE_PIXELS = None
@@ -114,6 +114,20 @@ def check_film(view: View, *, max_pixels: int) -> None:
             raise
         except Exception as error:
             raise UnreadableFilm(f"damaged {kind.upper()} ({type(error).__name__})") from None
+
+
+def read_film(view: View) -> bytes:
+    """A film's file as it is.
+
+    Raises:
+        UnreadableFilm: missing, empty, or not a film by its first bytes.
+    """
+    _, file = _open(view)
+    with file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise UnreadableFilm(f"cannot be read ({type(error).__name__})") from None
 
 
 def shrink(image: Image.Image, size: int) -> Image.Image:
