@@ -182,7 +182,7 @@ def _verdict(config: Config, out: Path, counts: dict[str, int]) -> int:
     failed, allowed = counts["failed"], config.prepare.max_failed_fraction
     if failed > allowed * counts["studies"]:
         raise TooManyFailed(
-            f"{failed} of {counts['studies']} studies are unreadable, more than prepare.max_failed_fraction={allowed:g}",
+            f"{failed} of {counts['studies']} studies are unreadable, above prepare.max_failed_fraction={allowed:g}",
             where=str(out / FAILED),
             cause="see its column `error`; all other studies are in the table",
             next="go on with the table as it is, or run again with a larger prepare.max_failed_fraction",
