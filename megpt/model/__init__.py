@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from megpt.model.configuration import MeGPTConfig
     from megpt.model.doconv import DOConv2d
     from megpt.model.fem import FEM
-    from megpt.model.modeling import MeGPTForConditionalGeneration, VisualFeatures
+    from megpt.model.modeling import MeGPTForConditionalGeneration
     from megpt.model.processing import MeGPTImageProcessor, MeGPTProcessor
     from megpt.model.projector import Projector
     from megpt.model.prompts import PromptBank, fit_prompt_bank
+    from megpt.model.visual import VisualFeatures
 
 _HOMES = {
     "build_model": "build",
@@ -26,7 +27,7 @@ _HOMES = {
     "DOConv2d": "doconv",
     "FEM": "fem",
     "MeGPTForConditionalGeneration": "modeling",
-    "VisualFeatures": "modeling",
+    "VisualFeatures": "visual",
     "MeGPTImageProcessor": "processing",
     "MeGPTProcessor": "processing",
     "Projector": "projector",

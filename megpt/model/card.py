@@ -43,14 +43,14 @@ processor.batch_decode(ids)
 
 ## Intended use and limits
 
-Research on report generation: comparing methods, drafting text that a radiologist checks in full. Not for diagnosis, triage
-or any decision about a patient. Reports may be fluent and wrong; findings that the training reports rarely mention are
-rarely mentioned.
+Research on report generation: comparing methods, drafting text that a radiologist checks in full. Not for diagnosis,
+triage or any decision about a patient. Reports may be fluent and wrong; findings that the training reports rarely
+mention are rarely mentioned.
 
 ## Licence and data agreement
 
-The code is Apache-2.0. The weights are bound by the licences of the encoder and language model above and by the terms of
-the films and reports they were trained on. Weights trained on MIMIC-CXR fall under PhysioNet's credentialed data use
+The code is Apache-2.0. The weights are bound by the licences of the encoder and language model above and by the terms
+of the films and reports they were trained on. Weights trained on MIMIC-CXR fall under PhysioNet's credentialed data use
 agreement and may be shared only under it; IU X-Ray (Open-i) is CC BY-NC-ND 4.0.
 
 ## Scores

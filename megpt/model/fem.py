@@ -108,7 +108,7 @@ def token_side(hidden: int) -> int:
     side = math.isqrt(hidden)
     if side * side != hidden or side % 4:
         raise InputError(
-            f"model.fem_domain = token needs a language model whose width is w·c with w = c, and this one's is {hidden}",
+            f"model.fem_domain = token needs a language model of width w·c with w = c, and this one's is {hidden}",
             cause=f"the reference reshapes tokens of 4096 = 64·64 channels; √{hidden} is no multiple of 4",
             next="set model.fem_domain=spatial, or choose another model.llm",
         )

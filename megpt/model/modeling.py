@@ -28,21 +28,9 @@ from megpt.model.loss import chunked_cross_entropy
 from megpt.model.projector import Projector
 from megpt.model.prompts import PromptBank
 from megpt.model.vision import VisionEncoder
+from megpt.model.visual import VisualFeatures, check_films, in_sequence, pooled, view_mean
 
 IGNORED = -100
-
-
-@dataclass
-class VisualFeatures:
-    """What a batch of studies looks like to the language model.
-
-    tokens (B, N, H); token_mask (B, N) bool, the real ones first; prompt_id (B,) long; l2: the penalty, a scalar.
-    """
-
-    tokens: Tensor
-    token_mask: Tensor
-    prompt_id: Tensor
-    l2: Tensor
 
 
 @dataclass
@@ -154,7 +142,7 @@ class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generation
         """Nothing of ours is tied; the language model ties its own."""
 
     def fold(self) -> MeGPTForConditionalGeneration:
-        """Replace DOConv by an ordinary convolution with equal outputs, in place (for export; evaluation folds itself)."""
+        """Replace DOConv by an ordinary convolution with equal outputs, in place (evaluation folds by itself)."""
         self.projector.fold()
         self.config.folded = self.config.doconv
         return self
@@ -175,42 +163,17 @@ class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generation
             view_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
         view_mask = view_mask.bool()
         films = pixel_values[view_mask].to(self.projector.linear.weight.dtype)  # (R, 3, S, S)
-        self._check_films(films, view_mask)
+        check_films(films, view_mask, self.vision.image_size)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "shallow"):
             maps = self.vision(films)  # (R, C, h, w)
         prompt_id = self._prompt_id(films, maps, view_mask)
         if self.config.views == "mean":
-            maps = _spread(maps, view_mask).sum(1) / view_mask.sum(1).to(maps.dtype).view(-1, 1, 1, 1)
-            tokens, l2 = self.projector(maps)
+            tokens, l2 = self.projector(view_mean(maps, view_mask))
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         else:
             flat, l2 = self.projector(maps)  # (R, n, H)
-            tokens, mask = self._in_sequence(flat, view_mask)
+            tokens, mask = in_sequence(flat, view_mask)
         return VisualFeatures(tokens, mask, prompt_id, l2)
-
-    def _in_sequence(self, flat: Tensor, view_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of each view (R, n, H) → of each study (B, V·n, H), the real ones first, and their mask."""
-        order = view_mask.long().argsort(dim=1, descending=True, stable=True)
-        spread = _spread(flat, view_mask)  # (B, V, n, H)
-        spread = spread.gather(1, order[:, :, None, None].expand_as(spread))
-        mask = view_mask.gather(1, order)[:, :, None].expand(-1, -1, flat.shape[1])
-        return spread.flatten(1, 2), mask.flatten(1, 2)
-
-    def _check_films(self, films: Tensor, view_mask: Tensor) -> None:
-        size = self.vision.image_size
-        if films.shape[-2:] != (size, size) or films.ndim != 4:
-            raise InputError(
-                f"pixel_values are {tuple(films.shape[1:])}, and this encoder takes (3, {size}, {size})",
-                next="prepare films with the checkpoint's own processor",
-            )
-        if films.is_meta:
-            return
-        # One transfer for both checks: each would stall a GPU.
-        some, finite = torch.stack((view_mask.any(1).all(), films.isfinite().all())).tolist()
-        if not some:
-            raise InputError("view_mask: a study of the batch has no view", next="leave studies without films out")
-        if not finite:
-            raise InputError("pixel_values hold NaN or infinite pixels", next="leave the broken film out")
 
     @torch.no_grad()
     def _prompt_id(self, films: Tensor, maps: Tensor, view_mask: Tensor) -> Tensor:
@@ -221,7 +184,7 @@ class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generation
         elif self.config.mode == "delta":
             with self._adapters_off():
                 maps = self.vision(films)
-        return self.bank.assign(_pooled(maps, view_mask))
+        return self.bank.assign(pooled(maps, view_mask))
 
     @contextmanager
     def _adapters_off(self) -> Iterator[None]:
@@ -269,7 +232,7 @@ class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generation
         context = self.config.context
         if context is not None and prompt + report > context:
             raise InputError(
-                f"the prompt's {prompt} tokens and {report} report tokens exceed the language model's context of {context}",
+                f"the prompt's {prompt} tokens and {report} report tokens exceed the model's context of {context}",
                 cause="a long text in prompts.yaml, many views with model.views = concat, or a small context",
                 next="shorten the prompts, set model.views=mean, or lower max_new_tokens / train.max_report_tokens",
             )
@@ -340,31 +303,6 @@ class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generation
         wanted = kwargs.get("max_new_tokens") or settings.max_new_tokens or 0
         self.check_context(embeds.shape[1], int(wanted))
         return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)  # type: ignore[no-any-return]
-
-    # ---- prompt features -------------------------------------------------------------------------------------------
-
-    @property
-    def dummy_inputs(self) -> dict[str, Tensor]:
-        size = self.vision.image_size
-        return {"pixel_values": torch.zeros(1, 1, 3, size, size), "view_mask": torch.ones(1, 1, dtype=torch.bool)}
-
-
-def _spread(rows: Tensor, view_mask: Tensor) -> Tensor:
-    """Rows of the real views (R, …) → (B, V, …), zero where there is no view."""
-    out = rows.new_zeros(*view_mask.shape, *rows.shape[1:])
-    return out.masked_scatter(view_mask.view(*view_mask.shape, *[1] * (rows.ndim - 1)), rows)
-
-
-def _pooled(maps: Tensor, view_mask: Tensor) -> Tensor:
-    """Maps of the real views (R, C, h, w) → one vector per study (B, C) float32, the mean over its views."""
-    vectors = _spread(maps.float().mean((2, 3)), view_mask)
-    return vectors.sum(1) / view_mask.sum(1, keepdim=True)
-
-
-@torch.no_grad()
-def prompt_features(encoder: VisionEncoder, pixel_values: Tensor, view_mask: Tensor) -> Tensor:
-    """The vector of each study that prompts are chosen by: (B, V, 3, S, S) → (B, C) float32."""
-    return _pooled(encoder(pixel_values[view_mask]), view_mask)
 
 
 AutoModelForImageTextToText.register(MeGPTConfig, MeGPTForConditionalGeneration, exist_ok=True)

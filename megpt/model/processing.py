@@ -154,5 +154,8 @@ class MeGPTProcessor(ProcessorMixin):
         return str(self.tokenizer.decode(*args, skip_special_tokens=skip_special_tokens, **kwargs)).strip()
 
 
-AutoImageProcessor.register(MeGPTConfig, image_processor_classes={"pil": MeGPTImageProcessor}, exist_ok=True)
+# Ours is the one for both backends: transformers prefers torchvision's, and would log that there is none.
+AutoImageProcessor.register(
+    MeGPTConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), MeGPTImageProcessor), exist_ok=True
+)
 AutoProcessor.register(MeGPTConfig, MeGPTProcessor, exist_ok=True)

@@ -156,7 +156,7 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
     if missing or wrong:
         name_of = (missing or wrong)[0]
         raise InputError(
-            f"{path} does not fit model.vision = {name!r}: {len(missing)} tensors missing, {len(wrong)} of another shape",
+            f"{path} does not fit model.vision = {name!r}: {len(missing)} tensors missing, {len(wrong)} misshapen",
             where=name_of,
             next="give the weights of this architecture, or set model.vision_args to match them",
         )

@@ -1,0 +1,234 @@
+"""studies/ → prompts/: cluster the training films, one readable prompt per cluster.
+
+    megpt fit-prompts --config configs/phantom.yaml studies=runs/demo/studies output=runs/demo/prompts
+
+Actors hold the frozen encoder and take one file of the training split each. The features of a file are computed in
+batches that depend on that file alone, so the result is the same on any number of workers. Writes
+OUT/prompts.yaml (to be read and edited) and OUT/centroids.safetensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from rich.table import Table
+
+from megpt.config import Config
+from megpt.data import studies as tables
+from megpt.data.cleaning import clean
+from megpt.data.decode import UnreadableFilm, load_films
+from megpt.errors import InputError, MegptError
+from megpt.output import claim
+from megpt.progress import Progress, console, log
+from megpt.study import Study
+from ray_jobs.runtime import cluster, require_resources
+
+# Studies encoded in one forward pass. Part of the result (in its last digits), hence no setting.
+BATCH = 16
+COLUMNS = ["study_id", "report", "findings", "impression"]
+
+
+def run(config: Config, *, dry_run: bool = False) -> int:
+    """Fit and save the prompt bank, and print it.
+
+    Raises:
+        InputError: no studies/ table, an encoder that cannot be had, or fewer studies than clusters.
+    """
+    from megpt.model.build import build_encoder
+    from megpt.model.prompts import fit_prompt_bank
+
+    config.require("output", "studies")
+    units = choose(config)
+    wanted = sum(len(rows) for _, rows in units)
+    _, identity = build_encoder(config.model, seed=config.seed)
+    if dry_run:
+        log(f"fit-prompts: would encode {wanted} training studies with {config.model.vision} and cluster them")
+        return 0
+    with claim(config.output, job="fit-prompts", identity=_identity(config, identity), config=config) as output:
+        if output.done:
+            log(f"fit-prompts: {output.path} is finished, nothing to do")
+            return 0
+        with cluster(config.cluster):
+            require_resources(config.cluster)
+            features = encode(config, units, total=wanted)
+        texts = reports(config, set(features))
+        ids = sorted(features)
+        if not ids:
+            raise InputError("no training study has a readable film", where=str(config.studies))
+        bank = fit_prompt_bank(
+            np.stack([features[i] for i in ids]),
+            [texts[i] for i in ids],
+            ids,
+            config.fit_prompts,
+            config.seed,
+            encoder=identity,
+        )
+        bank.save(output.path)
+        output.finish(studies=len(ids), without_films=wanted - len(ids), clusters=len(bank))
+    console.print(show(bank))
+    log(f"fit-prompts: {len(bank)} prompts in {output.path / 'prompts.yaml'}; edit the texts as you like")
+    return 0
+
+
+def _identity(config: Config, encoder: str) -> dict[str, Any]:
+    """What the prompts depend on."""
+    return {
+        "encoder": encoder,
+        "image_size": config.model.image_size,
+        "studies": tables.fingerprint(str(config.studies)),
+        "fit_prompts": config.fit_prompts.model_dump(mode="json"),
+        "data": config.data.model_dump(mode="json", include={"section", "cleaner", "max_views", "max_pixels"}),
+        "seed": config.seed,
+        "limit": config.limit,
+    }
+
+
+def choose(config: Config) -> list[tuple[str, list[int]]]:
+    """Each file of the training split with the rows of it that are encoded: all, or an even draw by seed."""
+    files = [path for _, path in tables.study_files(str(config.studies), "train")]
+    counts = []
+    for path in files:
+        with tables.open_parquet(path) as file:
+            counts.append(file.metadata.num_rows)
+    total = min(sum(counts), config.limit or sum(counts))
+    chosen = np.arange(total)
+    if total > config.fit_prompts.max_studies:
+        draw = np.random.default_rng(config.seed)
+        chosen = np.sort(draw.choice(total, config.fit_prompts.max_studies, replace=False))
+    starts = np.cumsum([0, *counts])
+    units = []
+    for path, start, stop in zip(files, starts[:-1], starts[1:], strict=True):
+        rows = chosen[(chosen >= start) & (chosen < stop)] - start
+        if len(rows):
+            units.append((str(path.absolute()), rows.tolist()))
+    return units
+
+
+def encode(config: Config, units: list[tuple[str, list[int]]], *, total: int) -> dict[str, np.ndarray]:
+    """Study id → pooled feature (C,) float32, of every chosen study with a readable film."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    items = [{"path": path, "rows": np.array(rows)} for path, rows in units]
+    pool = ray.data.ActorPoolStrategy(
+        min_size=min(config.cluster.min_workers, len(items)), max_size=min(config.cluster.max_workers, len(items))
+    )
+    # One file a block, or a small table would be one block and occupy one actor.
+    encoded = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        Encoder,
+        batch_size=1,
+        compute=pool,
+        num_cpus=config.cluster.cpus_per_worker,
+        num_gpus=config.cluster.gpus_per_worker or None,
+        fn_constructor_args=(config.to_yaml(),),
+    )
+    features: dict[str, np.ndarray] = {}
+    with Progress("fit-prompts", total) as progress:
+        try:
+            for row in encoded.iter_rows():
+                good = bool(row["readable"])
+                if good:
+                    features[str(row["study_id"])] = np.asarray(row["feature"], dtype=np.float32)
+                progress.advance(1, int(not good))
+        except ray.exceptions.RayError as error:
+            raise _cause(error) from error
+    return features
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The MegptError a worker raised, if that is what ended the run."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MegptError):
+            return seen
+        inner = getattr(seen, "cause", None)
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    return error
+
+
+class Encoder:
+    """Ray Data's actor: files of studies in, one row per study out: study_id, readable, feature (C,)."""
+
+    def __init__(self, config: str):
+        import torch
+        import yaml
+
+        from megpt.model.build import build_encoder, build_image_processor
+
+        self.config = Config.model_validate(yaml.safe_load(config))
+        self.device = "cuda" if self.config.cluster.gpus_per_worker else "cpu"
+        if self.device == "cpu":
+            torch.set_num_threads(max(1, int(self.config.cluster.cpus_per_worker)))
+        encoder, _ = build_encoder(self.config.model, seed=self.config.seed)
+        self.processor = build_image_processor(encoder)
+        self.encoder = encoder.to(self.device)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        out: dict[str, list[Any]] = {"study_id": [], "readable": [], "feature": []}
+        for path, rows in zip(batch["path"], batch["rows"], strict=True):
+            for ids, readable, features in self._file(str(path), [int(r) for r in rows]):
+                out["study_id"] += ids
+                out["readable"] += readable
+                out["feature"] += features
+        return {name: np.array(values) for name, values in out.items()}
+
+    def _file(self, path: str, rows: list[int]) -> Iterator[tuple[list[str], list[bool], list[np.ndarray]]]:
+        wanted, pending = set(rows), []
+        for number, row in enumerate(tables.read_rows(Path(path))):
+            if number in wanted:
+                pending.append(Study.from_row({**row, "views": row.get("views") or ()}))
+            if len(pending) == BATCH:
+                yield self._batch(pending)
+                pending = []
+        if pending:
+            yield self._batch(pending)
+
+    def _batch(self, studies: list[Study]) -> tuple[list[str], list[bool], list[np.ndarray]]:
+        import torch
+
+        from megpt.model.visual import prompt_features
+
+        films, readable = [], []
+        data = self.config.data
+        for study in studies:
+            try:
+                size = self.processor.image_size
+                films.append(load_films(study, size=size, max_views=data.max_views, max_pixels=data.max_pixels))
+                readable.append(True)
+            except UnreadableFilm:
+                readable.append(False)
+        found: list[np.ndarray] = []
+        if films:
+            inputs = self.processor(films)
+            with torch.no_grad():
+                x = prompt_features(
+                    self.encoder, inputs["pixel_values"].to(self.device), inputs["view_mask"].to(self.device)
+                )
+            found = list(x.cpu().numpy())
+        empty = np.zeros(self.encoder.channels, dtype=np.float32)
+        rest = iter(found)
+        return [s.study_id for s in studies], readable, [next(rest) if good else empty for good in readable]
+
+
+def reports(config: Config, wanted: set[str]) -> dict[str, str]:
+    """Study id → its cleaned report text; empty where there is none."""
+    texts = {}
+    for study in tables.read_studies(str(config.studies), "train", columns=COLUMNS):
+        if study.study_id in wanted:
+            text = getattr(study, config.data.section) or ""
+            texts[study.study_id] = clean(text, config.data.cleaner) if text else ""
+    return texts
+
+
+def show(bank: Any) -> Table:
+    """Each cluster's size, example ids and prompt, for the screen."""
+    table = Table(title="prompts")
+    for heading in ("cluster", "studies", "examples", "prompt"):
+        table.add_column(heading, overflow="fold")
+    for k, text in enumerate(bank.texts):
+        table.add_row(str(k), str(bank.sizes[k]), ", ".join(bank.examples[k][:3]), text)
+    return table
