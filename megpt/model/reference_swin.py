@@ -62,9 +62,9 @@ def swin_to_timm(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.T
             layer, block, old, new, kind = match.groups()
             target = f"layers.{layer}.blocks.{block}.attn.qkv.{kind}"
             triples.setdefault(target, {})[(old or new)[0]] = name
-        elif target := timm_name(name):
-            mapped[target] = tensor
-            used[name] = target
+        elif plain := timm_name(name):
+            mapped[plain] = tensor
+            used[name] = plain
         else:
             ignored.append(name)
     for target, names in triples.items():

@@ -1,0 +1,147 @@
+"""What one study costs: FLOPs of each part, and the bytes that autograd keeps, counted on the meta device.
+
+The real modules run on tensors without data, under torch's own FlopCounterMode, so that nothing here repeats an
+architecture: any encoder and any language model is counted as it is. A multiply-add is two FLOPs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from megpt.model.language import vocabulary_head
+from megpt.model.loss import chunked_cross_entropy
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of the forward and the backward pass, and bytes kept between them."""
+
+    forward: int = 0
+    backward: int = 0
+    kept: int = 0
+
+    @property
+    def step(self) -> int:
+        """Forward and backward."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Shape of one study: films, prompt tokens with and without the visual ones, report tokens with the end token."""
+
+    views: int
+    text: int
+    report: int
+
+
+def measure(run: Callable[[], Tensor], module: nn.Module) -> Cost:
+    """The cost of `run`, a forward pass through `module`; its output's gradient is taken where it has one.
+
+    Kept bytes are each saved tensor's storage once, without the weights, and without attention's T × T weights, which
+    fused kernels do not keep.
+    """
+    weights = {p.untyped_storage()._cdata for p in (*module.parameters(), *module.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        square = tensor.ndim >= 3 and tensor.shape[-1] == tensor.shape[-2] and tensor.is_floating_point()
+        if not square and (key := tensor.untyped_storage()._cdata) not in weights:
+            # Holding the tensor keeps its storage, and so its key, from being used again.
+            kept[key] = tensor
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = run()
+        forward = counter.get_total_flops()
+        if out.requires_grad:
+            out.backward(torch.empty_like(out))
+    total = counter.get_total_flops()
+    return Cost(forward, total - forward, sum(t.untyped_storage().nbytes() for t in kept.values()))
+
+
+def study_costs(model: Any, lengths: Lengths, *, chunk: int) -> dict[str, Cost]:
+    """The cost of each part of a MeGPT model on the meta device, for one study.
+
+    Keys: vision, prompt encoder (where the prompts' features need a pass of their own), enhancer, projector (without
+    the enhancer), language model.
+    """
+    weight = model.projector.linear.weight
+    meta = {"device": "meta", "dtype": weight.dtype}
+    size = model.vision.image_size
+    films = torch.empty(lengths.views, 3, size, size, **meta)
+    shallow = model.config.mode == "shallow"
+    with torch.set_grad_enabled(not shallow):
+        vision = measure(lambda: model.vision(films), model.vision)
+    costs = {"vision": vision}
+    if model.bank.centroids is not None and not shallow:
+        costs["prompt encoder"] = Cost(forward=frozen_forward(model, films))
+    rows = lengths.views if model.config.views == "concat" else 1
+    height, width = model.vision.layout["grid"]
+    maps = torch.empty(rows, model.vision.channels, height, width, requires_grad=not shallow, **meta)
+    costs |= _projection(model.projector, maps)
+    visual = rows * height * width
+    costs["language model"] = language_cost(model.language_model, lengths.text + visual, lengths.report, chunk, meta)
+    return costs
+
+
+def frozen_forward(model: Any, films: Tensor) -> int:
+    """FLOPs of the pass that chooses the prompt, through the encoder as it was when they were fitted."""
+    encoder = model.prompt_encoder or model.vision
+    off = model._adapters_off if model.config.mode == "delta" else contextlib.nullcontext
+    with torch.no_grad(), off():
+        return measure(lambda: encoder(films), encoder).forward
+
+
+def _projection(projector: Any, maps: Tensor) -> dict[str, Cost]:
+    whole = measure(lambda: projector(maps)[0], projector)
+    if projector.enhancer is None:
+        return {"projector": whole}
+    side = projector.side
+    x = maps
+    if side:
+        x = torch.empty(len(maps), side, maps[0, 0].numel(), side, device="meta", dtype=maps.dtype, requires_grad=True)
+    enhancer = measure(lambda: projector.enhancer(x), projector.enhancer)
+    rest = Cost(
+        whole.forward - enhancer.forward, whole.backward - enhancer.backward, max(0, whole.kept - enhancer.kept)
+    )
+    return {"enhancer": enhancer, "projector": rest}
+
+
+def language_cost(model: Any, prompt: int, report: int, chunk: int, meta: dict[str, Any]) -> Cost:
+    """Teacher forcing over a prompt of T tokens and a report of L, with logits at the report's positions alone."""
+    hidden_size = model.get_input_embeddings().embedding_dim
+    length = prompt + report
+    embeds = torch.empty(1, length, hidden_size, requires_grad=True, **meta)
+    # Four dimensions: a mask that transformers takes as it is, since nothing can be looked up in a meta tensor.
+    mask = torch.empty(1, 1, length, length, **meta)
+    targets = torch.empty(report, device="meta", dtype=torch.long)
+    head = vocabulary_head(model)
+
+    def run() -> Tensor:
+        hidden = model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+        return chunked_cross_entropy(hidden[0, prompt - 1 : -1], targets, head, chunk=chunk)
+
+    cost = measure(run, model)
+    # The logits of one chunk, in the model's format, in float32, and their gradient.
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    return replace(cost, kept=cost.kept + min(chunk, report) * vocabulary * (meta["dtype"].itemsize + 8))
+
+
+def generation_flops(costs: dict[str, Cost], lengths: Lengths, visual: int, *, new_tokens: int, beams: int) -> int:
+    """Upper bound of writing one report: films once, prefill once, `new_tokens` steps of every beam.
+
+    A token's share of the training forward stands for a token of prefill and of a step alike (they differ in how far
+    attention looks back, 1 % of a 7 B model's work at these lengths).
+    """
+    each = costs["language model"].forward / (lengths.text + visual + lengths.report)
+    films = sum(cost.forward for part, cost in costs.items() if part != "language model")
+    return films + int(each * (lengths.text + visual + beams * new_tokens))
