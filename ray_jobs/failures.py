@@ -6,10 +6,19 @@ Only the megpt error inside is for the screen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-from megpt.errors import MegptError
+from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.output import is_full, storage_error
+
+# How a MegptError ends a traceback: its name and sentence, then the labelled lines of MegptError.__str__.
+_PRINTED = re.compile(
+    r"^megpt\.errors\.(?P<kind>\w+): (?P<what>.+)"
+    r"(?:\n  where: (?P<where>.+))?(?:\n  cause: (?P<cause>.+))?(?:\n  next:  (?P<next>.+))?",
+    re.MULTILINE,
+)
+_KINDS = {kind.__name__: kind for kind in (MegptError, InputError, TooManyFailed)}
 
 
 def known_failure(error: BaseException, output: str | None = None) -> MegptError | None:
@@ -18,6 +27,10 @@ def known_failure(error: BaseException, output: str | None = None) -> MegptError
     for one in inner:
         if isinstance(one, MegptError) and not isinstance(one.cause, BaseException):
             return one
+    for one in inner:
+        # Ray Data keeps the worker's error as text alone.
+        if (found := _PRINTED.search(str(one))) and found["kind"] in _KINDS:
+            return _KINDS[found["kind"]](found["what"], found["where"], found["cause"], found["next"])
     for one in inner:
         if is_full(one):
             filename = getattr(one, "filename", None)

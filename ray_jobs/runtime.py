@@ -13,6 +13,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from megpt.progress import log
 MIN_LOGICAL_CPUS = 8
 LOCAL_OBJECT_STORE = 1 * 2**30
 LOOK_EVERY_S = 1.0
+KNOCK_S = 10.0
 
 
 @contextlib.contextmanager
@@ -71,6 +73,7 @@ def joined() -> bool:
 def _join(environment: dict[str, str]) -> None:
     address = os.environ["RAY_ADDRESS"]
     try:
+        _knock(address)
         ray.init(address="auto", runtime_env={"env_vars": environment}, logging_level=logging.WARNING)
     except AuthenticationError:
         raise InputError(
@@ -93,6 +96,16 @@ def _join(environment: dict[str, str]) -> None:
             cause="Ray and Python must be the same on every machine",
             next="install from constraints.txt on every node, with one Python",
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Raise ConnectionError where nothing listens: ray.init itself would try for many minutes."""
+    host, sign, port = address.rpartition(":")
+    if sign and port.isdigit() and "://" not in address:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+        except OSError as error:
+            raise ConnectionError(str(error)) from None
 
 
 def worker_environment(config: ClusterConfig | None = None) -> dict[str, str]:

@@ -24,6 +24,7 @@ from typing import Any
 # A dead node is noticed after about 5 s instead of 30.
 HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 OBJECT_STORE = 120 * 2**20
+TRIES = 4
 
 
 class RayNodes:
@@ -90,19 +91,30 @@ def _kill(node: Any) -> None:
             process.kill()
 
 
+def _add(cluster: Any, cpus: int) -> Any:
+    """A node; tried again where a busy machine did not start it within the 30 s that Ray allows."""
+    head = {} if cluster.head_node else {"include_dashboard": False, "_system_config": HEALTH}
+    for attempt in range(TRIES):
+        try:
+            return cluster.add_node(num_cpus=cpus, object_store_memory=OBJECT_STORE, **head)
+        except Exception as error:
+            if attempt == TRIES - 1 or "timed out during startup" not in str(error):
+                raise
+
+
 def _serve() -> None:
     # Ray prints to standard output as well; answers keep a copy of it to themselves.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from ray.cluster_utils import Cluster
 
-    cluster, nodes = Cluster(), {}
+    cluster = Cluster()
+    nodes: dict[str, Any] = {}
     for line in sys.stdin:
         command, argument = json.loads(line)
         answer: Any = True
         if command == "add":
-            head = {"include_dashboard": False, "_system_config": HEALTH} if not nodes else {}
-            node = cluster.add_node(num_cpus=argument, object_store_memory=OBJECT_STORE, **head)
+            node = _add(cluster, argument)
             nodes[node.unique_id] = node
             answer = [node.unique_id, cluster.address]
         else:
