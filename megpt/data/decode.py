@@ -31,6 +31,8 @@ ImageFile.LOAD_TRUNCATED_IMAGES = False
 DRAFT_MARGIN = 2
 HEADER_BYTES = 132
 
+Box = tuple[float, float, float, float]
+
 
 def kind_of(head: bytes) -> str | None:
     """`jpeg`, `png` or `dicom` from the first 132 bytes of a file; None for anything else."""
@@ -64,9 +66,8 @@ def load_film(view: View, *, size: int | None, max_pixels: int) -> Image.Image:
         try:
             if kind == "dicom":
                 image = dicom.load(file, max_pixels=max_pixels)
-            else:
-                image = _load_picture(file, size=size, max_pixels=max_pixels)
-            return image if size is None else shrink(image, size)
+                return image if size is None else shrink(image, size)
+            return _load_picture(file, size=size, max_pixels=max_pixels)
         except UnreadableFilm:
             raise
         except MemoryError:
@@ -130,14 +131,21 @@ def read_film(view: View) -> bytes:
             raise UnreadableFilm(f"cannot be read ({type(error).__name__})") from None
 
 
-def shrink(image: Image.Image, size: int) -> Image.Image:
-    """The picture with its shorter side at `size`; a smaller one is returned as it is."""
-    width, height = image.size
+def shrink(
+    image: Image.Image, size: int, *, full: tuple[int, int] | None = None, box: Box | None = None
+) -> Image.Image:
+    """The picture with its shorter side at `size`; a smaller one is returned as it is.
+
+    Args:
+        full: the size of the film itself, where `image` was decoded at a smaller scale.
+        box: the part of `image` that the film covers: at such a scale its last pixels lie partly outside.
+    """
+    width, height = full or image.size
     shorter = min(width, height)
     if shorter <= size:
         return image
     target = (max(1, round(width * size / shorter)), max(1, round(height * size / shorter)))
-    return image.resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return image.resize(target, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
 
 
 def _open(view: View) -> tuple[str, BinaryIO]:
@@ -176,16 +184,20 @@ def _refuse_bomb(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _load_picture(file: BinaryIO, *, size: int | None, max_pixels: int) -> Image.Image:
-    """JPEG or PNG → mode "L"."""
+    """JPEG or PNG → mode "L", shrunk to `size`."""
     with Image.open(file, formats=("JPEG", "PNG")) as image:
-        _refuse_bomb(image.size, max_pixels)
+        full, box = image.size, None
+        _refuse_bomb(full, max_pixels)
         if image.format == "JPEG" and size is not None:
-            image.draft("L", (size * DRAFT_MARGIN, size * DRAFT_MARGIN))
+            drafted = image.draft("L", (size * DRAFT_MARGIN, size * DRAFT_MARGIN))
+            box = drafted[1] if drafted else None
         if image.mode.startswith(("I", "F")):
-            return _from_16_bit(np.asarray(image))
-        if image.mode == "P":
-            return image.convert("RGB").convert("L")
-        return image.convert("L")
+            grey = _from_16_bit(np.asarray(image))
+        elif image.mode == "P":
+            grey = image.convert("RGB").convert("L")
+        else:
+            grey = image.convert("L")
+    return grey if size is None else shrink(grey, size, full=full, box=box)
 
 
 def _from_16_bit(pixels: np.ndarray) -> Image.Image:
