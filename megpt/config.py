@@ -107,6 +107,8 @@ class ModelConfig(Section):
     """spatial: on the encoder's feature map; token: the reference's reshape of the projected tokens."""
     fem_norm: Literal["group", "batch"] = "group"
     """Normalisation inside FEM; `batch` is the reference's and depends on the number of workers."""
+    square_kernels: bool = False
+    """FEM with the reference's kernels, 1×1 and 3×3 where 1×3 and 3×1 were meant: for its weights only."""
     doconv: bool = True
     """Depthwise over-parameterised convolution behind FEM."""
     doconv_kernel: Positive = 3
@@ -189,6 +191,8 @@ class TrainConfig(Section):
     """Threads per worker that decode films ahead of the step."""
     max_failures: int = Field(default=3, ge=-1)
     """Restarts after a lost worker or node; -1 for no limit. A preemption does not count."""
+    max_failed_fraction: Fraction = 0.05
+    """More training studies without a readable film than this end the job with exit code 3."""
     timeout_s: float = Field(default=1800, gt=0)
     """A collective operation that hangs longer than this ends the run with an error."""
     loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
@@ -253,6 +257,13 @@ class PhantomConfig(Section):
     """Studies whose film is damaged on purpose: truncated, empty, misnamed or missing."""
 
 
+class ImportConfig(Section):
+    """a reference .pth → checkpoint/"""
+
+    merge_lora: bool = False
+    """Add the encoder's LoRA to its weights and store the whole encoder, rather than carry the adapter."""
+
+
 class LanguageModelConfig(Section):
     """The small language model that the demo trains on report text, saved as an ordinary Hugging Face folder."""
 
@@ -300,6 +311,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     phantom: PhantomConfig = PhantomConfig()
     language_model: LanguageModelConfig = LanguageModelConfig()
+    import_checkpoint: ImportConfig = ImportConfig()
     ablate: AblateConfig = AblateConfig()
 
     def require(self, *keys: str) -> None:

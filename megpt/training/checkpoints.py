@@ -1,0 +1,197 @@
+"""The folder of resumable checkpoints: OUT/steps/step-00000120/.
+
+    store = CheckpointStore(output / "steps", keep=2)
+    found = store.newest()                          # None, or the newest whole checkpoint
+    store.save(tensors, meta)                       # returns at once; a thread writes
+    store.close()                                   # the last one is on disk
+
+A checkpoint is a folder with `state.safetensors`, `meta.json` and, written last, `manifest.json`: the size and
+SHA-256 of the other two. It is made under a hidden name and renamed when all three are synced, so at any moment a
+reader finds whole checkpoints only; one that was cut short afterwards (a copy that failed, a damaged disk) fails its
+manifest and is passed over with a warning. Older ones are deleted only after a newer one has its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from megpt.output import storage_error, sync_folder, write_aside
+from megpt.progress import log
+
+STATE, META, MANIFEST, BEST = "state.safetensors", "meta.json", "manifest.json", "best.json"
+PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One whole checkpoint on disk."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.meta["step"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The trainable state, on the CPU."""
+        return load_file(self.path / STATE)
+
+
+class CheckpointStore:
+    """Writes, finds and prunes checkpoints. One process writes; any may read.
+
+    Args:
+        keep: the newest so many stay, besides the best one.
+        warn: told of each checkpoint that is passed over.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, warn: Callable[[str], None] = log):
+        self.folder, self.keep, self._warn = folder, keep, warn
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+
+    def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Hand a checkpoint to the writing thread. Waits for the one before, whose error it raises.
+
+        Args:
+            tensors: taken over; must not be changed any more.
+            meta: JSON; needs `step`.
+        """
+        self.wait()
+        self._running = self._writer.submit(self._write, tensors, meta)
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is on disk. Raises MegptError when it could not be written."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.result()
+
+    def close(self) -> None:
+        """Finish writing and stop the thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; damaged ones are passed over with a warning."""
+        for path in reversed(self._folders()):
+            if checkpoint := self._check(path):
+                return checkpoint
+        return None
+
+    def at(self, path: Path) -> Checkpoint:
+        """The checkpoint in a folder that another process has found whole."""
+        return Checkpoint(path, json.loads((path / META).read_text(encoding="utf-8")))
+
+    def best(self) -> tuple[Checkpoint, float] | None:
+        """The checkpoint with the best validation score, and that score."""
+        pinned = self._pinned()
+        checkpoint = self._check(pinned[0]) if pinned else None
+        return (checkpoint, pinned[1]) if pinned and checkpoint else None
+
+    def note_score(self, step: int, score: float) -> bool:
+        """Pin the checkpoint of `step` as the best one if it is; an equal score leaves the earlier one."""
+        self.wait()
+        before = self._pinned()
+        if before and before[1] >= score and before[0].name != _name(step):
+            return False
+        entry = json.dumps({"name": _name(step), "score": score, "step": step})
+        with write_aside(self.folder / BEST) as temporary:
+            temporary.write_text(entry + "\n", encoding="utf-8")
+        return True
+
+    def _pinned(self) -> tuple[Path, float] | None:
+        try:
+            entry = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
+            return self.folder / entry["name"], float(entry["score"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _write(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        path = self.folder / _name(int(meta["step"]))
+        aside = self.folder / f".{path.name}.{socket.gethostname()}.{os.getpid()}"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            save_file(tensors, aside / STATE)
+            (aside / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+            manifest = {name: _digest(aside / name) for name in (STATE, META)}
+            (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            for name in (STATE, META, MANIFEST):
+                _sync(aside / name)
+            sync_folder(aside)
+            if path.exists():  # one that was cut short, or the same step again
+                shutil.rmtree(path)
+            aside.rename(path)
+            sync_folder(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            cause = error if isinstance(error, OSError) else OSError(_errno_of(error), str(error))
+            raise storage_error(cause, path) from error
+        self._prune()
+
+    def _prune(self) -> None:
+        pinned = self._pinned()
+        kept = set(self._folders()[-self.keep :]) | ({pinned[0]} if pinned else set())
+        for path in self._folders():
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+        # What a killed writer left behind: no other process writes here while the output is claimed.
+        own = f".{socket.gethostname()}.{os.getpid()}"
+        for path in self.folder.glob(f".{PREFIX}*"):
+            if not path.name.endswith(own):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{PREFIX}*")) if self.folder.is_dir() else []
+
+    def _check(self, path: Path) -> Checkpoint | None:
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            wrong = [name for name in (STATE, META) if _digest(path / name) != manifest[name]]
+            if not wrong:
+                return Checkpoint(path, json.loads((path / META).read_text(encoding="utf-8")))
+            reason = f"{wrong[0]} is damaged"
+        except FileNotFoundError as error:
+            reason = f"{Path(error.filename).name} is missing"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"unreadable ({type(error).__name__})"
+        self._warn(f"warning: checkpoint {path} is not whole and is passed over: {reason}")
+        return None
+
+
+def _name(step: int) -> str:
+    return f"{PREFIX}{step:08d}"
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _errno_of(error: SafetensorError) -> int:
+    """The errno in a SafetensorError's text ("… (os error 28)"), 5 (input/output) when it has none."""
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found.group(1)) if found else 5

@@ -1,0 +1,105 @@
+"""The DeepSpeed engine around the model, and what has to know that it is DeepSpeed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from megpt.config import TrainConfig
+from megpt.training.deepspeed_config import deepspeed_settings
+
+
+def ensure_process_group(timeout_s: float) -> None:
+    """A group of this one process where no launcher has made one."""
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timedelta(seconds=timeout_s))
+        for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+            os.environ.setdefault(key, value)
+
+
+def local_device() -> torch.device:
+    """This worker's GPU, or the CPU where there is none."""
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def share_threads() -> None:
+    """Give each worker of a machine an equal share of its cores: more threads than cores slow all of them down."""
+    workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+
+
+def make_engine(model: nn.Module, train: TrainConfig) -> Any:
+    """DeepSpeed's engine for the trained parameters of `model`."""
+    # DeepSpeed picks its accelerator when it is imported.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Its shared-memory reduction is for inference, and would be compiled at every first start on a CPU.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    settings = deepspeed_settings(train, world_size=dist.get_world_size())
+    if train.activation_checkpointing:
+        model.gradient_checkpointing_enable()  # type: ignore[operator]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with _scalars_as_vectors(model):
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=parameters, config=settings, dist_init_required=False
+        )
+    return engine
+
+
+@contextmanager
+def _scalars_as_vectors(model: nn.Module) -> Iterator[None]:
+    """DeepSpeed sends parameters around as bytes when it starts, which a tensor without dimensions cannot be."""
+    scalars = [p for p in model.parameters() if p.ndim == 0]
+    for parameter in scalars:
+        parameter.data = parameter.data.view(1)
+    try:
+        yield
+    finally:
+        for parameter in scalars:
+            if not hasattr(parameter, "ds_tensor"):
+                parameter.data = parameter.data.view(())
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Set the rate of the step that comes."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+@contextmanager
+def whole_model(engine: Any) -> Iterator[nn.Module]:
+    """The model with all its weights on every worker, free of ZeRO-3's collectives, for generation and export.
+
+    Workers write different numbers of tokens, so a forward pass must not wait for the others. A collective itself.
+    """
+    model: nn.Module = engine.module
+    if engine.zero_optimization_stage() < 3:
+        yield model
+        return
+    import deepspeed
+
+    offload = engine.optimizer.parameter_offload
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        for parameter in model.parameters():
+            parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
+        for hook in (*offload.forward_hooks, *offload.backward_hooks):
+            hook.remove()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        try:
+            yield model
+        finally:
+            offload._register_deepspeed_module(offload.module)

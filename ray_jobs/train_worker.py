@@ -1,0 +1,64 @@
+"""One training worker on Ray Train: the library's loop, with what the cluster adds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megpt.config import Config
+from megpt.errors import InputError, MegptError, TooManyFailed
+from megpt.output import write_aside
+
+ERROR = "error.json"
+SUMMARY = "summary.json"
+
+
+def worker(arguments: dict[str, Any]) -> None:
+    """Train as one rank of the group that Ray Train has made.
+
+    An error that a restart cannot mend (NaN, a bad input, a full disk) is written down, and the group ends: the
+    command that watches raises it. Anything else is left to Ray Train's restarts.
+    """
+    config = Config.model_validate(arguments["config"])
+    output = Path(str(config.output))
+    if (output / "steps" / ERROR).exists():
+        return  # the group was restarted because another worker raised it
+    import ray.train
+
+    from megpt.training.inputs import drop_samples
+    from megpt.training.loop import Hooks, train_loop
+    from megpt.training.parts import make_parts
+
+    context = ray.train.get_context()
+    hooks = Hooks(
+        preempted=lambda: ray.train.get_preemption_info() is not None,
+        report=lambda figures: ray.train.report(dict(figures)),
+    )
+    try:
+        summary = train_loop(config, lambda: make_parts(config), output=output, hooks=hooks)
+    except MegptError as error:
+        tell_error(output, error)
+        raise
+    if context.get_world_rank() == 0:
+        with write_aside(output / "steps" / SUMMARY) as temporary:
+            temporary.write_text(json.dumps(summary))
+    if context.get_local_rank() == 0:
+        drop_samples(config)
+
+
+def tell_error(output: Path, error: MegptError) -> None:
+    """Leave an error for the command that watches."""
+    with write_aside(output / "steps" / ERROR) as temporary:
+        temporary.write_text(json.dumps({"kind": type(error).__name__, "parts": error.args}), encoding="utf-8")
+
+
+def take_error(output: Path) -> MegptError | None:
+    """The error that a worker has left, once."""
+    path = output / "steps" / ERROR
+    if not path.exists():
+        return None
+    told = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    kinds = {kind.__name__: kind for kind in (MegptError, InputError, TooManyFailed)}
+    return kinds.get(told["kind"], MegptError)(*told["parts"])
