@@ -1,0 +1,187 @@
+"""Reports for a whole archive, each study exactly once, on Ray Data.
+
+    megpt generate --config configs/phantom.yaml source=/data/archive checkpoint=runs/demo/checkpoint output=runs/out
+
+A plan on disk cuts the archive into shards (megpt/generation/plan.py). Ray Data hands shard numbers to a pool of
+actors, each with the model on its GPU or share of one; an actor asks CPU tasks to decode its shard's films a chunk
+ahead of itself, writes the reports, and then the shard's one file. Nothing else passes through the object store, so
+memory depends neither on the archive nor on the shard's size.
+
+Why a kill at any moment is safe: a shard's file appears whole, by a rename, after all its rows exist. Whoever is
+killed before that has done nothing; whoever is killed after it has done everything. A shard that two actors come to
+write, because one of them was lost sight of, is the same file with the same rows twice. What is left is what has no
+file. A shard's texts depend on its own studies only, since an actor works on one shard at a time: a resumed run gives
+the table of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from megpt.config import Config
+from megpt.data.sources import Source, open_source
+from megpt.errors import InputError, TooManyFailed
+from megpt.generation import plan as plans
+from megpt.generation import table
+from megpt.generation.plan import Plan
+from megpt.output import Output, claim
+from megpt.progress import Progress, log
+from ray_jobs._shards import ShardWorker
+from ray_jobs.failures import known_failure
+from ray_jobs.runtime import cluster, require_resources
+
+# A shard's films are decoded while the one before it is generated: two calls in flight, one of them on the model.
+CALLS_PER_ACTOR = 2
+
+
+def run(config: Config, *, dry_run: bool = False) -> int:
+    """Write OUT/reports/part-*.parquet, failed.parquet, run.json and _SUCCESS; exit code 0.
+
+    Raises:
+        InputError: no such checkpoint or archive, or an output that belongs to another config; nothing is written.
+        TooManyFailed: the table is complete, but more studies failed than `generate.max_failed_fraction`.
+    """
+    config.require("output", "checkpoint")
+    source = _source(config)
+    fingerprint = _fingerprint(config)
+    if dry_run:
+        return _say_what_would_be_done(config, source)
+    identity = _identity(config, source, fingerprint)
+    with claim(config.output, job="generate", identity=identity, config=config) as output:
+        if output.done:
+            log(f"generate: {output.path} is finished, nothing to do")
+            return _verdict(config, table.read_run(output.path)["counts"], output.path)
+        began = time.monotonic()
+        table.remove_leftovers(output.path)
+        plan = plans.load_plan(output.path) or plans.make_plan(
+            output.path,
+            source,
+            split=config.generate.split,
+            limit=config.limit,
+            shard_size=config.generate.shard_size,
+        )
+        table.record_launch(output.path, started=time.time(), host=os.uname().nodename, studies=plan.studies)
+        missing = sorted(set(range(plan.shards)) - table.finished_shards(output.path))
+        if missing:
+            with cluster(config.cluster):
+                require_resources(config.cluster)
+                _generate(config, plan, missing, fingerprint)
+        counts = _finish(config, output, plan, fingerprint, time.monotonic() - began)
+    log(f"generate: {counts['studies']} studies, {counts['error']} of them without a report, in {output.path}")
+    return _verdict(config, counts, output.path)
+
+
+def _source(config: Config) -> Source:
+    """`source` where it is set, else the `studies` table."""
+    if config.source is None and config.studies is None:
+        config.require("source")
+    return open_source(str(config.source or config.studies), data=config.data)
+
+
+def _fingerprint(config: Config) -> str:
+    from megpt.model import fingerprint
+
+    folder = Path(str(config.checkpoint))
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"no checkpoint at {folder}",
+            cause="it has no config.json",
+            next="set checkpoint=PATH to an output of `megpt train` or `megpt import-checkpoint`",
+        )
+    return str(fingerprint(folder))
+
+
+def _identity(config: Config, source: Source, fingerprint: str) -> dict[str, Any]:
+    """What the table depends on; where and on how many workers it is made is not part of it."""
+    rules = config.generate.model_dump(mode="json")
+    for name in ("slots", "decode_workers", "max_failed_fraction"):
+        del rules[name]
+    return {
+        "checkpoint": fingerprint,
+        "source": f"{source.format}:{source.fingerprint()}",
+        "seed": config.seed,
+        "limit": config.limit,
+        "section": config.data.section,
+        "max_views": config.data.max_views,
+        "max_pixels": config.data.max_pixels,
+        "generate": rules,
+    }
+
+
+def _say_what_would_be_done(config: Config, source: Source) -> int:
+    studies = sum(1 for _ in plans.manifest(source, config.generate.split))
+    studies = min(studies, config.limit or studies)
+    shards = -(-studies // config.generate.shard_size)
+    log(f"generate: would write {studies} reports from {source.root} in {shards} shards to {config.output}")
+    return 0
+
+
+def _generate(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> None:
+    """Have each missing shard written, in Ray Data's order."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    lanes = config.cluster.max_workers
+    pool = ray.data.ActorPoolStrategy(
+        min_size=min(config.cluster.min_workers, len(missing)),
+        max_size=min(lanes, len(missing)),
+        max_tasks_in_flight_per_actor=CALLS_PER_ACTOR,
+        max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
+        enable_true_multi_threading=True,
+    )
+    # One row a block: otherwise a small plan is one block, and one actor does everything.
+    shards = ray.data.from_items([{"shard": n} for n in missing], override_num_blocks=len(missing))
+    done = shards.map_batches(
+        ShardWorker,
+        batch_size=1,
+        compute=pool,
+        num_cpus=config.cluster.cpus_per_worker,
+        num_gpus=config.cluster.gpus_per_worker or None,
+        fn_constructor_args=(config.to_yaml(), plan, fingerprint),
+    )
+    finished = plan.studies - sum(plan.rows_in(n) for n in missing)
+    with Progress("generate", plan.studies, start=finished) as progress:
+        try:
+            for row in done.iter_rows():
+                progress.advance(int(row["studies"]), int(row["failed"]))
+        except ray.exceptions.RayError as error:
+            raise known_failure(error, str(config.output)) or error from error
+
+
+def _finish(config: Config, output: Output, plan: Plan, fingerprint: str, seconds: float) -> dict[str, int]:
+    """Prove that the table is complete, then failed.parquet, run.json and, last, _SUCCESS."""
+    reasons = table.check_complete(output.path, plan)
+    counts = {"studies": plan.studies, **{name: reasons.get(name, 0) for name in ("stop", "length", "error")}}
+    table.write_failed(output.path, plan)
+    table.write_run(
+        output.path,
+        job="generate",
+        backend=config.generate.backend,
+        decoding={**config.generate.model_dump(mode="json"), "seed": config.seed},
+        model=fingerprint,
+        counts=counts,
+        shards=plan.shards,
+        seconds=round(seconds, 3),
+        launches=table.launches(output.path),
+        versions=table.versions(),
+        config=config.model_dump(mode="json"),
+    )
+    output.finish(**counts)
+    return counts
+
+
+def _verdict(config: Config, counts: dict[str, int], folder: Path) -> int:
+    failed, allowed = counts["error"], config.generate.max_failed_fraction
+    if failed > allowed * counts["studies"]:
+        raise TooManyFailed(
+            f"{failed} of {counts['studies']} studies failed, more than generate.max_failed_fraction={allowed:g}",
+            where=str(folder / table.FAILED),
+            cause="see its column `error`",
+            next=f"repair those films, then: megpt generate source={folder / table.FAILED} output=ANOTHER …",
+        )
+    return 0
