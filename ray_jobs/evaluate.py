@@ -22,7 +22,9 @@ from megpt.config import Config
 from megpt.data.studies import COMPRESSION
 from megpt.data.studies import fingerprint as studies_fingerprint
 from megpt.errors import InputError
+from megpt.evaluation.films import gallery_films
 from megpt.evaluation.metrics import Evaluation, Task, evaluate
+from megpt.evaluation.page import gallery, write_page
 from megpt.evaluation.pairs import fingerprint, read_pairs, training_reports
 from megpt.evaluation.table import per_study
 from megpt.output import Output, claim, write_aside
@@ -59,11 +61,11 @@ def run(config: Config, *, dry_run: bool = False) -> int:
                 seed=config.seed,
                 run=run_on_ray,
             )
-        write(evaluation, output)
+        write(evaluation, output, config)
         output.finish(n=evaluation.metrics["n"], n_failed=evaluation.metrics["n_failed"])
     for warning in evaluation.metrics["warnings"]:
         log(f"evaluate: {warning}")
-    log(f"evaluate: {output.path / METRICS}")
+    log(f"evaluate: {output.path / METRICS}, open {output.path / PAGE}")
     return 0
 
 
@@ -92,8 +94,11 @@ def training_texts(config: Config) -> list[str] | None:
         raise
 
 
-def write(evaluation: Evaluation, output: Output) -> None:
+def write(evaluation: Evaluation, output: Output, config: Config) -> None:
     """The three files, each whole or absent."""
+    rows = gallery(evaluation, config.evaluate.films)
+    films = gallery_films(config, [evaluation.pairs.pairs[row].study_id for row in rows])
+    write_page(output.path / PAGE, evaluation, rows=rows, films=films)
     with write_aside(output.path / TABLE) as temporary:
         pq.write_table(per_study(evaluation), temporary, **COMPRESSION)
     with write_aside(output.path / METRICS) as temporary:

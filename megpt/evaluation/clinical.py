@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megpt.evaluation import lexicon as words
+from megpt.evaluation.texts import is_blank
 from megpt.study import CHEXPERT
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Labeler:
 
         A blank report is not a normal one: it has no label, not even "No Finding".
         """
-        if not any(c.isalnum() for c in report):
+        if is_blank(report):
             return {}
         mentions: dict[str, set[int]] = {}
         for sentence in _SENTENCE_END.split(report.lower()):

@@ -50,7 +50,12 @@ def meteor_statistics(
     try:
         # communicate() writes and reads at once, so neither side can block on a full pipe.
         done = subprocess.run(
-            command, input="".join(lines).encode(), capture_output=True, timeout=limit, check=False, cwd=_JAR.parent
+            command,
+            input="".join(lines).encode(errors="replace"),
+            capture_output=True,
+            timeout=limit,
+            check=False,
+            cwd=_JAR.parent,
         )
     except subprocess.TimeoutExpired:
         raise MeteorUnavailable(f"METEOR's Java program gave no answer within {limit:.0f} s") from None
@@ -88,4 +93,5 @@ def meteor(sums: np.ndarray) -> np.ndarray:
 
 
 def _line(text: str) -> str:
+    """One line, without what METEOR takes for a separator; split() knows every line end that Java or Python does."""
     return " ".join(text.replace("|||", " ").split())

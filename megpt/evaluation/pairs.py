@@ -12,6 +12,7 @@ from typing import Any
 
 from megpt.data.studies import read_rows, read_studies
 from megpt.errors import InputError
+from megpt.evaluation.texts import is_blank
 from megpt.output import SUCCESS
 from megpt.study import Study
 
@@ -95,7 +96,7 @@ def read_pairs(
             cause="files of two runs lie in one folder",
             next="delete the folder and generate again",
         )
-    unknown = {row["study_id"] for row in rows if _blank(row["reference"])}
+    unknown = {row["study_id"] for row in rows if is_blank(row["reference"])}
     found = _references(studies, section, unknown) if studies and unknown else {}
     pairs = [
         Pair(
@@ -107,7 +108,7 @@ def read_pairs(
             error=row["error"],
         )
         for row in rows
-        if not _blank(reference := found.get(row["study_id"], row["reference"]))
+        if not is_blank(reference := found.get(row["study_id"], row["reference"]))
     ]
     if not pairs:
         raise InputError(
@@ -150,8 +151,4 @@ def _references(studies: str, section: str, wanted: set[str]) -> dict[str, str]:
 
 def _text(study: Study, section: str) -> str | None:
     text: str | None = getattr(study, section)
-    return None if _blank(text) else text
-
-
-def _blank(text: str | None) -> bool:
-    return text is None or not any(c.isalnum() for c in text)
+    return None if is_blank(text) else text
