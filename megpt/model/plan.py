@@ -179,7 +179,7 @@ def skeleton(config: Config) -> Any:
     count = clusters if isinstance(clusters, int) else max(config.fit_prompts.candidates)
     with torch.device("meta"):
         bank = PromptBank((INSTRUCTION,) * count, torch.zeros(count, 1)) if config.model.dynamic_prompt else None
-        model = MeGPTForConditionalGeneration(shape, bank=bank)
+        model: Any = MeGPTForConditionalGeneration(shape, bank=bank)
     return model.to(dtype).train()
 
 

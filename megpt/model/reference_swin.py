@@ -84,30 +84,3 @@ def timm_name(name: str) -> str | None:
         if match := re.fullmatch(pattern, name):
             return match.expand(target)
     return None
-
-
-def geometry(tensors: Mapping[str, torch.Tensor]) -> dict[str, object]:
-    """What a complete Hugging Face Swin's shapes say: `embed_dim`, `depths`, `num_heads`, `window_size`."""
-    depths: dict[int, int] = {}
-    heads: dict[int, int] = {}
-    window = 0
-    embed_dim = 0
-    for name, tensor in tensors.items():
-        target = timm_name(name)
-        if target is None:
-            continue
-        if target == "patch_embed.proj.weight":
-            embed_dim = tensor.shape[0]
-        elif target.endswith("relative_position_bias_table"):
-            layer, block = int(target.split(".")[1]), int(target.split(".")[3])
-            depths[layer] = max(depths.get(layer, 0), block + 1)
-            heads[layer] = tensor.shape[1]
-            # (2w − 1)² rows
-            window = max(window, (round(tensor.shape[0] ** 0.5) + 1) // 2)
-    order = sorted(depths)
-    return {
-        "embed_dim": embed_dim,
-        "depths": tuple(depths[i] for i in order),
-        "num_heads": tuple(heads[i] for i in order),
-        "window_size": window,
-    }

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -72,7 +73,7 @@ def test_parameters(tiny_llm: Path, mode: str):
 @pytest.mark.parametrize("domain", ["spatial", "token"])
 def test_costs_of_a_real_pass(tiny_llm: Path, mode: str, domain: str):
     config = tiny(tiny_llm, f"model.mode={mode}", f"model.fem_domain={domain}")
-    model, processor = build_model(config.model, bank=None, seed=0)
+    model, _ = build_model(config.model, bank=None, seed=0)
     prefix, suffixes = model.prompt_ids()
     labels = torch.randint(3, 100, (1, 9))
     films = torch.randn(1, 2, 3, 32, 32)
@@ -208,7 +209,7 @@ def test_seven_billion_offline(name: str, tmp_path: Path):
 
 def test_render(tiny_llm: Path):
     found = plan(tiny(tiny_llm, "cluster.num_workers=4", "train.zero_stage=3"))
-    console = Console(width=140, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=140, record=True, file=io.StringIO())
     console.print(found.render())
     text = console.export_text()
     assert f"{found.parameters:,}" in text and f"{found.trained:,}" in text

@@ -125,5 +125,5 @@ def test_files_that_are_no_checkpoint(tmp_path: Path):
 @pytest.mark.parametrize("tree", [{"weights": {}}, {"model": {}}, {"model": {"a": 1}}, [torch.ones(2)]])
 def test_layouts_without_tensors(tmp_path: Path, tree: object):
     torch.save(tree, tmp_path / "a.pth")
-    with pytest.raises(InputError, match="no `model`|no tensors|not a checkpoint"):
+    with pytest.raises(InputError, match=r"no `model`|no tensors|not a checkpoint"):
         read_reference(tmp_path / "a.pth")

@@ -2,7 +2,6 @@
 
 - the features are equal to 1e-5, with shifted windows, several patch mergings and random weights everywhere
 - transformers 4's names and transformers 5's give the same tensors
-- the geometry read from the shapes builds the right timm model
 - an incomplete query/key/value triple is reported, not half used
 """
 
@@ -14,13 +13,15 @@ import torch
 from reference_layout import legacy_swin_names
 from transformers import SwinConfig, SwinModel
 
-from megpt.model.reference_swin import geometry, swin_to_timm
+from megpt.model.reference_swin import swin_to_timm
+
+GEOMETRY = {"embed_dim": 16, "depths": [2, 2, 2], "num_heads": [2, 4, 8], "window_size": 4}
 
 
 @pytest.fixture(scope="module")
 def swin() -> SwinModel:
     torch.manual_seed(0)
-    config = SwinConfig(image_size=64, patch_size=4, embed_dim=16, depths=[2, 2, 2], num_heads=[2, 4, 8], window_size=4)
+    config = SwinConfig(image_size=64, patch_size=4, **GEOMETRY)
     model = SwinModel(config).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
@@ -29,8 +30,7 @@ def swin() -> SwinModel:
 
 def in_timm(swin: SwinModel) -> torch.nn.Module:
     tensors = legacy_swin_names(swin.state_dict())
-    shape = geometry(tensors)
-    model = timm.create_model("swin_base_patch4_window7_224", pretrained=False, img_size=64, num_classes=0, **shape)
+    model = timm.create_model("swin_base_patch4_window7_224", img_size=64, num_classes=0, **GEOMETRY)
     mapped, used, ignored = swin_to_timm(tensors)
     model.load_state_dict(mapped)
     assert used.keys() == tensors.keys() and not ignored
@@ -50,15 +50,6 @@ def test_names_of_both_transformers_versions(swin: SwinModel):
     new, old = swin_to_timm(swin.state_dict())[0], swin_to_timm(legacy_swin_names(swin.state_dict()))[0]
     assert new.keys() == old.keys()
     assert all(torch.equal(new[name], old[name]) for name in new)
-
-
-def test_geometry(swin: SwinModel):
-    assert geometry(legacy_swin_names(swin.state_dict())) == {
-        "embed_dim": 16,
-        "depths": (2, 2, 2),
-        "num_heads": (2, 4, 8),
-        "window_size": 4,
-    }
 
 
 def test_incomplete_triple(swin: SwinModel):

@@ -43,7 +43,7 @@ def legacy_swin_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def tiny_swin() -> SwinModel:
     """A Hugging Face Swin of two stages with random weights."""
-    config = SwinConfig(image_size=IMAGE_SIZE, patch_size=4, **{k: v for k, v in GEOMETRY.items()})
+    config = SwinConfig(image_size=IMAGE_SIZE, patch_size=4, **GEOMETRY)
     return randomised(SwinModel(config))
 
 
