@@ -3,4 +3,8 @@
 For research; not for clinical decisions. See README.md for the two commands.
 """
 
+from megpt.model.register import install as _install
+
 __version__ = "0.1.0"
+
+_install()

@@ -21,7 +21,7 @@ from megpt.config import Config
 from megpt.data import studies as tables
 from megpt.data.cleaning import clean
 from megpt.data.decode import UnreadableFilm, load_films
-from megpt.errors import InputError, MegptError
+from megpt.errors import InputError
 from megpt.output import claim
 from megpt.progress import Progress, console, log
 from megpt.study import Study
@@ -128,26 +128,12 @@ def encode(config: Config, units: list[tuple[str, list[int]]], *, total: int) ->
     )
     features: dict[str, np.ndarray] = {}
     with Progress("fit-prompts", total) as progress:
-        try:
-            for row in encoded.iter_rows():
-                good = bool(row["readable"])
-                if good:
-                    features[str(row["study_id"])] = np.asarray(row["feature"], dtype=np.float32)
-                progress.advance(1, int(not good))
-        except ray.exceptions.RayError as error:
-            raise _cause(error) from error
+        for row in encoded.iter_rows():
+            good = bool(row["readable"])
+            if good:
+                features[str(row["study_id"])] = np.asarray(row["feature"], dtype=np.float32)
+            progress.advance(1, int(not good))
     return features
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The MegptError a worker raised, if that is what ended the run."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, MegptError):
-            return seen
-        inner = getattr(seen, "cause", None)
-        seen = inner if isinstance(inner, BaseException) else seen.__cause__
-    return error
 
 
 class Encoder:

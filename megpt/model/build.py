@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from megpt.config import ModelConfig
 from megpt.errors import InputError
@@ -47,6 +48,7 @@ def build_model(
     l2: float = 1e-5,
     loss_chunk: int = 1024,
     dtype: torch.dtype = torch.float32,
+    load_llm: bool = True,
 ) -> tuple[MeGPTForConditionalGeneration, MeGPTProcessor]:
     """A model ready to train (what is trained has `requires_grad`) and its processor.
 
@@ -54,6 +56,7 @@ def build_model(
         bank: the fitted prompts; needed when `dynamic_prompt` is on, ignored when it is off.
         seed: of every weight that is drawn.
         l2: λ of the penalty on the projector.
+        load_llm: false leaves the language model without weights (on the meta device): to save, not to run.
 
     Raises:
         InputError: an unknown encoder or language model, weights that cannot be had, prompts fitted with another
@@ -66,7 +69,7 @@ def build_model(
         )
     encoder, identity = build_encoder(config, seed=seed)
     bank = _checked_bank(config, bank, encoder, identity)
-    text_model = language.load_language_model(config.llm, dtype)
+    text_model = (language.load_language_model if load_llm else language.blank_language_model)(config.llm, dtype)
     tokenizer = language.load_tokenizer(config.llm)
     shape = MeGPTConfig.of(
         config,
@@ -80,7 +83,7 @@ def build_model(
         torch.manual_seed(seed)
         model = MeGPTForConditionalGeneration(shape, vision=encoder, language_model=text_model, bank=bank)
     reset(model.projector, seed)
-    model.to(dtype)
+    cast(nn.Module, model).to(dtype)
     prefix, suffixes = model.prompt_ids()
     grid = encoder.layout["grid"]
     model.check_context(len(prefix) + max(map(len, suffixes)) + grid[0] * grid[1], 1)
@@ -117,7 +120,8 @@ def _frozen(config: ModelConfig, vision: str) -> dict[str, Any]:
     source = str(path.absolute()) if path.is_dir() else config.llm
     found = language.files_fingerprint(language.weight_files(config.llm))
     frozen = {"language_model": {"source": source, "fingerprint": found}}
-    if config.vision_weights != "none":
+    # In mode deep the encoder is saved itself, and only the choice of prompts needs it as it was.
+    if config.vision_weights != "none" and (config.mode != "deep" or config.dynamic_prompt):
         weights = config.vision_weights
         weights = weights if weights == "pretrained" else str(Path(weights).absolute())
         frozen["vision"] = {"source": weights, "fingerprint": vision}

@@ -40,7 +40,7 @@ class DOConv2d(nn.Module):
         d_mul: int | None = None,
     ):
         super().__init__()
-        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else (kernel_size[0], kernel_size[1])
         area = size[0] * size[1]
         d_mul = area if d_mul is None else d_mul
         if d_mul < area:

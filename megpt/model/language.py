@@ -16,7 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from megpt.errors import InputError, did_you_mean
@@ -69,6 +76,19 @@ def load_language_model(name: str, dtype: torch.dtype) -> Any:
     """
     with _as_input_error(name):
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+
+
+def blank_language_model(name: str, dtype: torch.dtype) -> Any:
+    """The causal language model in `name` without its weights, on the meta device.
+
+    Raises:
+        InputError: it cannot be found or is no causal language model.
+    """
+    with _as_input_error(name), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), dtype=dtype)
+    with contextlib.suppress(OSError):  # many language models come without one
+        model.generation_config = GenerationConfig.from_pretrained(name)
+    return model
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -129,7 +149,7 @@ def vocabulary_head(model: Any) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def add_language_adapter(model: Any, *, rank: int, alpha: float, dropout: float) -> None:
+def add_language_adapter(model: Any, *, rank: int, alpha: int, dropout: float) -> None:
     """LoRA on the language model's query and value, by peft. Raises InputError where peft knows no such layers."""
     from peft import LoraConfig
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
@@ -144,7 +164,7 @@ def add_language_adapter(model: Any, *, rank: int, alpha: float, dropout: float)
         )
     conv1d = any(type(part).__name__ == "Conv1D" for part in model.modules())
     model.add_adapter(
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, fan_in_fan_out=conv1d)
+        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), fan_in_fan_out=conv1d)
     )
 
 
@@ -162,7 +182,7 @@ def save_language_adapter(model: Any, folder: Path, state: Mapping[str, Tensor] 
     save_file(adapter_tensors(model, state), folder / ADAPTER, metadata={"format": "pt"})
     settings = copy.deepcopy(model.peft_config["default"])
     settings.base_model_name_or_path, settings.inference_mode = base, True
-    settings.save_pretrained(folder)
+    settings.save_pretrained(str(folder))
 
 
 def load_language_adapter(model: Any, folder: Path) -> None:
@@ -171,7 +191,7 @@ def load_language_adapter(model: Any, folder: Path) -> None:
 
     try:
         tensors = {k.removeprefix(PEFT_PREFIX): v for k, v in load_file(folder / ADAPTER).items()}
-        result = set_peft_model_state_dict(model, tensors, adapter_name="default")
+        result: Any = set_peft_model_state_dict(model, tensors, adapter_name="default")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the adapter in {folder} cannot be loaded", cause=type(error).__name__) from error
     lost = [name for name in result.missing_keys if ".lora_" in name]
@@ -179,6 +199,19 @@ def load_language_adapter(model: Any, folder: Path) -> None:
         raise InputError(
             f"the adapter in {folder} does not fit this language model", where=(lost or result.unexpected_keys)[0]
         )
+
+
+def merge_language_adapter(model: Any) -> None:
+    """Add the adapter's updates to the weights and drop it, in place."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    modules = dict(model.named_modules())
+    for path, layer in modules.items():
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            setattr(modules[path.rpartition(".")[0]], path.rpartition(".")[2], layer.get_base_layer())
+    del model.peft_config
+    model._hf_peft_config_loaded = False
 
 
 def weight_files(name: str) -> list[Path]:
@@ -216,7 +249,8 @@ def tensor_digest(name: str, tensor: Tensor) -> str:
     tensor = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
     if tensor.numel():
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(raw)
     return digest.hexdigest()
 
 

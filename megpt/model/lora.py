@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class RowLoRA(nn.Module):
         self.base_layer = base
         self.blocks, self.rank, self.alpha, self.scaling = blocks, rank, alpha, alpha / rank
         self.lora_dropout = nn.Dropout(dropout)
-        make = {"device": base.weight.device, "dtype": base.weight.dtype}
+        make: dict[str, Any] = {"device": base.weight.device, "dtype": base.weight.dtype}
         self.lora_A = nn.ParameterList(nn.Parameter(torch.empty(rank, base.in_features, **make)) for _ in blocks)
         self.lora_B = nn.ParameterList(nn.Parameter(torch.zeros(len(rows), rank, **make)) for rows in blocks)
         self.enabled = True
@@ -49,7 +50,7 @@ class RowLoRA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.base_layer(x)
         if not self.enabled:
-            return out  # type: ignore[no-any-return]
+            return out
         x = self.lora_dropout(x)
         pieces = [F.linear(F.linear(x, a), b) for a, b in zip(self.lora_A, self.lora_B, strict=True)]
         return out + self.scaling * self._place(pieces, out, dim=-1)
@@ -157,6 +158,13 @@ def merge_adapters(trunk: nn.Module) -> None:
         setattr(modules[path.rpartition(".")[0]], path.rpartition(".")[2], layer.merged())
 
 
+def drop_adapters(trunk: nn.Module) -> None:
+    """Put the layers back as they were without adapters, in place."""
+    modules = dict(trunk.named_modules())
+    for path, layer in adapted(trunk).items():
+        setattr(modules[path.rpartition(".")[0]], path.rpartition(".")[2], layer.base_layer)
+
+
 def adapter_tensors(trunk: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The adapters under the names and in the shapes of peft; `state` may give their values (names as in `trunk`)."""
     tensors = {}
@@ -190,7 +198,7 @@ def save_adapters(trunk: nn.Module, folder: Path, *, base: str, state: Mapping[s
         rank_pattern={path: count * first.rank for path, count in odd.items()},
         alpha_pattern={path: int(count * first.alpha) for path, count in odd.items()},
     )
-    settings.save_pretrained(folder)
+    settings.save_pretrained(str(folder))
 
 
 def load_adapters(trunk: nn.Module, folder: Path) -> None:

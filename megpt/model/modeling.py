@@ -17,12 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
 from megpt.errors import InputError
 from megpt.model import language, lora
-from megpt.model.checkpoint import CheckpointMixin
+from megpt.model.checkpoint import Checkpointed
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.loss import chunked_cross_entropy
 from megpt.model.projector import Projector
@@ -31,6 +31,7 @@ from megpt.model.vision import VisionEncoder
 from megpt.model.visual import VisualFeatures, check_films, in_sequence, pooled, view_mean
 
 IGNORED = -100
+MAX_NEW_TOKENS = 100
 
 
 @dataclass
@@ -43,7 +44,7 @@ class MeGPTOutput(ModelOutput):
     logits: Tensor | None = None
 
 
-class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, GenerationMixin):
+class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
     """The whole model. Built by `build_model` or `from_pretrained`; from a config alone all weights are random.
 
     What is trained has `requires_grad`: FEM, DOConv, projector always; LoRA in mode delta; the encoder in mode deep.
@@ -54,11 +55,9 @@ class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generation
     config: MeGPTConfig
     base_model_prefix = "megpt"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules = ()
 
     def __init__(
         self,
@@ -92,15 +91,27 @@ class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generation
         own = config.mode == "deep" and self.bank.centroids is not None
         self.prompt_encoder = copy.deepcopy(self.vision) if own else None
         language.without_dropout(self.language_model)
-        settings = {"rank": config.lora_rank, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
+        rank, alpha, dropout = config.lora_rank, config.lora_alpha, config.lora_dropout
         if config.mode == "delta":
-            lora.add_adapters(self.vision.trunk, config.vision, **settings)
+            lora.add_adapters(self.vision.trunk, config.vision, rank=rank, alpha=alpha, dropout=dropout)
         if config.llm_lora:
-            language.add_language_adapter(self.language_model, **settings)
-        self.language_model.generation_config.max_length = None
-        self.generation_config = self.language_model.generation_config
+            language.add_language_adapter(self.language_model, rank=rank, alpha=alpha, dropout=dropout)
+        # A chat model's own defaults would sample; reports are decoded greedily unless the caller says otherwise.
+        ends = self.language_model.generation_config
+        self.set_generation_config(
+            GenerationConfig(
+                bos_token_id=ends.bos_token_id,
+                eos_token_id=ends.eos_token_id,
+                pad_token_id=ends.pad_token_id,
+                max_new_tokens=MAX_NEW_TOKENS,
+            )
+        )
         self._positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self._freeze()
+
+    def set_generation_config(self, settings: GenerationConfig) -> None:
+        """Make `settings` the defaults of `generate`."""
+        self.generation_config = self.language_model.generation_config = settings
 
     # ---- what is trained -------------------------------------------------------------------------------------------
 
@@ -125,7 +136,7 @@ class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generation
                 part.lora_dropout.train(mode)
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
         """Recompute activations of encoder and language model in the backward pass instead of keeping them."""
         settings = gradient_checkpointing_kwargs or {"use_reentrant": False}
         self.language_model.gradient_checkpointing_enable(settings)
@@ -133,19 +144,13 @@ class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generation
             self.vision.trunk.set_grad_checkpointing(True)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()  # type: ignore[no-any-return]
+        return self.language_model.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.language_model.get_output_embeddings()  # type: ignore[no-any-return]
+        return self.language_model.get_output_embeddings()
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Nothing of ours is tied; the language model ties its own."""
-
-    def fold(self) -> MeGPTForConditionalGeneration:
-        """Replace DOConv by an ordinary convolution with equal outputs, in place (evaluation folds by itself)."""
-        self.projector.fold()
-        self.config.folded = self.config.doconv
-        return self
 
     # ---- films → tokens --------------------------------------------------------------------------------------------
 
@@ -273,13 +278,15 @@ class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generation
         total = chunked_cross_entropy(before[known], labels[known], head, chunk=self.config.loss_chunk)
         items = known.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         cross_entropy = total / items
-        return MeGPTOutput(loss=cross_entropy + visual.l2, cross_entropy=cross_entropy, l2=visual.l2)
+        return MeGPTOutput(
+            loss=cross_entropy + (0 if visual.l2 is None else visual.l2), cross_entropy=cross_entropy, l2=visual.l2
+        )
 
     def _hidden(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """The language model's last hidden states (B, T, H), before the vocabulary projection."""
         positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if self._positions else {}
         out = self.language_model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **positions)
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        return out.last_hidden_state
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -302,7 +309,7 @@ class MeGPTForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generation
         settings = kwargs.get("generation_config") or self.generation_config
         wanted = kwargs.get("max_new_tokens") or settings.max_new_tokens or 0
         self.check_context(embeds.shape[1], int(wanted))
-        return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)  # type: ignore[no-any-return]
+        return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
 
 
 AutoModelForImageTextToText.register(MeGPTConfig, MeGPTForConditionalGeneration, exist_ok=True)

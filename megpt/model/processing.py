@@ -25,7 +25,7 @@ class MeGPTImageProcessor(BaseImageProcessor):
     [0, 1] and normalised by the encoder's mean and standard deviation.
     """
 
-    model_input_names = ("pixel_values", "view_mask")
+    model_input_names = ["pixel_values", "view_mask"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class MeGPTImageProcessor(BaseImageProcessor):
         self.image_size = int(image_size)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, images: Sequence[Sequence[Film] | Film] | Film, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
         """Prepare a batch of studies.
@@ -144,14 +144,14 @@ class MeGPTProcessor(ProcessorMixin):
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids[:max_tokens], self.tokenizer.eos_token_id]
 
-    def batch_decode(self, *args: Any, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:
+    def batch_decode(self, ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:
         """Token ids (B, L) → B reports, without special tokens."""
-        texts = self.tokenizer.batch_decode(*args, skip_special_tokens=skip_special_tokens, **kwargs)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
         return [text.strip() for text in texts]
 
-    def decode(self, *args: Any, skip_special_tokens: bool = True, **kwargs: Any) -> str:
+    def decode(self, ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> str:
         """Token ids (L,) → the report."""
-        return str(self.tokenizer.decode(*args, skip_special_tokens=skip_special_tokens, **kwargs)).strip()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)).strip()
 
 
 # Ours is the one for both backends: transformers prefers torchvision's, and would log that there is none.

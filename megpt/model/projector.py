@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,12 +75,12 @@ class Projector(nn.Module):
     The remaining keywords are `Enhancer`'s. Raises InputError where C or H do not fit.
     """
 
-    def __init__(self, channels: int, hidden: int, *, l2: float, domain: str = "spatial", **enhancer: object):
+    def __init__(self, channels: int, hidden: int, *, l2: float, domain: str = "spatial", **enhancer: Any):
         super().__init__()
         self.l2, self.domain = l2, domain
         on = bool(enhancer.get("fem") or enhancer.get("doconv"))
         self.side = token_side(hidden) if on and domain == "token" else 0
-        self.enhancer = Enhancer(self.side or channels, **enhancer) if on else None  # type: ignore[arg-type]
+        self.enhancer = Enhancer(self.side or channels, **enhancer) if on else None
         self.linear = PenalisedLinear(channels, hidden)
         self.norm = PenalisedLayerNorm(hidden)
 
@@ -97,14 +99,12 @@ class Projector(nn.Module):
         if self.enhancer is not None:
             self.enhancer.fold()
 
-    def __call__(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return super().__call__(features)  # type: ignore[no-any-return]
-
 
 def reset(module: nn.Module, generator_seed: int) -> None:
     """Draw the parameters of `module` again from a seed, whatever was drawn before it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
         for part in module.modules():
-            if hasattr(part, "reset_parameters"):
-                part.reset_parameters()
+            draw = getattr(part, "reset_parameters", None)
+            if callable(draw):
+                draw()

@@ -25,7 +25,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, name: str, image_size: int | None = None, layout: Layout | None = None, **arguments: Any):
         super().__init__()
-        self.trunk = create(name, image_size, arguments)
+        self.trunk: Any = create(name, image_size, arguments)
         self.image_size = int(image_size or native_size(self.trunk))
         self.layout = layout or probe(self.trunk, name, self.image_size)
 
@@ -42,7 +42,7 @@ class VisionEncoder(nn.Module):
         return x
 
 
-def create(name: str, image_size: int | None, arguments: Mapping[str, Any]) -> nn.Module:
+def create(name: str, image_size: int | None, arguments: Mapping[str, Any]) -> Any:
     """The bare timm model, its weights drawn from torch's current seed.
 
     Raises:
@@ -51,7 +51,7 @@ def create(name: str, image_size: int | None, arguments: Mapping[str, Any]) -> n
     if not timm.is_model(name.split(".")[0]):
         raise InputError(f"model.vision = {name!r} is no timm model", next=did_you_mean(name, timm.list_models()))
     arguments = dict(arguments)
-    sized = {"img_size": image_size} if image_size and "img_size" not in arguments else {}
+    sized: dict[str, Any] = {"img_size": image_size} if image_size and "img_size" not in arguments else {}
     try:
         try:
             trunk = timm.create_model(name, pretrained=False, num_classes=0, **sized, **arguments)
@@ -64,24 +64,24 @@ def create(name: str, image_size: int | None, arguments: Mapping[str, Any]) -> n
             cause=str(error).split("\n")[0] or type(error).__name__,
             next="choose model.image_size as a multiple of the patch size, or change model.vision_args",
         ) from error
-    return trunk  # type: ignore[no-any-return]
+    return trunk
 
 
-def native_size(trunk: nn.Module) -> int:
+def native_size(trunk: Any) -> int:
     """The side of the films the encoder was made for, in pixels."""
     size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
     if size is not None:
         return int(size[0] if isinstance(size, (tuple, list)) else size)
-    return int(trunk.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
+    return int(trunk.pretrained_cfg["input_size"][-1])
 
 
-def pixel_statistics(trunk: nn.Module) -> tuple[list[float], list[float]]:
+def pixel_statistics(trunk: Any) -> tuple[list[float], list[float]]:
     """Mean and standard deviation the encoder expects of its three channels, for pixels in [0, 1]."""
     cfg: Any = trunk.pretrained_cfg
     return list(cfg["mean"]), list(cfg["std"])
 
 
-def probe(trunk: nn.Module, name: str, image_size: int) -> Layout:
+def probe(trunk: Any, name: str, image_size: int) -> Layout:
     """How the encoder lays out its features, found by one forward pass.
 
     Raises:
@@ -125,7 +125,9 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
         InputError: they cannot be had, or do not fit.
     """
     if weights == "pretrained":
-        sized = {"img_size": encoder.image_size} if "img_size" not in arguments and _takes_size(encoder.trunk) else {}
+        sized: dict[str, Any] = (
+            {"img_size": encoder.image_size} if "img_size" not in arguments and _takes_size(encoder.trunk) else {}
+        )
         try:
             trunk = timm.create_model(name, pretrained=True, num_classes=0, **sized, **dict(arguments))
         except Exception as error:
@@ -163,6 +165,6 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
     encoder.trunk.load_state_dict({key: state[key] for key in own})
 
 
-def _takes_size(trunk: nn.Module) -> bool:
+def _takes_size(trunk: Any) -> bool:
     cfg: Any = trunk.pretrained_cfg
     return bool(cfg.get("fixed_input_size"))
