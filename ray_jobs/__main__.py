@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        if known := known_failure(error):
+        if known := known_failure(error, _output_named(arguments)):
             console.print(f"error: {known}", style="red", markup=False)
             return known.exit_code
         # The message of an unforeseen error may quote its input, so only its type is shown.
@@ -106,6 +106,10 @@ def configure(options: argparse.Namespace) -> Config:
     if options.limit is not None:
         overrides.append(f"limit={options.limit}")
     return load_config(options.config, overrides)
+
+
+def _output_named(arguments: list[str]) -> str | None:
+    return next((word.removeprefix("output=") for word in arguments if word.startswith("output=")), None)
 
 
 def _check_output(config: Config) -> None:

@@ -72,20 +72,16 @@ def joined() -> bool:
 
 def _join(environment: dict[str, str]) -> None:
     address = os.environ["RAY_ADDRESS"]
+    answered = _knock(address)
     try:
-        _knock(address)
         ray.init(address="auto", runtime_env={"env_vars": environment}, logging_level=logging.WARNING)
-    except AuthenticationError:
+    except (AuthenticationError, ConnectionError, ValueError) as error:
+        if not answered and not isinstance(error, AuthenticationError):
+            raise _nobody_there(address, type(error).__name__) from None
         raise InputError(
             f"the cluster at {address} refuses this command's token",
             cause="Ray's token authentication is on, and the token here is missing or another one",
             next="set RAY_AUTH_MODE=token and put the head's ~/.ray/auth_token on this machine (docs/cluster.md)",
-        ) from None
-    except (ConnectionError, ValueError) as error:
-        raise InputError(
-            f"no Ray cluster answers at RAY_ADDRESS={address}",
-            cause=f"it is down, or not reachable from this machine ({type(error).__name__})",
-            next="start it (docs/cluster.md), or unset RAY_ADDRESS to work on this machine alone",
         ) from None
     except RuntimeError as error:
         if "ersion mismatch" not in str(error):
@@ -98,14 +94,28 @@ def _join(environment: dict[str, str]) -> None:
         ) from None
 
 
-def _knock(address: str) -> None:
-    """Raise ConnectionError where nothing listens: ray.init itself would try for many minutes."""
+def _nobody_there(address: str, reason: str) -> InputError:
+    return InputError(
+        f"no Ray cluster answers at RAY_ADDRESS={address}",
+        cause=f"it is down, or not reachable from this machine ({reason})",
+        next="start it (docs/cluster.md), or unset RAY_ADDRESS to work on this machine alone",
+    )
+
+
+def _knock(address: str) -> bool:
+    """Whether something listens at HOST:PORT; False for an address of another form.
+
+    Raises:
+        InputError: nothing does. Asked first, because ray.init itself would try for many minutes.
+    """
     host, sign, port = address.rpartition(":")
-    if sign and port.isdigit() and "://" not in address:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
-        except OSError as error:
-            raise ConnectionError(str(error)) from None
+    if not sign or not port.isdigit() or "://" in address:
+        return False
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    except OSError as error:
+        raise _nobody_there(address, type(error).__name__) from None
+    return True
 
 
 def worker_environment(config: ClusterConfig | None = None) -> dict[str, str]:

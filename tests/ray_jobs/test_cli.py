@@ -175,8 +175,8 @@ def test_a_full_disk_is_exit_code_1(capsys: pytest.CaptureFixture[str], job: Mod
         return 0
 
     job.run = fill  # type: ignore[attr-defined]
-    code, text = run(capsys, "evaluate")
-    assert code == 1 and text.startswith("error: no space left to write ")
+    code, text = run(capsys, "evaluate", "output=/dev/shm/x")
+    assert code == 1 and text.startswith("error: no space left to write /dev/shm/x\n  where: ")
     assert text.endswith("  next:  free space and run the same command again: it resumes")
 
 
