@@ -18,6 +18,7 @@ from megpt.data.sources.manifest import ManifestSource
 from megpt.data.sources.mimic_cxr import MimicCxrSource
 from megpt.data.sources.nih import NihSource
 from megpt.data.sources.openi import OpeniSource
+from megpt.data.sources.phantom import PhantomSource
 from megpt.data.sources.r2gen import R2GenSource
 from megpt.data.sources.rexrank import RexrankSource
 from megpt.data.sources.table import TableSource
@@ -30,6 +31,7 @@ FORMATS: dict[str, type[Source]] = {
     kind.format: kind
     for kind in (
         TableSource,
+        PhantomSource,
         MimicCxrSource,
         R2GenSource,
         IuKaggleSource,
