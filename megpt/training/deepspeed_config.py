@@ -48,6 +48,13 @@ def deepspeed_settings(train: TrainConfig, *, world_size: int) -> dict[str, Any]
     }
     if train.deepspeed is None or "zero_optimization" not in settings:
         owned["zero_optimization.stage"] = (train.zero_stage, "train.zero_stage")
+    kind = settings.setdefault("optimizer", {}).setdefault("type", "AdamW")
+    if str(kind).lower() not in ("adam", "adamw"):
+        raise InputError(
+            f"{path} sets optimizer.type = {kind!r}",
+            cause="checkpoints hold Adam's two moments, so that they load at any number of workers",
+            next='set it to "AdamW"',
+        )
     for key, (value, field) in owned.items():
         _fill(settings, key, value, field, path)
     if extra := [key for key in SCHEDULED_BY_MEGPT if key in settings]:

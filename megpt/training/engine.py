@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator
@@ -47,17 +48,32 @@ def make_engine(model: nn.Module, train: TrainConfig) -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Its shared-memory reduction is for inference, and would be compiled at every first start on a CPU.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if os.environ["DS_ACCELERATOR"] == "cpu":
+        # Else it would look for a compiler at every start and build a shared-memory reduction that only inference uses.
+        deepspeed.ops.__compatible_ops__ = {}
     settings = deepspeed_settings(train, world_size=dist.get_world_size())
     if train.activation_checkpointing:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
+    _import_muon_plain()
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _scalars_as_vectors(model):
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=parameters, config=settings, dist_init_required=False
         )
     return engine
+
+
+def _import_muon_plain() -> None:
+    """ZeRO asks whether the optimizer is a Muon, and importing Muon starts torch's compiler: seconds for nothing."""
+    was = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        if was is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = was
 
 
 @contextmanager
