@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from ray_nodes import RayNodes
 
 import ray_jobs  # noqa: F401  (sets the environment that ray and deepspeed read at import)
+
+# A slow machine is no wrong result.
+settings.register_profile("megpt", deadline=None)
+settings.load_profile("megpt")
 
 SENTENCES = (
     "The heart is normal in size. The lungs are clear.",

@@ -139,6 +139,10 @@ def clear(out: Path) -> None:
     shutil.rmtree(out / WORK, ignore_errors=True)
     for leftover in (*out.glob(".*.tmp"), *out.glob("split=*/.*.tmp")):
         leftover.unlink(missing_ok=True)
+    for folder in out.glob("split=*"):
+        # a split none of whose studies could be read
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _rows(parts: Iterable[Path]) -> Iterator[dict[str, Any]]:

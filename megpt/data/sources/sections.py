@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 
 # A heading stands at the beginning of a line, in capitals, and ends with a colon.
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ,/()&_-]{2,60}?)[ \t]*:", re.MULTILINE)
@@ -28,7 +29,7 @@ def parse_report(raw: str) -> Report:
     """
     parts: dict[str, list[str]] = {"findings": [], "impression": []}
     headings = list(_HEADING.finditer(raw))
-    for heading, following in zip(headings, [*headings[1:], None], strict=True):
+    for heading, following in zip_longest(headings, headings[1:]):
         name = " ".join(heading.group(1).split())
         kind = "findings" if name in _FINDINGS else "impression" if name in _IMPRESSION else None
         if kind:

@@ -1,0 +1,253 @@
+"""The plan of `prepare`, and what one shard of it writes.
+
+- shards hold every study once, in order, at most `shard_size` each, whatever the archive's splits
+- an archive without splits: patients are never parted, the seed decides, all is `test` where there are no reports
+- a plan that was cut off is made again, a finished one is loaded; repeated or empty ids and an empty archive are errors
+- films are resized, embedded or linked; unreadable ones are dropped; a study without any left goes to failed.parquet
+- a shard that was done is not done again; killed between any two writes it is, and gives the same files
+"""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from make_films import gradient, jpeg, png, write
+from PIL import Image
+
+from megpt.config import DataConfig, PrepareConfig
+from megpt.data import prepare
+from megpt.data.plan import load_plan, make_plan
+from megpt.data.prepare import clear, marks, merge_failed, prepare_shard, unfinished
+from megpt.data.sources import open_source
+from megpt.data.studies import read_studies
+from megpt.errors import InputError
+from megpt.study import FAILED_SCHEMA, Study
+
+LIMIT = 10**7
+
+
+def listed(plan):
+    return {shard.name: [s.study_id for s in plan.read(shard)] for shard in plan.shards}
+
+
+def test_shards_follow_the_archives_splits(tmp_path):
+    splits = ["train", "test", "train", "val", "train", "train"]
+    studies = [Study(f"s{n}", f"p{n}", split=split) for n, split in enumerate(splits)]
+    plan = make_plan(tmp_path / "plan", studies, shard_size=3, seed=0)
+    assert listed(plan) == {
+        "train-00000": ["s0", "s2", "s4"],
+        "train-00001": ["s5"],
+        "val-00000": ["s3"],
+        "test-00000": ["s1"],
+    }
+    assert (plan.studies, plan.split_by, plan.patients_in_two_splits) == (6, "archive", 0)
+    assert load_plan(tmp_path / "plan") == plan
+
+
+def placed(plan):
+    return {s.study_id: shard.split for shard in plan.shards for s in plan.read(shard)}
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(0, 3))
+def test_patients_are_never_parted(tmp_path_factory, patients, seed):
+    folder = tmp_path_factory.mktemp("plan")
+    studies = [Study(f"s{n}", f"p{patient}", report="r", split="") for n, patient in enumerate(patients)]
+    plan = make_plan(folder / "a", studies, shard_size=7, seed=seed)
+    where = placed(plan)
+    assert len(where) == len(patients) and plan.split_by == "patient"
+    assert len({(p, where[f"s{n}"]) for n, p in enumerate(patients)}) == len(set(patients))
+    assert placed(make_plan(folder / "b", studies, shard_size=2, seed=seed)) == where
+
+
+def test_shares_and_seed(tmp_path):
+    studies = [Study(f"s{n}", f"p{n}", report="r", split="") for n in range(2000)]
+    by_seed = [placed(make_plan(tmp_path / str(seed), studies, shard_size=500, seed=seed)) for seed in (1, 2)]
+    shares = {split: list(by_seed[0].values()).count(split) / 2000 for split in ("train", "val", "test")}
+    assert 0.77 < shares["train"] < 0.83 and 0.08 < shares["val"] < 0.12 and 0.08 < shares["test"] < 0.12
+    assert by_seed[0] != by_seed[1]
+
+
+def test_without_reports_all_is_test(tmp_path):
+    plan = make_plan(tmp_path / "p", [Study(f"s{n}", split="") for n in range(5)], shard_size=2, seed=0)
+    assert set(placed(plan).values()) == {"test"} and plan.split_by == "none"
+
+
+def test_studies_that_the_archive_does_not_place_follow_their_patient(tmp_path):
+    known = [Study(f"k{n}", f"p{n}", report="r", split="val") for n in range(20)]
+    unknown = [Study(f"u{n}", f"p{n}", report="r", split="") for n in range(20)]
+    plan = make_plan(tmp_path / "p", [*unknown, *known], shard_size=50, seed=0)
+    assert set(placed(plan).values()) == {"val"}
+
+
+def test_patients_in_two_splits_are_counted(tmp_path):
+    studies = [Study("a", "p", split="train"), Study("b", "p", split="test"), Study("c", "q", split="test")]
+    assert make_plan(tmp_path / "p", studies, shard_size=5, seed=0).patients_in_two_splits == 1
+
+
+@pytest.mark.parametrize(
+    "studies, message",
+    [
+        ([Study("a"), Study("b"), Study("a")], r"^two studies have the id 'a'\n"),
+        ([Study("a"), Study("")], r"^the archive has a study without an id$"),
+        ([], r"^the archive lists no studies\n"),
+    ],
+)
+def test_archives_that_cannot_be_planned(tmp_path, studies, message):
+    with pytest.raises(InputError, match=message):
+        make_plan(tmp_path / "plan", studies, shard_size=2, seed=0)
+    assert load_plan(tmp_path / "plan") is None
+
+
+def test_a_plan_that_was_cut_off_is_made_again(tmp_path):
+    def killed():
+        yield from (Study(f"s{n}") for n in range(5))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_plan(tmp_path / "plan", killed(), shard_size=2, seed=0)
+    assert load_plan(tmp_path / "plan") is None
+    plan = make_plan(tmp_path / "plan", [Study("x")], shard_size=2, seed=0)
+    assert listed(load_plan(tmp_path / "plan")) == listed(plan) == {"test-00000": ["x"]}
+    assert sorted(p.name for p in (tmp_path / "plan").iterdir()) == ["plan.json", "test-00000.parquet"]
+
+
+# --- one shard
+
+
+@pytest.fixture
+def archive(tmp_path):
+    folder = tmp_path / "archive"
+    write(folder / "films/good.png", png(gradient(80, 60)))
+    write(folder / "films/good.jpg", jpeg(gradient(60, 80)))
+    write(folder / "films/cut.jpg", jpeg(gradient(600, 800))[:2000])
+    rows = [
+        "s1,films/good.png,The heart is normal.,train",
+        "s1,films/cut.jpg,The heart is normal.,train",
+        "s2,films/absent.png,Clear.,train",
+        "s3,films/good.jpg,,train",
+        "s4,,Nothing.,train",
+        "s5,../out.png,Out.,test",
+    ]
+    write(folder / "manifest.csv", "study_id,image_path,report,split\n" + "\n".join(rows) + "\n")
+    return folder
+
+
+def prepared(tmp_path, archive, **changes):
+    options = PrepareConfig(image_size=32, **changes)
+    source = open_source(archive, data=DataConfig())
+    out = tmp_path / "out"
+    plan = make_plan(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
+    results = {shard.name: prepare_shard(out, plan, shard, options, max_pixels=LIMIT) for shard in plan.shards}
+    return out, plan, results, options
+
+
+def test_resize(tmp_path, archive):
+    out, plan, results, _ = prepared(tmp_path, archive)
+    first, second = read_studies(out)
+    assert (first.study_id, first.report, len(first.views)) == ("s1", "The heart is normal.", 1)
+    sizes = [Image.open(io.BytesIO(s.views[0].data)).size for s in (first, second)]
+    assert sizes == [(32, 43), (43, 32)]
+    assert all(Image.open(io.BytesIO(s.views[0].data)).format == "JPEG" for s in (first, second))
+    assert all(v.uri is None for s in (first, second) for v in s.views)
+    assert results["train-00000"] == {
+        "studies": 4,
+        "failed": 2,
+        "films": 2,
+        "films_dropped": 1,
+        "split": "train",
+        "reasons": {"missing file": 1, "the study has no films": 1},
+    }
+    assert list(marks(out, plan)) == list(results.values())
+    assert list((out / "split=test").iterdir()) == []
+
+
+def test_failed_studies_are_a_source_again(tmp_path, archive):
+    out, plan, _, _ = prepared(tmp_path, archive)
+    path = merge_failed(out, plan)
+    assert pq.read_schema(path).equals(FAILED_SCHEMA)
+    rows = pq.read_table(path).to_pylist()
+    assert [(r["study_id"], r["split"], r["error"]) for r in rows] == [
+        ("s2", "train", "missing file"),
+        ("s4", "train", "the study has no films"),
+        ("s5", "test", "no path inside the archive"),
+    ]
+    write(archive / "films/absent.png", png())
+    again = list(open_source(path, data=DataConfig()).studies())
+    assert [s.study_id for s in again] == ["s2", "s4", "s5"]
+    assert prepare.prepare_study(again[0], PrepareConfig(image_size=32), max_pixels=LIMIT).views[0].data
+
+
+def test_embed_keeps_the_files_as_they_are(tmp_path, archive):
+    out, _, results, _ = prepared(tmp_path, archive, films="embed")
+    data = [s.views[0].data for s in read_studies(out)]
+    assert data == [(archive / "films/good.png").read_bytes(), (archive / "films/good.jpg").read_bytes()]
+    assert results["train-00000"]["failed"] == 2 and results["train-00000"]["films_dropped"] == 1
+
+
+def test_link_checks_headers_only(tmp_path, archive):
+    out, _, results, _ = prepared(tmp_path, archive, films="link")
+    uris = [[v.uri for v in s.views] for s in read_studies(out)]
+    assert uris == [
+        [str(archive / "films/good.png"), str(archive / "films/cut.jpg")],
+        [str(archive / "films/good.jpg")],
+    ]
+    assert results["train-00000"]["failed"] == 2
+
+
+def files_of(out):
+    return {
+        str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.parquet")) if prepare.WORK not in str(p)
+    }
+
+
+@pytest.mark.parametrize("after", ["failed", "table", "mark"])
+def test_killed_between_any_two_writes(tmp_path, archive, monkeypatch, after):
+    whole, whole_plan, _, _ = prepared(tmp_path / "whole", archive)
+    merge_failed(whole, whole_plan)
+    source = open_source(archive, data=DataConfig())
+    out = tmp_path / "cut"
+    plan = make_plan(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
+    options = PrepareConfig(image_size=32)
+    with monkeypatch.context() as patch:
+        real = prepare.write_aside
+        suffix = {"failed": ".parquet", "table": ".json", "mark": None}[after]
+
+        def killing(path):
+            if suffix is not None and path.suffix == suffix:
+                raise KeyboardInterrupt
+            return real(path)
+
+        patch.setattr(prepare, "write_aside", killing)
+        if suffix is None:
+            prepare_shard(out, plan, plan.shards[0], options, max_pixels=LIMIT)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                prepare_shard(out, plan, plan.shards[0], options, max_pixels=LIMIT)
+    assert len(unfinished(out, plan)) == (1 if suffix is None else 2)
+    for shard in plan.shards:
+        prepare_shard(out, plan, shard, options, max_pixels=LIMIT)
+    merge_failed(out, plan)
+    assert unfinished(out, plan) == []
+    assert files_of(out) == files_of(whole)
+
+
+def test_a_done_shard_is_not_done_again(tmp_path, archive):
+    out, plan, results, options = prepared(tmp_path, archive)
+    table = out / "split=train" / "part-00000.parquet"
+    table.write_bytes(b"untouched")
+    assert prepare_shard(out, plan, plan.shards[0], options, max_pixels=LIMIT) == results["train-00000"]
+    assert table.read_bytes() == b"untouched"
+
+
+def test_clear_removes_what_killed_runs_left(tmp_path, archive):
+    out, _, _, _ = prepared(tmp_path, archive)
+    leftover = write(out / "split=train" / ".part-00007.parquet.host.1.tmp", b"half")
+    clear(out)
+    assert not leftover.exists() and not (out / prepare.WORK).exists()
+    assert sorted(p.name for p in out.iterdir()) == ["split=train"]
+    assert [p.name for p in (out / "split=train").iterdir()] == ["part-00000.parquet"]

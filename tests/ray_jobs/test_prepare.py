@@ -1,0 +1,200 @@
+"""prepare: archive → studies/.
+
+- an archive with broken films gives the table, failed.parquet and run.json; nothing is lost, nothing is there twice
+- running again finds nothing to do; another config on the same output is refused with the difference shown
+- more failed studies than allowed: the table is complete, exit code 3, now and when run again
+- killed at any moment, the same command goes on, and the result is that of an uninterrupted run
+- a missing archive, an empty one, and one without a readable study: exit code 2, the text below, nothing left behind
+- --dry-run and --limit
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from megpt.config import load_config
+from megpt.data.prepare import WORK
+from megpt.data.studies import fingerprint, read_studies
+from megpt.errors import TooManyFailed
+from megpt.study import FAILED_SCHEMA
+from ray_jobs import prepare
+from ray_jobs.__main__ import main
+
+BROKEN = {3: b"", 7: b"not a film", 11: None}
+
+
+def make_archive(folder: Path, studies: int, *, side: int = 48, broken: dict[int, bytes | None] = BROKEN) -> Path:
+    """A manifest of patients with two studies each; some films are damaged, or absent where None."""
+    (folder / "films").mkdir(parents=True)
+    rows = ["study_id,image_path,subject_id,report"]
+    for n in range(studies):
+        path = folder / "films" / f"{n:04}.jpg"
+        pixels = np.random.default_rng(n).integers(0, 255, (side // 8, side // 8), np.uint8)
+        Image.fromarray(pixels).resize((side, side)).save(path)
+        if n in broken:
+            path.unlink()
+            if broken[n] is not None:
+                path.write_bytes(broken[n])
+        rows.append(f"s{n:04},films/{n:04}.jpg,p{n // 2},Report number {n}.")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def config(source: Path, output: Path, *more: str):
+    settings = ["prepare.shard_size=4", "prepare.image_size=32", "prepare.max_failed_fraction=0.5", *more]
+    return load_config(None, [f"source={source}", f"output={output}", *settings])
+
+
+def test_an_archive_with_broken_films(tmp_path, ray_cluster, capfd):
+    source, out = make_archive(tmp_path / "archive", 20), tmp_path / "out"
+    assert prepare.run(config(source, out)) == 0
+    studies = list(read_studies(out))
+    failed = pq.read_table(out / "failed.parquet")
+    assert failed.schema.equals(FAILED_SCHEMA)
+    errors = {row["study_id"]: row["error"] for row in failed.to_pylist()}
+    assert errors == {"s0003": "empty file", "s0007": "not a JPEG, PNG or DICOM file", "s0011": "missing file"}
+    assert sorted([*errors, *(s.study_id for s in studies)]) == [f"s{n:04}" for n in range(20)]
+    assert len({(s.subject_id, s.split) for s in studies}) == len({s.subject_id for s in studies})
+    run = json.loads((out / "run.json").read_text())
+    assert run["counts"] == {"studies": 20, "failed": 3, "films": 17, "films_dropped": 0}
+    assert (run["format"], run["split_by"]) == ("manifest", "patient")
+    assert sum(split["studies"] for split in run["splits"].values()) == 20
+    assert sorted(p.name for p in out.iterdir() if not p.name.startswith("split=")) == [
+        ".lock",
+        "_SUCCESS",
+        "failed.parquet",
+        "megpt.yaml",
+        "run.json",
+    ]
+
+    before = fingerprint(out)
+    capfd.readouterr()
+    assert prepare.run(config(source, out)) == 0
+    assert capfd.readouterr().err == f"prepare: {out} is finished, nothing to do\n"
+    assert fingerprint(out) == before
+
+    changed = ["prepare.image_size=24", "prepare.shard_size=4", "prepare.max_failed_fraction=0.5"]
+    assert main(["prepare", f"source={source}", f"output={out}", *changed]) == 2
+    assert capfd.readouterr().err == (
+        f"error: output {out} exists from another config\n"
+        "  where: prepare.image_size: 32 → 24\n"
+        "  cause: mixing two configs in one output would give numbers that belong to neither\n"
+        "  next:  choose another output=PATH, or delete the folder\n"
+    )
+
+
+def test_the_number_of_failures_allowed(tmp_path, ray_cluster, capfd):
+    source, out = make_archive(tmp_path / "archive", 20), tmp_path / "out"
+    for _ in range(2):
+        with pytest.raises(TooManyFailed) as caught:
+            prepare.run(config(source, out, "prepare.max_failed_fraction=0.1"))
+        assert caught.value.exit_code == 3
+        assert str(caught.value) == (
+            "3 of 20 studies are unreadable, above prepare.max_failed_fraction=0.1\n"
+            f"  where: {out}/failed.parquet\n"
+            "  cause: see its column `error`; all other studies are in the table\n"
+            "  next:  go on with the table as it is, or run again with a larger prepare.max_failed_fraction"
+        )
+        assert len(list(read_studies(out))) == 17
+    # how many may fail is no property of the table
+    assert prepare.run(config(source, out, "prepare.max_failed_fraction=0.2")) == 0
+
+
+def test_no_readable_study(tmp_path, ray_cluster, capfd):
+    source, out = make_archive(tmp_path / "archive", 5, broken=dict.fromkeys(range(5))), tmp_path / "out"
+    assert main(["prepare", f"source={source}", f"output={out}"]) == 2
+    assert (
+        capfd.readouterr().err.splitlines()[-5:]
+        == [
+            f"error: not one of 5 studies in {source} has a readable film",
+            "  where: read as manifest",
+            "  cause: most often: missing file (5 studies)",
+            "  next:  check source=PATH, data.format and where the images lie (docs/data.md)",
+        ][-5:]
+        or capfd.readouterr().err
+    )
+    assert not out.exists()
+    # the next run trips over nothing, whatever its config
+    for n in range(5):
+        Image.new("L", (40, 40), n).save(source / "films" / f"{n:04}.jpg")
+    assert main(["prepare", f"source={source}", f"output={out}", "prepare.image_size=16"]) == 0
+    assert len(list(read_studies(out))) == 5
+
+
+def test_archives_that_are_not_there(tmp_path, capfd):
+    out = tmp_path / "out"
+    assert main(["prepare", f"source={tmp_path}/absent", f"output={out}"]) == 2
+    assert capfd.readouterr().err == (
+        f"error: no archive at {tmp_path}/absent\n"
+        "  cause: the path does not exist on this machine\n"
+        "  next:  set source=PATH\n"
+    )
+    (tmp_path / "empty").mkdir()
+    assert main(["prepare", f"source={tmp_path}/empty", f"output={out}"]) == 2
+    assert capfd.readouterr().err == (
+        f"error: no studies in {tmp_path}/empty\n  where: read as folder\n  next:  check source=PATH and data.format\n"
+    )
+    assert main(["prepare", f"output={out}"]) == 2
+    assert "`source` is not set" in capfd.readouterr().err
+    assert not out.exists()
+
+
+def test_repeated_ids(tmp_path, capfd):
+    source, out = make_archive(tmp_path / "archive", 3, broken={}), tmp_path / "out"
+    manifest = source / "manifest.csv"
+    manifest.write_text(manifest.read_text() + "s0000,films/0002.jpg,p9,Again.\n")
+    assert main(["prepare", f"source={source}", f"output={out}"]) == 2
+    assert "error: two studies have the id 's0000'\n" in capfd.readouterr().err
+    assert not out.exists()
+
+
+def test_dry_run_and_limit(tmp_path, capfd, ray_cluster):
+    source, out = make_archive(tmp_path / "archive", 12), tmp_path / "out"
+    assert main(["prepare", f"source={source}", f"output={out}", "--dry-run", "--limit", "5"]) == 0
+    assert capfd.readouterr().err == f"prepare: would read 5 studies (manifest) of {source} into {out}\n"
+    assert not out.exists()
+    assert prepare.run(config(source, out, "limit=5")) == 0
+    assert sorted(s.study_id for s in read_studies(out)) == ["s0000", "s0001", "s0002", "s0004"]
+
+
+@pytest.mark.slow
+def test_killed_and_run_again(tmp_path, ray_cluster):
+    source = make_archive(tmp_path / "archive", 240, side=400)
+    settings = ["prepare.shard_size=4", "prepare.image_size=32", "prepare.max_failed_fraction=0.5"]
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "ray_jobs", "prepare", f"source={source}", f"output={out}", *settings]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
+    done = out / WORK / "done"
+    try:
+        deadline = time.monotonic() + 300
+        while len(list(done.glob("*.json"))) < 3:
+            assert driver.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    time.sleep(1)
+    finished = len(list(done.glob("*.json")))
+    assert 3 <= finished < 60 and not (out / "_SUCCESS").exists()
+    kept = {path: path.stat().st_ino for path in out.glob("split=*/*.parquet")}
+
+    assert prepare.run(config(source, out)) == 0
+    assert prepare.run(config(source, tmp_path / "whole")) == 0
+    assert fingerprint(out) == fingerprint(tmp_path / "whole")
+    assert [s.study_id for s in read_studies(out)] == [s.study_id for s in read_studies(tmp_path / "whole")]
+    assert len({s.study_id for s in read_studies(out)}) == 237
+    assert pq.read_table(out / "failed.parquet").equals(pq.read_table(tmp_path / "whole" / "failed.parquet"))
+    again = sum(path.stat().st_ino != inode for path, inode in kept.items())
+    assert again <= len(kept) - finished + 1, "shards that were done are not done again"
+    assert not list(out.rglob("*.tmp"))
