@@ -1,4 +1,4 @@
-"""Progress in a log: plain lines with studies done, failed, per second and time left; an earlier run's work counted in."""
+"""Progress in a log: plain lines with done, failed, per second and time left; an earlier run's work counted in."""
 
 from __future__ import annotations
 
