@@ -17,6 +17,7 @@ the table of an uninterrupted one.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from megpt.errors import InputError, TooManyFailed
 from megpt.generation import plan as plans
 from megpt.generation import table
 from megpt.generation.plan import Plan
-from megpt.output import Output, claim
+from megpt.output import RUN, Output, claim
 from megpt.progress import Progress, log
 from ray_jobs._shards import ShardWorker
 from ray_jobs.failures import known_failure
@@ -58,13 +59,7 @@ def run(config: Config, *, dry_run: bool = False) -> int:
             return _verdict(config, table.read_run(output.path)["counts"], output.path)
         began = time.monotonic()
         table.remove_leftovers(output.path)
-        plan = plans.load_plan(output.path) or plans.make_plan(
-            output.path,
-            source,
-            split=config.generate.split,
-            limit=config.limit,
-            shard_size=config.generate.shard_size,
-        )
+        plan = plans.load_plan(output.path) or _plan(config, output.path, source)
         table.record_launch(output.path, started=time.time(), host=os.uname().nodename, studies=plan.studies)
         missing = sorted(set(range(plan.shards)) - table.finished_shards(output.path))
         if missing:
@@ -111,6 +106,17 @@ def _identity(config: Config, source: Source, fingerprint: str) -> dict[str, Any
         "max_pixels": config.data.max_pixels,
         "generate": rules,
     }
+
+
+def _plan(config: Config, folder: Path, source: Source) -> Plan:
+    """The plan of a first start. An archive that cannot be planned leaves no output behind: exit code 2 promises it."""
+    rules = config.generate
+    try:
+        return plans.make_plan(folder, source, split=rules.split, limit=config.limit, shard_size=rules.shard_size)
+    except InputError:
+        shutil.rmtree(folder / plans.FOLDER, ignore_errors=True)
+        (folder / RUN).unlink(missing_ok=True)
+        raise
 
 
 def _say_what_would_be_done(config: Config, source: Source) -> int:

@@ -1,0 +1,46 @@
+"""What an output folder holds, from its files alone.
+
+    megpt status runs/reports
+
+Exit code 0 whatever the state; 2 when the folder is not an output of megpt.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from megpt.config import Config
+from megpt.errors import InputError
+from megpt.generation.status import is_locked, read_status
+from megpt.output import RUN, SUCCESS
+
+
+def run(config: Config, folder: str, *, dry_run: bool = False) -> int:
+    """Print job, studies done, failed and left, rate and time left; reads only, so `dry_run` changes nothing.
+
+    Raises:
+        InputError: no such folder, or one that no job has written.
+    """
+    path = Path(folder)
+    try:
+        record = yaml.safe_load((path / RUN).read_text(encoding="utf-8"))
+        job = str(record["job"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        raise InputError(
+            f"{path} is not an output of megpt",
+            cause=f"it has no readable {RUN}" if path.is_dir() else "there is no such folder",
+            next="give the folder that was output=PATH",
+        ) from None
+    print(f"{job}: {path}")
+    status = read_status(path) if job == "generate" else None
+    if status is not None:
+        print("\n".join(status.lines()))
+    elif (path / SUCCESS).exists():
+        print("finished")
+    elif is_locked(path):
+        print("running: planning" if job == "generate" else "running")
+    else:
+        print("stopped\nrun the same command again: it resumes")
+    return 0
