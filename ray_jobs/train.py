@@ -83,7 +83,6 @@ def run(config: Config, *, dry_run: bool = False) -> int:
 
 def check(config: Config) -> None:
     """What can be known to be wrong before anything is read."""
-    config.require("output")
     least, most = config.cluster.min_workers, config.cluster.max_workers
     if least == most:
         check_batch_sizes(config.train, most)
@@ -97,7 +96,8 @@ def check(config: Config) -> None:
 
 
 def check_inputs(config: Config) -> None:
-    """The inputs are named and there."""
+    """The inputs are named and there, and so is a place for the output."""
+    config.require("output")
     if config.studies is None:
         config.require("source")
     if config.model.dynamic_prompt:
