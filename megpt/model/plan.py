@@ -53,7 +53,7 @@ class Plan:
     gpus: int
     micro_batch: int
     precision: str
-    stage: int
+    stage: int | None
     memory: dict[int, Memory]
 
     @property
@@ -101,7 +101,14 @@ class Plan:
 
     def _memory_table(self) -> Table:
         table = Table(title=f"GiB on each of {self.gpus} GPUs, {self.precision}", title_justify="left")
-        for column in ("ZeRO stage", "weights", "gradients", "optimizer", f"{self.micro_batch} studies", "total"):
+        for column in (
+            "ZeRO stage",
+            "weights",
+            "gradients",
+            "optimizer",
+            f"activations of {self.micro_batch} studies",
+            "total",
+        ):
             table.add_column(column, justify="right")
         for stage, memory in self.memory.items():
             amounts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
@@ -166,7 +173,7 @@ def plan(config: Config) -> Plan:
         gpus=gpus,
         micro_batch=micro,
         precision=config.train.precision,
-        stage=config.train.zero_stage,
+        stage=None if config.train.deepspeed else config.train.zero_stage,
         memory=memory,
     )
 
@@ -185,10 +192,12 @@ def skeleton(config: Config) -> Any:
 
 def _parts(model: Any, costs: dict[str, Cost]) -> tuple[Part, ...]:
     enhancer = model.projector.enhancer
+    fem, doconv = (None, None) if enhancer is None else (enhancer.fem, enhancer.doconv)
     rows: list[tuple[str, list[nn.Module | None], Cost]] = [
         ("vision encoder", [model.vision], costs["vision"]),
         ("prompt encoder", [model.prompt_encoder], costs.get("prompt encoder", Cost())),
-        ("FEM + DOConv", [enhancer], costs.get("enhancer", Cost())),
+        ("FEM", [fem], costs.get("FEM", Cost())),
+        ("DOConv", [doconv], costs.get("DOConv", Cost())),
         ("projection + LayerNorm", [model.projector.linear, model.projector.norm], costs["projector"]),
         ("language model", [model.language_model], costs["language model"]),
     ]

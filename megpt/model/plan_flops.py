@@ -71,8 +71,8 @@ def measure(run: Callable[[], Tensor], module: nn.Module) -> Cost:
 def study_costs(model: Any, lengths: Lengths, *, chunk: int) -> dict[str, Cost]:
     """The cost of each part of a MeGPT model on the meta device, for one study.
 
-    Keys: vision, prompt encoder (where the prompts' features need a pass of their own), enhancer, projector (without
-    the enhancer), language model.
+    Keys: vision, prompt encoder (where the prompts' features need a pass of their own), FEM, DOConv, projector (without
+    these two), language model.
     """
     weight = model.projector.linear.weight
     meta = {"device": "meta", "dtype": weight.dtype}
@@ -102,18 +102,23 @@ def frozen_forward(model: Any, films: Tensor) -> int:
 
 
 def _projection(projector: Any, maps: Tensor) -> dict[str, Cost]:
+    """FEM, DOConv, and what is left of the projector."""
+    parts: dict[str, Cost] = {}
+    x, side = maps, projector.side
+    if side:  # the reference's reshape: (B, C, h, w) → (B, √H, h·w, √H), behind the linear layer
+        x = maps.new_empty(len(maps), side, maps[0, 0].numel(), side).requires_grad_()
+    if projector.enhancer is not None and (fem := projector.enhancer.fem) is not None:
+        parts["FEM"] = measure(lambda: fem(x), fem)
+    if projector.enhancer is not None and (doconv := projector.enhancer.doconv) is not None:
+        # Behind a FEM the gradient has to go through.
+        y = x.detach().requires_grad_(x.requires_grad or "FEM" in parts)
+        parts["DOConv"] = measure(lambda: doconv(y), doconv)
     whole = measure(lambda: projector(maps)[0], projector)
-    if projector.enhancer is None:
-        return {"projector": whole}
-    side = projector.side
-    x = maps
-    if side:
-        x = torch.empty(len(maps), side, maps[0, 0].numel(), side, device="meta", dtype=maps.dtype, requires_grad=True)
-    enhancer = measure(lambda: projector.enhancer(x), projector.enhancer)
-    rest = Cost(
-        whole.forward - enhancer.forward, whole.backward - enhancer.backward, max(0, whole.kept - enhancer.kept)
+    forward, backward, kept = (
+        max(0, getattr(whole, key) - sum(getattr(part, key) for part in parts.values()))
+        for key in ("forward", "backward", "kept")
     )
-    return {"enhancer": enhancer, "projector": rest}
+    return {**parts, "projector": Cost(forward, backward, kept)}
 
 
 def language_cost(model: Any, prompt: int, report: int, chunk: int, meta: dict[str, Any]) -> Cost:

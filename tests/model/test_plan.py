@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 
 from megpt.config import Config, load_config
 from megpt.errors import InputError
-from megpt.model import build_model
+from megpt.model import FEM, build_model
 from megpt.model.architectures import described, language_model_config
 from megpt.model.plan import largest_layer, plan, skeleton
 from megpt.model.plan_flops import Lengths, study_costs
@@ -67,6 +67,8 @@ def test_parameters(tiny_llm: Path, mode: str):
     assert found["language model"].parameters == sum(p.numel() for p in llm.parameters())
     assert found["language model"].trained == 0
     assert found["projection + LayerNorm"].trained == 32 * 64 + 64 + 2 * 64
+    assert found["DOConv"].trained == 32 * 32 * 9 + 32 * 9 * 9 + 32  # W, D and the bias
+    assert found["FEM"].trained == sum(p.numel() for p in FEM(32).parameters())
 
 
 @pytest.mark.parametrize("mode", ["shallow", "delta", "deep"])
