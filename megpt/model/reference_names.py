@@ -1,7 +1,7 @@
 """The reference's tensors under megpt's names, and what they say of the model's shape.
 
 R2GenGPT has `llama_proj`, `layer_norm`, and LoRA or all of `visual_encoder`; MeGPT's reference adds `FEM` and
-`DOConv2d`. Its layout is in docs/model.md.
+`DOConv2d`. Its layout is in docs/import_and_plan.md.
 """
 
 from __future__ import annotations
