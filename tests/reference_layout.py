@@ -1,6 +1,6 @@
 """A straightforward evaluation of the reference's forward, and files in its checkpoint layout, for the import tests.
 
-Written from the layout and the formulas in docs/import_and_plan.md: Hugging Face Swin → mean over views → linear → (FEM, 1×1
+Written from the layout in docs/import_and_plan.md: Hugging Face Swin → mean over views → linear → (FEM and a 1×1
 convolution on the reshaped tokens) → LayerNorm → Llama, whose weights are random everywhere, batch-norm statistics
 included, so that nothing can be right by being zero or one.
 """
