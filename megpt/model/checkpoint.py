@@ -13,12 +13,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from megpt.errors import InputError, MegptError
@@ -103,6 +103,10 @@ class Checkpointed(PreTrainedModel):
         if self.config.llm_lora:
             own = {k.removeprefix("language_model."): v for k, v in state.items() if k.startswith("language_model.")}
             language.save_language_adapter(self.language_model, folder / LANGUAGE_ADAPTER, own, self.config.llm)
+
+    def set_generation_config(self, settings: GenerationConfig) -> None:
+        """Make `settings` the defaults of `generate`."""
+        self.generation_config = self.language_model.generation_config = settings
 
     def export(self, folder: str | os.PathLike[str], **kwargs: Any) -> None:
         """A folder that stands alone: LoRA merged, DOConv folded (both in place), all weights held."""
@@ -193,8 +197,7 @@ class Checkpointed(PreTrainedModel):
         if (folder / "generation_config.json").exists():
             model.set_generation_config(GenerationConfig.from_pretrained(folder))
         model.name_or_path = str(folder)
-        module: nn.Module = model
-        module.to(device=one_device(device_map), dtype=kind)
+        cast(Any, model).to(device=one_device(device_map), dtype=kind)
         return model.eval()
 
 

@@ -109,16 +109,13 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         self._positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self._freeze()
 
-    def set_generation_config(self, settings: GenerationConfig) -> None:
-        """Make `settings` the defaults of `generate`."""
-        self.generation_config = self.language_model.generation_config = settings
-
     # ---- what is trained -------------------------------------------------------------------------------------------
 
     def _freeze(self) -> None:
+        idle = {f"vision.trunk.{name}" for name in self.vision.layout.get("idle", ())}
         for name, parameter in self.named_parameters():
             trained = name.startswith("projector.") or ".lora_" in name
-            trained |= name.startswith("vision.") and self.config.mode == "deep"
+            trained |= name.startswith("vision.") and self.config.mode == "deep" and name not in idle
             parameter.requires_grad_(trained)
         self.train(self.training)
 

@@ -19,6 +19,7 @@ from megpt.errors import InputError
 
 INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
 PROMPTS, CENTROIDS = "prompts.yaml", "centroids.safetensors"
+TIE = 1e-5
 HEADER = "# One prompt per image cluster. The texts may be edited; the order and number of entries may not.\n"
 
 
@@ -61,7 +62,10 @@ class PromptBank:
             return torch.zeros(len(features), dtype=torch.long, device=features.device)
         centres = self.centroids.to(features.device, torch.float64)
         distance = (features.to(torch.float64)[:, None] - centres[None]).square().sum(-1)
-        return distance.argmin(dim=1)
+        # A feature's last digits depend on the batch it was computed in. Of clusters that they alone tell apart, the
+        # first is taken.
+        near = distance <= distance.amin(dim=1, keepdim=True) * (1 + TIE)
+        return near.to(torch.uint8).argmax(dim=1)
 
     def with_texts(self, texts: Sequence[str]) -> PromptBank:
         """The same clusters under other texts."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from megpt.errors import InputError, did_you_mean
 
 Layout = dict[str, Any]
-"""{"channels": C, "grid": [h, w], "order": "nchw" | "nhwc" | "tokens", "prefix": tokens before the grid's}."""
+"""{"channels": C, "grid": [h, w], "order": "nchw" | "nhwc" | "tokens", "prefix": tokens before the grid's, "idle":
+names of parameters that no feature depends on, such as a classifier's norm}."""
 
 
 class VisionEncoder(nn.Module):
@@ -58,7 +59,7 @@ def create(name: str, image_size: int | None, arguments: Mapping[str, Any]) -> A
         except TypeError:
             # Convolutional encoders take any size and know no `img_size`.
             trunk = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, KeyError, ValueError, AssertionError, RuntimeError) as error:
         raise InputError(
             f"model.vision = {name!r} cannot be built with image_size = {image_size}, vision_args = {arguments}",
             cause=str(error).split("\n")[0] or type(error).__name__,
@@ -90,7 +91,7 @@ def probe(trunk: Any, name: str, image_size: int) -> Layout:
     device = next(trunk.parameters()).device
     training = trunk.training
     try:
-        with torch.no_grad():
+        with torch.enable_grad():
             x = trunk.eval().forward_features(torch.zeros(1, 3, image_size, image_size, device=device))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
@@ -100,6 +101,24 @@ def probe(trunk: Any, name: str, image_size: int) -> Layout:
         ) from error
     finally:
         trunk.train(training)
+    layout = _grid(x, trunk)
+    if layout is None:
+        raise InputError(
+            f"model.vision = {name!r} does not return one grid of features",
+            cause=f"it returned {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}",
+            next="choose an encoder with one feature map, such as a swin, vit, convnext or resnet",
+        )
+    return {**layout, "idle": _idle(x, trunk)}
+
+
+def _idle(features: Tensor, trunk: Any) -> list[str]:
+    """The parameters that the features do not depend on: training them would leave them without a gradient."""
+    named = [(name, p) for name, p in trunk.named_parameters() if p.requires_grad]
+    grads = torch.autograd.grad(features.sum(), [p for _, p in named], allow_unused=True)
+    return [name for (name, _), grad in zip(named, grads, strict=True) if grad is None]
+
+
+def _grid(x: Any, trunk: Any) -> Layout | None:
     known = int(trunk.num_features)
     if isinstance(x, Tensor) and x.ndim == 4:
         last = getattr(trunk, "output_fmt", None) == "NHWC" or (x.shape[1] != known and x.shape[3] == known)
@@ -111,11 +130,7 @@ def probe(trunk: Any, name: str, image_size: int) -> Layout:
             side = math.isqrt(x.shape[1] - prefix)
             if side * side == x.shape[1] - prefix:
                 return {"channels": x.shape[2], "grid": [side, side], "order": "tokens", "prefix": prefix}
-    raise InputError(
-        f"model.vision = {name!r} does not return one grid of features",
-        cause=f"it returned {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}",
-        next="choose an encoder with one feature map, such as a swin, vit, convnext or resnet",
-    )
+    return None
 
 
 def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Mapping[str, Any]) -> None:

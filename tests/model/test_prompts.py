@@ -1,0 +1,103 @@
+"""The prompt bank.
+
+- Fitted once: the same for any order of the studies; K given, or chosen by silhouette; every cluster has a study.
+- A default text names the terms that set its cluster's reports apart, and none that all share.
+- `assign` is the nearest centre, each row alone; clusters that rounding alone tells apart resolve to the first.
+- It saves to text that a person can edit; fewer studies than clusters, and features that are not finite, are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from megpt.config import FitPromptsConfig
+from megpt.errors import InputError
+from megpt.model import PromptBank, fit_prompt_bank
+from megpt.model.prompts import INSTRUCTION
+
+REPORTS = (
+    "The lungs show a large left pleural effusion.",
+    "The lungs show a right apical pneumothorax.",
+    "The lungs show marked cardiomegaly.",
+    "The lungs show nothing unusual.",
+)
+
+
+def blobs(clusters: int, each: int = 30) -> tuple[np.ndarray, list[str], list[str]]:
+    draw = np.random.default_rng(0)
+    centres = draw.normal(size=(clusters, 8)) * 20
+    x = np.concatenate([c + draw.normal(size=(each, 8)) for c in centres]).astype(np.float32)
+    return x, [REPORTS[n // each] for n in range(len(x))], [f"s{n:03d}" for n in range(len(x))]
+
+
+def test_fit_is_the_same_for_any_order() -> None:
+    x, reports, ids = blobs(4)
+    settings = FitPromptsConfig(num_clusters=4, terms=3)
+    bank = fit_prompt_bank(x, reports, ids, settings, seed=1, encoder="abc")
+    order = np.random.default_rng(3).permutation(len(x))
+    other = fit_prompt_bank(x[order], [reports[i] for i in order], [ids[i] for i in order], settings, seed=1)
+    assert bank.centroids is not None and other.centroids is not None
+    assert torch.equal(bank.centroids, other.centroids) and bank.texts == other.texts
+    assert bank.sizes == (30, 30, 30, 30) and bank.encoder == "abc"
+    for text, examples in zip(bank.texts, bank.examples, strict=True):
+        kinds = {int(study[1:]) // 30 for study in examples}
+        assert len(kinds) == 1
+        word = ("effusion", "pneumothorax", "cardiomegaly", "unusual")[kinds.pop()]
+        assert text.startswith(INSTRUCTION) and word in text.removeprefix(INSTRUCTION)
+        assert "lungs" not in text.removeprefix(INSTRUCTION)
+
+
+def test_silhouette_finds_the_number() -> None:
+    x, reports, ids = blobs(3)
+    settings = FitPromptsConfig(num_clusters="silhouette", candidates=(2, 3, 5, 8))
+    assert len(fit_prompt_bank(x, reports, ids, settings, seed=1)) == 3
+
+
+def test_assign_is_the_nearest_centre_of_each_row() -> None:
+    centres = torch.randn(5, 8)
+    bank = PromptBank(texts=tuple("abcde"), centroids=centres)
+    x = torch.randn(64, 8)
+    nearest = torch.cdist(x.double(), centres.double()).argmin(1)
+    assert torch.equal(bank.assign(x), nearest)
+    assert torch.equal(torch.cat([bank.assign(row[None]) for row in x]), nearest)
+    tie = PromptBank(texts=("a", "b"), centroids=torch.tensor([[0.0], [2.0]]))
+    assert tie.assign(torch.tensor([[1.0], [1.0 + 1e-7], [1.0 - 1e-7], [1.01]])).tolist() == [0, 0, 0, 1]
+
+
+def test_saved_text_is_plain(tmp_path: Path) -> None:
+    x, reports, ids = blobs(2)
+    bank = fit_prompt_bank(x, reports, ids, FitPromptsConfig(num_clusters=2), seed=1, encoder="abc")
+    bank.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["centroids.safetensors", "prompts.yaml"]
+    tree = yaml.safe_load((tmp_path / "prompts.yaml").read_text())
+    assert [entry["text"] for entry in tree["prompts"]] == list(bank.texts)
+    assert [entry["studies"] for entry in tree["prompts"]] == [30, 30] and len(tree["prompts"][0]["examples"]) == 5
+    loaded = PromptBank.load(tmp_path)
+    assert loaded.texts == bank.texts and loaded.sizes == bank.sizes and loaded.examples == bank.examples
+    assert loaded.encoder == "abc" and torch.equal(loaded.centroids, bank.centroids)  # type: ignore[arg-type]
+
+
+def test_reports_without_words() -> None:
+    x, _, ids = blobs(2)
+    bank = fit_prompt_bank(x, [""] * len(x), ids, FitPromptsConfig(num_clusters=2), seed=1)
+    assert set(bank.texts) == {INSTRUCTION}
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    x, reports, ids = blobs(2, each=3)
+    with pytest.raises(InputError, match=r"fit_prompts\.num_clusters = 12"):
+        fit_prompt_bank(x, reports, ids, FitPromptsConfig(num_clusters=12), seed=1)
+    with pytest.raises(InputError, match=r"fit_prompts\.candidates"):
+        fit_prompt_bank(x, reports, ids, FitPromptsConfig(num_clusters="silhouette", candidates=(12,)), seed=1)
+    x[0, 0] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        fit_prompt_bank(x, reports, ids, FitPromptsConfig(num_clusters=2), seed=1)
+    with pytest.raises(InputError, match="a text for every cluster"):
+        PromptBank(texts=("a", " "), centroids=torch.zeros(2, 3))
+    with pytest.raises(InputError, match=r"no prompts\.yaml"):
+        PromptBank.load(tmp_path)
