@@ -22,6 +22,7 @@ from megpt.training.deepspeed_config import check_batch_sizes, deepspeed_setting
 from megpt.training.inputs import input_fingerprint
 from megpt.training.logbook import check_loggers
 from ray_jobs.runtime import cluster, require_resources
+from ray_jobs.train_validate import check_validation
 from ray_jobs.train_watch import watching
 from ray_jobs.train_worker import SUMMARY, take_error, worker
 
@@ -106,6 +107,7 @@ def check_inputs(config: Config) -> None:
         value = getattr(config, key)
         if value and not Path(value).is_dir():
             raise InputError(f"no folder at {key}={value}", next=f"run the job that writes `{key}` first")
+    check_validation(config)
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import ray.train
+from ray.util.metrics import Gauge
 
 from megpt.config import Config
 from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.output import write_aside
+from megpt.training.logbook import FIGURES
 
 ERROR = "error.json"
 SUMMARY = "summary.json"
@@ -24,16 +29,18 @@ def worker(arguments: dict[str, Any]) -> None:
     output = Path(str(config.output))
     if (output / "steps" / ERROR).exists():
         return  # the group was restarted because another worker raised it
-    import ray.train
-
     from megpt.training.inputs import drop_samples
     from megpt.training.loop import Hooks, train_loop
     from megpt.training.parts import make_parts
+    from ray_jobs.train_validate import best_score, validator
 
     context = ray.train.get_context()
     hooks = Hooks(
         preempted=lambda: ray.train.get_preemption_info() is not None,
         report=lambda figures: ray.train.report(dict(figures)),
+        row=gauges(),
+        validate=validator(config) if config.train.val_every is not None else None,
+        best=lambda scores: best_score(scores, config.train.best_metric),
     )
     try:
         summary = train_loop(config, lambda: make_parts(config), output=output, hooks=hooks)
@@ -45,6 +52,19 @@ def worker(arguments: dict[str, Any]) -> None:
             temporary.write_text(json.dumps(summary))
     if context.get_local_rank() == 0:
         drop_samples(config)
+
+
+def gauges() -> Callable[[dict[str, float]], None]:
+    """Sets `megpt_train_NAME` for each figure of a log row: Ray exports them to Prometheus and its dashboard."""
+    made: dict[str, Gauge] = {}
+
+    def show(row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if name not in made:
+                made[name] = Gauge(f"megpt_train_{name}", description=FIGURES.get(name, "a validation score"))
+            made[name].set(value)
+
+    return show
 
 
 def tell_error(output: Path, error: MegptError) -> None:

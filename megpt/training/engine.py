@@ -78,7 +78,10 @@ def _import_muon_plain() -> None:
 
 @contextmanager
 def _scalars_as_vectors(model: nn.Module) -> Iterator[None]:
-    """DeepSpeed sends parameters around as bytes when it starts, which a tensor without dimensions cannot be."""
+    """DeepSpeed sends parameters around as bytes when it starts, which a tensor without dimensions cannot be.
+
+    Those that are trained stay vectors, since it scales their gradients by one.
+    """
     scalars = [p for p in model.parameters() if p.ndim == 0]
     for parameter in scalars:
         parameter.data = parameter.data.view(1)
@@ -86,7 +89,7 @@ def _scalars_as_vectors(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for parameter in scalars:
-            if not hasattr(parameter, "ds_tensor"):
+            if not parameter.requires_grad and not hasattr(parameter, "ds_tensor"):
                 parameter.data = parameter.data.view(())
 
 

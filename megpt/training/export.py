@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import nn
 
 from megpt.output import write_aside
@@ -24,6 +25,7 @@ def export(
     store: CheckpointStore,
     output: Path,
     *,
+    shapes: dict[str, torch.Size],
     samples: Samples,
     failed: dict[str, str],
 ) -> dict[str, Any]:
@@ -31,6 +33,7 @@ def export(
 
     Args:
         model: with all weights in place; those that were trained are overwritten by the checkpoint's.
+        shapes: of the trained parameters, as the model was built (the engine may have changed them).
         failed: study id → reason, of the films that could not be decoded during training.
 
     Returns:
@@ -44,7 +47,7 @@ def export(
     for key, value in chosen.tensors().items():
         kind, name = key.split("/", 1)
         if kind in (MASTER, BUFFER):
-            weights[name] = value.to(weights[name].dtype).view_as(weights[name])
+            weights[name] = value.to(weights[name].dtype).view(shapes.get(name, value.shape))
     scores = {"best_metric": found[1]} if found else None
     model.save_pretrained(output, state_dict=weights, scores=scores)  # type: ignore[operator]
     processor.save_pretrained(output)

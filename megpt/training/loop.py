@@ -102,6 +102,7 @@ class _Run:
         self.store = CheckpointStore(output / STEPS, keep=self.train_config.keep)
         self.cutting = Cutting.of(self.train_config.global_batch_size, self.train_config.micro_batch_size, self.world)
         self.failed: dict[str, str] = {}
+        self.shapes = {name: parameter.shape for name, parameter in state.trainable(self.model)}
         self.start = self._prepare()
         self.loader = Loader(
             self.samples,
@@ -267,7 +268,15 @@ class _Run:
             self.store.wait()
         with whole_model(self.engine) as model:
             summary = (
-                export(model, self.processor, self.store, self.output, samples=self.samples, failed=self.failed)
+                export(
+                    model,
+                    self.processor,
+                    self.store,
+                    self.output,
+                    shapes=self.shapes,
+                    samples=self.samples,
+                    failed=self.failed,
+                )
                 if self.rank == 0
                 else None
             )

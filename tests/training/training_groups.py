@@ -26,6 +26,12 @@ def train(config: Config, hooks: Hooks | None = None) -> dict[str, Any]:
     return train_loop(config, lambda: make_parts(config), output=Path(str(config.output)), hooks=hooks)
 
 
+def train_each(configs: list[Config]) -> None:
+    """Several runs one after the other in the same processes: starting them costs more than the steps."""
+    for config in configs:
+        train(config)
+
+
 def losses(output: Path) -> list[float]:
     """The loss of every step, from the run's log."""
     rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]

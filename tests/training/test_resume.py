@@ -1,0 +1,91 @@
+"""A run that dies at any moment and is started again ends where the uninterrupted one does.
+
+- SIGKILL of all workers at a random step, in mid-save too: final weights equal bit for bit at the same world size
+- the same at another world size, and under ZeRO-3: within 1e-4
+- a checkpoint that was cut short is passed over with a warning, and the one before is used
+- a loss that is not a number ends the run with its step, its cause and no checkpoint of it
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_groups import losses, run_group, start_group, train
+
+from megpt.errors import MegptError
+from megpt.training.checkpoints import STATE, CheckpointStore
+
+pytestmark = pytest.mark.slow
+STEPS = {"train__max_steps": 12, "train__save_every": 2}
+
+
+def weights(output):
+    return load_file(Path(output) / "model.safetensors")
+
+
+def kill_after(config, workers, rows):
+    """Start a group, wait for `rows` rows of its log, kill every process."""
+    processes, _ = start_group(workers, train, config)
+    log, deadline = Path(config.output) / "log.jsonl", time.monotonic() + 200
+    while time.monotonic() < deadline:
+        if log.exists() and log.read_text().count("\n") >= rows:
+            break
+        time.sleep(0.002)
+    else:
+        raise AssertionError("no progress")
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def test_killed_runs_end_alike(settings, tmp_path):
+    whole = settings(tmp_path / "whole", **STEPS)
+    run_group(2, train, whole)
+    killed = settings(tmp_path / "killed", **STEPS)
+    for rows in (3, 6, 9):  # 6 is right behind a save, which goes on in the background
+        kill_after(killed, 2, rows)
+    store = Path(killed.output) / "steps"
+    assert CheckpointStore(store, keep=2).newest().step >= 2
+    run_group(2, train, killed)
+    one, other = weights(whole.output), weights(killed.output)
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert len(list(store.glob("step-*"))) == 2 and not list(store.glob(".step-*"))
+
+    # The checkpoints of two workers go on under one worker, and under ZeRO-3, from the step before the last save.
+    for name, workers, changes in (("one", 1, {}), ("zero3", 2, {"train__zero_stage": 3})):
+        moved = settings(tmp_path / name, **STEPS, **changes)
+        kill_after(settings(tmp_path / name, **STEPS), 2, 5)
+        run_group(workers, train, moved)
+        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "whole"), rtol=1e-4)
+        for key, tensor in weights(moved.output).items():
+            np.testing.assert_allclose(tensor, one[key], atol=2e-4, err_msg=key)
+
+
+def test_a_checkpoint_cut_short(settings, tmp_path):
+    config = settings(tmp_path / "run", **STEPS)
+    run_group(1, train, config)
+    expected = weights(config.output)
+    steps = Path(config.output) / "steps"
+    state = steps / "step-00000012" / STATE
+    os.truncate(state, state.stat().st_size // 2)
+    told = []
+    assert CheckpointStore(steps, keep=2, warn=told.append).newest().step == 10
+    assert told == [f"warning: checkpoint {state.parent} is not whole and is passed over: {STATE} is damaged"]
+    run_group(1, train, config)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(config.output).items())
+
+
+def test_a_loss_that_is_not_a_number(settings, tmp_path):
+    config = settings(tmp_path / "run", train__lr=1e30, train__grad_clip=0, train__save_every=1)
+    with pytest.raises(AssertionError, match=r"the loss is nan at step [1-4]") as raised:
+        run_group(2, train, config)
+    assert "next:  lower train.lr" in str(raised.value)
+    assert MegptError.__name__ in str(raised.value)
