@@ -25,7 +25,7 @@ ATTENTION = "megpt_slots"
 
 
 class SlotCache(Cache):
-    """`keys` and `values`: per layer (slots, width, key-value heads, head size).
+    """`keys` and `values`: per layer (slots, key-value heads, width, head size).
 
     What `update` does depends on the pass announced before it: `prefill` or `decode`.
     """
@@ -47,12 +47,11 @@ class SlotCache(Cache):
         """The next pass brings prompts (n, T) for these rows; None: the shared prefix itself (1, P)."""
         self._rows, self._places = rows, None
 
-    def decode(self, places: torch.Tensor, rows: int, length: int) -> None:
-        """The next pass brings one column a beam for rows 0 … `rows`; all of them read columns 0 … `length`.
-
-        `places` (rows * beams,) are flat indices row * width + column.
-        """
-        self._places, self._live = places, (rows, length)
+    def decode(self, columns: torch.Tensor, length: int) -> None:
+        """The next pass brings `columns` (rows, beams) of rows 0 … `rows`; all of them read columns 0 … `length`."""
+        rows, heads = len(columns), self.keys[0].shape[1]
+        planes = torch.arange(rows * heads, device=columns.device).view(rows, heads, 1) * self.width
+        self._places, self._live = (planes + columns.unsqueeze(1)).view(-1), (rows, length)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -61,18 +60,16 @@ class SlotCache(Cache):
         if self._places is not None:
             rows, length = self._live
             keys, values = self.keys[layer_idx], self.values[layer_idx]
-            width = keys.shape[2] * keys.shape[3]
-            keys.view(-1, width).index_copy_(0, self._places, key_states.transpose(1, 2).reshape(-1, width))
-            width = values.shape[2] * values.shape[3]
-            values.view(-1, width).index_copy_(0, self._places, value_states.transpose(1, 2).reshape(-1, width))
-            return keys[:rows, :length].transpose(1, 2), values[:rows, :length].transpose(1, 2)
+            keys.view(-1, keys.shape[3]).index_copy_(0, self._places, key_states.reshape(-1, keys.shape[3]))
+            values.view(-1, values.shape[3]).index_copy_(0, self._places, value_states.reshape(-1, values.shape[3]))
+            return keys[:rows, :, :length], values[:rows, :, :length]
         if self._rows is None:
             self._keep_prefix(key_states, value_states, layer_idx)
             return key_states, value_states
         start = self.prefix[layer_idx][0].shape[2]
         end = start + key_states.shape[2]
-        self.keys[layer_idx][self._rows, start:end] = key_states.transpose(1, 2)
-        self.values[layer_idx][self._rows, start:end] = value_states.transpose(1, 2)
+        self.keys[layer_idx][self._rows, :, start:end] = key_states
+        self.values[layer_idx][self._rows, :, start:end] = value_states
         if not start:
             return key_states, value_states
         prefix_keys, prefix_values = (part.expand(len(key_states), -1, -1, -1) for part in self.prefix[layer_idx])
@@ -83,20 +80,20 @@ class SlotCache(Cache):
         self.prefix.append((keys.clone(), values.clone()))
         for buffers, states in ((self.keys, keys), (self.values, values)):
             _, heads, length, size = states.shape
-            buffer = states.new_zeros(self.slots, self.width, heads, size)
-            buffer[:, :length] = states.transpose(1, 2)
+            buffer = states.new_zeros(self.slots, heads, self.width, size)
+            buffer[:, :, :length] = states
             buffers.append(buffer)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` columns of one row over another's."""
         for buffer in (*self.keys, *self.values):
-            buffer[target, :length] = buffer[source, :length]
+            buffer[target, :, :length] = buffer[source, :, :length]
 
     def clear(self, row: int) -> None:
         """Forget a row behind the prefix. A column that is masked has weight zero, but zero times NaN is NaN."""
         start = self.prefix[0][0].shape[2]
         for buffer in (*self.keys, *self.values):
-            buffer[row, start:] = 0
+            buffer[row, :, start:] = 0
 
 
 def attend(

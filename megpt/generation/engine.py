@@ -201,7 +201,7 @@ class GenerationEngine:
         column = (flight.prompt[:rows] + (state.step - 1) * beams).unsqueeze(1) + beam  # (R, K)
         row = torch.arange(rows, device=self.device).unsqueeze(1)
         width = flight.cache.width
-        flight.cache.decode((row * width + column).view(-1), rows, length)
+        flight.cache.decode(column, length)
         flight.mask.view(-1).index_fill_(0, ((row * beams + beam) * width + column).view(-1), 0.0)
         mask = flight.mask[:rows, :, :length]
         logits = self.language_model(
