@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from training_groups import losses, run_group, train
+from training_groups import losses, run_group, train, train_each
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,9 @@ def test_zero_stages_agree(settings, tmp_path):
     changes = [{"train__zero_stage": stage} for stage in range(4)] + [
         {"train__deepspeed": "deepspeed_configs/offload.json"}
     ]
-    curves = [curve(settings(tmp_path / str(i), train__max_steps=50, **change), 2) for i, change in enumerate(changes)]
+    configs = [settings(tmp_path / str(i), train__max_steps=50, **change) for i, change in enumerate(changes)]
+    run_group(2, train_each, configs)
+    curves = [losses(Path(config.output)) for config in configs]
     assert len(curves[0]) == 50
     for found in curves[1:]:
         np.testing.assert_allclose(found, curves[0], rtol=1e-4)
