@@ -172,11 +172,19 @@ def _rules(default: list[Any]) -> list[Any]:
     from medspacy.context import ConTextRule
 
     added = [
-        ConTextRule(literal, category, direction=direction, max_scope=words.REACH.get((category, direction)))
+        ConTextRule(
+            literal,
+            category,
+            direction=direction,
+            max_scope=words.REACH.get((category, direction)),
+            # "A versus B" doubts its two neighbours, not the opacity they explain.
+            max_targets=2 if (category, direction) == (words.DOUBT, "BIDIRECTIONAL") else None,
+        )
         for category, table in ((words.NEGATION, words.NEGATING), (words.DOUBT, words.DOUBTING))
         for direction, literals in table.items()
         for literal in literals
     ]
+    added += [ConTextRule(literal, words.HISTORY, direction="FORWARD", max_scope=8) for literal in words.PAST]
     added += [ConTextRule(literal, words.SCOPE_END, direction="TERMINATE") for literal in words.SCOPE_ENDS]
     added += [ConTextRule(literal, words.PSEUDO, direction="PSEUDO") for literal in words.PSEUDO_NEGATIONS]
     ours = {rule.literal for rule in added}

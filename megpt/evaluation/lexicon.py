@@ -66,13 +66,24 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     ),
     OTHER: (
         *("emphysema", "emphysematous", "copd", "hyperinflation", "hyperinflated", "hyperexpansion", "hyperexpanded"),
-        *("hernia", "granuloma", "granulomas", "granulomatous", "granulomata", "scoliosis", "kyphosis", "osteopenia"),
+        *(
+            "hernia",
+            "granuloma",
+            "granulomas",
+            "granulomatous",
+            "granulomata",
+            "granulomatous infection",
+            "scoliosis",
+            "kyphosis",
+            "osteopenia",
+        ),
         *("calcified nodule", "calcified nodules", "calcified nodular density", "calcified nodular densities"),
         *("degenerative", "spondylosis", "osteophyte", "osteophytes", "calcification", "calcifications", "calcified"),
         *("atherosclerosis", "atherosclerotic", "tortuous", "tortuosity", "ectatic", "aneurysm", "bronchitis"),
         *("bronchiectasis", "bullae", "bulla", "bullous", "blunting", "blunted", "elevation", "eventration"),
         *("fibrosis", "pneumomediastinum", "pneumoperitoneum", "deformity", "volume loss", "aspiration"),
-        *("subcutaneous emphysema", "arthritic", "lymphadenopathy", "adenopathy", "hypertension", "bronchiolitis"),
+        *("granulomatous infection", "subcutaneous emphysema", "arthritic", "lymphadenopathy", "adenopathy"),
+        *("hypertension", "bronchiolitis"),
     ),
     IGNORED: (
         *("mass effect", "soft tissue edema", "subcutaneous edema", "pericardial effusion", "joint effusion"),
@@ -132,7 +143,7 @@ BRIDGE = frozenset(
 """Words that may stand between an organ and its size: "the heart | remains mildly | enlarged"."""
 
 REACH: dict[tuple[str, str], int] = {
-    ("NEGATED_EXISTENCE", "BACKWARD"): 8,
+    ("NEGATED_EXISTENCE", "BACKWARD"): 14,
     ("NEGATED_EXISTENCE", "BIDIRECTIONAL"): 6,
     ("POSSIBLE_EXISTENCE", "FORWARD"): 12,
     ("POSSIBLE_EXISTENCE", "BACKWARD"): 8,
@@ -140,24 +151,15 @@ REACH: dict[tuple[str, str], int] = {
 }
 """Tokens that a modifier reaches; a forward negation may govern a list as long as its sentence."""
 
-NEGATION, DOUBT, SCOPE_END, PSEUDO = "NEGATED_EXISTENCE", "POSSIBLE_EXISTENCE", "SCOPE_END", "PSEUDO"
+NEGATION, DOUBT, HISTORY = "NEGATED_EXISTENCE", "POSSIBLE_EXISTENCE", "HISTORICAL"
+SCOPE_END, PSEUDO = "SCOPE_END", "PSEUDO"
 
 DROPPED_DEFAULTS = frozenset(
-    {
+    (
         *("any other", "as well as any", "checked for", "decline", "prophylaxis", "non diagnostic", "no cause of"),
-        *(
-            "test for",
-            "return",
-            "as needed",
-            "come back for",
-            "ro",
-            "as has",
-            "not significant",
-            "resolved",
-            "evaluate for",
-        ),
-        *("secondary", "patient was not", "was not", "evaluate for", "did not rule out", "free", ": no", ": none"),
-    }
+        *("test for", "return", "as needed", "come back for", "ro", "as has", "not significant", "resolved", "free"),
+        *("secondary", "patient was not", "was not", "evaluate for", "history", "did not rule out", ": no", ": none"),
+    )
 )
 """Rules of medspacy's default set, written for clinic notes, that mislead in a radiology report."""
 
@@ -227,6 +229,9 @@ PSEUDO_NEGATIONS = (
     *("partially resolved",),
 )
 """They hold a negating word and deny nothing: "no change in the small effusion"."""
+
+PAST = ("history of", "past history of", "prior history of", "known history of")
+"""What the patient once had is not a finding."""
 
 SCOPE_ENDS = (
     *("but", "however", "although", "though", "except", "except for", "other than", "apart from", "aside from"),

@@ -2,7 +2,8 @@
 
 R2Gen's convention, in which the field's figures are reported: texts cleaned by a named cleaner, words split at spaces,
 no further tokenizer. The cleaner is part of a score's name; `none` takes the text to the letter, which is right for
-texts that were cleaned before.
+texts that were cleaned before. The published cleaners leave two spaces before a full stop in a text that they have
+cleaned already (as a generated one is); ROUGE-L would count a word between them, so runs of blanks become one.
 """
 
 from __future__ import annotations
@@ -26,4 +27,6 @@ def scored_text(report: str | None, cleaner: str) -> str:
     if report is None or is_blank(report):
         return ""
     text = clean(report, cleaner)
+    if cleaner != "none":
+        text = " ".join(text.split())
     return "" if is_blank(text) else text
