@@ -1,4 +1,4 @@
-"""How far a generation run is, from its files alone: no process is asked, so it works while it runs and after a kill."""
+"""How far a generation run is, from its files alone: no process is asked, so it works after a kill as well."""
 
 from __future__ import annotations
 

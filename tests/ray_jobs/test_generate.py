@@ -1,0 +1,273 @@
+"""`megpt generate`: an archive becomes a table of reports, each study exactly once.
+
+- the table has the schema of DESIGN to the letter, each study once, references and image ids included, errors as rows
+- run.json names config, decoding, versions, counts and seconds; _SUCCESS is last; a second start finds nothing to do
+- failed.parquet can be fed back as a source, films and all
+- more failures than max_failed_fraction: exit code 3, the table complete
+- SIGKILL of the driver, or of an actor, and the same command again: the table of an uninterrupted run
+- a second job on the same output is refused; so is another config
+- an archive that cannot be planned (no such split, an id twice) leaves nothing behind
+- a dry run writes nothing
+- no report text in what is printed
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from megpt.config import Config, load_config
+from megpt.data.studies import write_studies
+from megpt.errors import InputError, TooManyFailed
+from megpt.generation import plan as plans
+from megpt.generation import table
+from megpt.generation.status import read_status
+from megpt.output import claim
+from megpt.study import PREDICTIONS_SCHEMA, Study, View
+from ray_jobs import generate, status
+
+STUDIES, BROKEN = 46, (0, 21)
+SECRET = "Mrs Example has a normal heart."
+
+
+def film(rng: np.random.Generator) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (70, 80), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def studies(count: int = STUDIES) -> Iterator[Study]:
+    rng = np.random.default_rng(0)
+    for n in range(count):
+        data = b"not a film" if n in BROKEN else film(rng)
+        views = (View(f"film{n}", "PA", data),) if n != 9 else (View("film9", "PA", data), View("film9b", "LL", data))
+        yield Study(f"study{n:03d}", f"patient{n // 2}", views, report=SECRET if n % 3 else None)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive")
+    write_studies(folder, "test", studies(), 0)
+    write_studies(folder, "train", [Study("other", "p", (View("f", data=b"x"),))], 0)
+    return folder
+
+
+def config(archive: Path, checkpoint: Path, output: Path, *overrides: str) -> Config:
+    return load_config(
+        None,
+        [
+            f"source={archive}",
+            f"checkpoint={checkpoint}",
+            f"output={output}",
+            "generate.shard_size=8",
+            "generate.slots=4",
+            "generate.min_new_tokens=2",
+            "generate.max_new_tokens=8",
+            *overrides,
+        ],
+    )
+
+
+def rows(output: Path) -> dict[str, dict]:
+    found = [row for path in sorted((output / "reports").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert len({row["study_id"] for row in found}) == len(found)
+    return {row["study_id"]: row for row in found}
+
+
+@pytest.fixture(scope="module")
+def finished(archive: Path, tiny_checkpoint: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    assert generate.run(config(archive, tiny_checkpoint, output)) == 0
+    return output
+
+
+@pytest.mark.slow
+def test_the_table(finished: Path, archive: Path, tiny_checkpoint: Path) -> None:
+    from megpt.model import fingerprint
+
+    for path in (finished / "reports").glob("*.parquet"):
+        assert pq.read_schema(path).equals(PREDICTIONS_SCHEMA)
+        assert pq.ParquetFile(path).metadata.row_group(0).column(0).compression == "ZSTD"
+    assert sorted(p.name for p in (finished / "reports").iterdir()) == [f"part-{n:06d}.parquet" for n in range(6)]
+    found = rows(finished)
+    assert sorted(found) == [s.study_id for s in studies()]
+    for study in studies():
+        row = found[study.study_id]
+        assert row["subject_id"] == study.subject_id and row["reference"] == study.report
+        assert row["image_ids"] == [view.image_id for view in study.views]
+        assert row["model"] == fingerprint(tiny_checkpoint)
+        if int(study.study_id[5:]) in BROKEN:
+            assert (row["report"], row["finish_reason"], row["num_tokens"]) == (None, "error", 0)
+            assert row["error"] == "not a JPEG, PNG or DICOM file"
+        else:
+            assert row["error"] is None and row["finish_reason"] in ("stop", "length")
+            assert 2 <= row["num_tokens"] <= 8 and row["prompt_id"] in (0, 1, 2)
+    assert len({row["report"] for row in found.values()}) > 10
+
+
+@pytest.mark.slow
+def test_run_json_and_a_second_start(
+    finished: Path, archive: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = json.loads((finished / "run.json").read_text())
+    assert run["counts"]["studies"] == STUDIES and run["counts"]["error"] == len(BROKEN)
+    assert run["backend"] == "engine" and run["decoding"]["repetition_penalty"] == 2.0
+    assert run["config"]["generate"]["shard_size"] == 8 and run["seconds"] > 0
+    assert {"torch", "transformers", "ray"} <= run["versions"].keys()
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    assert generate.run(config(archive, tiny_checkpoint, finished)) == 0
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
+    said = capsys.readouterr().err
+    assert "nothing to do" in said and SECRET not in said
+    state = read_status(finished)
+    assert state is not None and (state.done, state.failed, state.left, state.state) == (46, 2, 0, "finished")
+    assert status.run(Config(), str(finished)) == 0
+    assert "46 of 46 studies done, 2 failed, 0 left" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_hf_backend_writes_the_same(
+    finished: Path, archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "generate.backend=hf", "cluster.num_workers=2"))
+    assert rows(tmp_path / "out") == rows(finished)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["backend"] == "hf"
+
+
+@pytest.mark.slow
+def test_failed_studies_can_be_fed_back(
+    finished: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    with pytest.raises(TooManyFailed, match="2 of 2"):
+        generate.run(config(finished / "failed.parquet", tiny_checkpoint, tmp_path / "out"))
+    again = rows(tmp_path / "out")
+    assert sorted(again) == ["study000", "study021"]
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+    with pytest.raises(TooManyFailed):  # a finished job says the same again
+        generate.run(config(finished / "failed.parquet", tiny_checkpoint, tmp_path / "out"))
+
+
+def command(archive: Path, checkpoint: Path, output: Path) -> list[str]:
+    overrides = [f"source={archive}", f"checkpoint={checkpoint}", f"output={output}"]
+    rules = ["shard_size=8", "slots=4", "min_new_tokens=2", "max_new_tokens=8"]
+    return [sys.executable, "-m", "ray_jobs", "generate", *overrides, *(f"generate.{rule}" for rule in rules)]
+
+
+def wait_for(condition, seconds: float = 240) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_the_driver_is_killed(
+    finished: Path, archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    output = tmp_path / "out"
+    driver = subprocess.Popen(command(archive, tiny_checkpoint, output), stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(table.finished_shards(output)) >= 2)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    kept = {p.name: p.stat().st_mtime_ns for p in (output / "reports").glob("part-*.parquet")}
+    state = read_status(output)
+    assert state is not None and state.left + state.done == STUDIES
+    assert generate.run(config(archive, tiny_checkpoint, output)) == 0
+    assert rows(output) == rows(finished)
+    assert {name: (output / "reports" / name).stat().st_mtime_ns for name in kept} == kept
+
+
+@pytest.mark.slow
+def test_an_actor_is_killed(
+    finished: Path, archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    output = tmp_path / "out"
+    import threading
+
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for(lambda: table.finished_shards(output))
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                name = entry.read_bytes().decode(errors="replace")
+                if "ShardWorker" in name and _descends(int(entry.parent.name)):
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
+                    killed.append(int(entry.parent.name))
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    assert generate.run(config(archive, tiny_checkpoint, output)) == 0
+    thread.join()
+    assert killed
+    assert rows(output) == rows(finished)
+
+
+def _descends(pid: int) -> bool:
+    """Whether a process is below this one, so that no other session's actor is hit."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        pid = int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    return False
+
+
+def test_two_jobs_on_one_output(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = config(archive, tiny_checkpoint, tmp_path / "out")
+    source, mark = generate._source(settings), generate._fingerprint(settings)
+    identity = generate._identity(settings, source, mark)
+    with (
+        claim(settings.output, job="generate", identity=identity, config=settings),
+        pytest.raises(InputError, match="another job is writing"),
+    ):
+        generate.run(settings)
+    with pytest.raises(InputError, match="another config") as refused:
+        generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "generate.num_beams=2"))
+    assert "num_beams: 3 → 2" in str(refused.value)
+
+
+def test_an_archive_that_cannot_be_planned(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no study of split 'val'"):
+        generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "generate.split=val"))
+    twice = tmp_path / "twice"
+    write_studies(twice, "test", [*studies(3), *studies(1)], 0)
+    with pytest.raises(InputError, match="study000"):
+        generate.run(config(twice, tiny_checkpoint, tmp_path / "out"))
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.name != ".lock"]
+
+
+def test_wrong_inputs_and_dry_run(
+    archive: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="no checkpoint"):
+        generate.run(config(archive, tmp_path, tmp_path / "out"))
+    assert generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "limit=20"), dry_run=True) == 0
+    assert "20 reports" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_plan_is_made_once(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = generate._source(config(archive, tiny_checkpoint, tmp_path))
+    made = plans.make_plan(tmp_path, source, split="test", limit=20, shard_size=8)
+    assert (made.studies, made.shards, made.rows_in(2)) == (20, 3, 4)
+    assert plans.load_plan(tmp_path) == made
+    planned = made.shard(1)
+    assert [one.study.study_id for one in planned] == [f"study{n:03d}" for n in range(8, 16)]
+    assert all(view.data is None for one in planned for view in one.study.views)
+    assert plans.with_films(planned) == list(studies(16))[8:]
+    (tmp_path / "plan" / "plan.json").unlink()
+    assert plans.load_plan(tmp_path) is None and read_status(tmp_path) is None
