@@ -1,0 +1,151 @@
+"""Random kills while `megpt generate` runs: is every study there once, and is the table the same?
+
+    python benchmarks/chaos.py --checkpoint runs/demo/checkpoint --kills 20 --studies 2000 \
+        --out benchmarks/results/chaos-DATE.json
+
+Draws an archive of noise films, runs the job once undisturbed, then again while SIGKILL hits, at random times, the
+driver (and with it the whole run), an actor, or any worker process; a run that ends without _SUCCESS is started
+again with the same command. Reports of both tables are compared. Only processes this script started are killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from megpt.data.studies import write_studies
+from megpt.generation import table
+from megpt.study import Study, View
+
+BROKEN_EVERY = 97
+
+
+def studies(count: int) -> Iterator[Study]:
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(file, "PNG")
+        data = b"broken" if number % BROKEN_EVERY == 0 else file.getvalue()
+        yield Study(f"study{number:05d}", views=(View("film", data=data),))
+
+
+def command(archive: Path, output: Path, options: argparse.Namespace) -> list[str]:
+    settings = [f"source={archive}", f"checkpoint={options.checkpoint}", f"output={output}"]
+    rules = {"shard_size": options.shard_size, "min_new_tokens": 4, "max_new_tokens": 24, "slots": 32}
+    settings += [f"generate.{key}={value}" for key, value in rules.items()]
+    return [sys.executable, "-m", "ray_jobs", "generate", *settings]
+
+
+def below(root: int) -> dict[int, str]:
+    """Processes below `root`: id → command line."""
+    parents, names = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+    found: set[int] = {root}
+    while True:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        if not more:
+            return {pid: names[pid] for pid in found - {root}}
+        found |= more
+
+
+def strike(driver: int, kind: str, chance: random.Random) -> bool:
+    """Kill one process of that kind; False when there is none now."""
+    if kind == "driver":
+        os.kill(driver, signal.SIGKILL)
+        return True
+    mark = "ShardWorker" if kind == "actor" else "ray::"
+    targets = [pid for pid, name in below(driver).items() if mark in name]
+    if not targets:
+        return False
+    try:
+        os.kill(chance.choice(targets), signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def finished(archive: Path, output: Path, options: argparse.Namespace, kills: int) -> tuple[Counter[str], int]:
+    """Run until _SUCCESS; returns which kills hit, and how many starts it took."""
+    chance, hits, starts = random.Random(options.seed), Counter[str](), 0
+    with (output.parent / f"{output.name}.log").open("ab") as log:
+        while not (output / "_SUCCESS").exists():
+            starts += 1
+            began = len(table.finished_shards(output))
+            driver = subprocess.Popen(command(archive, output, options), stderr=log, stdout=log)
+            strikes = time.monotonic() + chance.uniform(*options.pause)
+            while driver.poll() is None:
+                time.sleep(0.2)
+                # The first stroke waits for a shard of this start, so that every start gets somewhere.
+                ready = len(table.finished_shards(output)) > began and time.monotonic() > strikes
+                if sum(hits.values()) < kills and ready:
+                    kind = chance.choice(("driver", "actor", "worker"))
+                    hits[kind] += strike(driver.pid, kind, chance)
+                    strikes = time.monotonic() + chance.uniform(*options.pause)
+            if starts > kills + 5:
+                raise SystemExit(f"no end after {starts} starts; see {output}.log")
+    return +hits, starts
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    paths = sorted((output / "reports").glob("part-*.parquet"))
+    return sorted((r for p in paths for r in pq.read_table(p).to_pylist()), key=lambda row: row["study_id"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--shard-size", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--pause", type=float, nargs=2, default=(1.0, 6.0), help="seconds between kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "archive"
+        write_studies(archive, "test", studies(options.studies), 0)
+        finished(archive, Path(folder) / "calm", options, kills=0)
+        hits, starts = finished(archive, Path(folder) / "storm", options, kills=options.kills)
+        calm, storm = rows(Path(folder) / "calm"), rows(Path(folder) / "storm")
+    ids = Counter(row["study_id"] for row in storm)
+    results = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": " ".join(["python", *sys.argv]),
+        "studies": options.studies,
+        "kills": dict(hits),
+        "starts": starts,
+        "lost": options.studies - len(ids),
+        "twice": sum(count > 1 for count in ids.values()),
+        "same_table": calm == storm,
+    }
+    print(json.dumps(results, indent=1))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    return 0 if results["same_table"] and not results["lost"] and not results["twice"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
