@@ -54,8 +54,8 @@ class ShardWorker:
         self.plan, self.fingerprint = plan, fingerprint
         self.model = threading.Lock()
         self.writer = ReportWriter(str(self.config.checkpoint), self.config.generate, self.config.seed)
-        decoder: Any = ray.remote(decode)
-        self.decode = decoder.options(num_cpus=1, scheduling_strategy="SPREAD", max_retries=-1)
+        task: Any = decode  # Ray's types know functions without keywords only
+        self.decode = ray.remote(task).options(num_cpus=1, scheduling_strategy="SPREAD", max_retries=-1)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = [self._shard(int(number)) for number in batch["shard"]]

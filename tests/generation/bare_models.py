@@ -49,7 +49,7 @@ def language_model(kind: str = "llama", **further: Any) -> Prompted:
     )
     model = getattr(hf, "GPT2LMHeadModel" if kind == "gpt2" else f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
-        model.get_output_embeddings().weight[END] *= 6
+        model.get_output_embeddings().weight[END] *= 3
     return Prompted(model)
 
 
