@@ -100,7 +100,9 @@ def cluster_terms(texts: Sequence[str], labels: np.ndarray, k: int, count: int) 
 
 def _best(score: np.ndarray, words: np.ndarray, count: int) -> list[str]:
     chosen: list[str] = []
-    for index in np.argsort(-score, kind="stable"):
+    # Of equal terms the single word comes first: a pair may only carry along a word that every report has.
+    lengths = np.array([word.count(" ") for word in words])
+    for index in np.lexsort((lengths, -score)):
         if score[index] <= 0 or len(chosen) == count:
             break
         term = str(words[index])

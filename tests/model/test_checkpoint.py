@@ -1,7 +1,7 @@
 """Checkpoint folders.
 
-- Round trips are bit-equal in every mode: partial, full, sharded, bfloat16; safetensors only; a model and its folders have
-  one fingerprint, which any change of a weight or a prompt changes.
+- Round trips are bit-equal in every mode: partial, full, sharded, bfloat16; safetensors only; a model and its folders
+  have one fingerprint, which any change of a weight or a prompt changes.
 - A partial checkpoint holds what was trained and names the rest; a rest that differs, or is gone, is refused.
 - The Auto classes load it after `import megpt` alone, which imports neither torch nor transformers.
 - An edited prompts.yaml is what the model says next; a broken one is refused.
@@ -130,7 +130,8 @@ processor = AutoProcessor.from_pretrained({str(tiny_checkpoint)!r})
 model = AutoModelForImageTextToText.from_pretrained({str(tiny_checkpoint)!r})
 film = Image.effect_noise((80, 70), 50)
 ids = model.generate(**processor(images=[[film, film]], return_tensors="pt"), max_new_tokens=4)
-print(type(AutoConfig.from_pretrained({str(tiny_checkpoint)!r})).__name__, type(model).__name__, type(processor).__name__)
+config = AutoConfig.from_pretrained({str(tiny_checkpoint)!r})
+print(*(type(x).__name__ for x in (config, model, processor)))
 assert len(processor.batch_decode(ids)) == 1 and "ray" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
