@@ -69,6 +69,8 @@ def new_model(settings: LanguageModelConfig, tokenizer: PreTrainedTokenizerFast)
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        # The usual 0.02 suits wide models; at a width of 100 it keeps attention flat for hundreds of steps.
+        initializer_range=0.1,
     )
     model = LlamaForCausalLM(config)
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=1.0)
@@ -94,16 +96,20 @@ def lesson(report: str, tokenizer: PreTrainedTokenizerFast) -> Lesson:
     return Lesson([*ids, tokenizer.eos_token_id], sentences)
 
 
-def digest(lessons: Sequence[Lesson], table: Tensor, rng: random.Random, noise: Tensor) -> Tensor:
+def digest(
+    lessons: Sequence[Lesson], table: Tensor, rng: random.Random, noise: Tensor, difficulty: float = 1.0
+) -> Tensor:
     """What stands in place of the visual tokens.
 
     Args:
         table: the embedding table (vocabulary, H). noise: standard normal (B, SLOTS, H).
+        difficulty: 0: every word is there and hardly any noise; 1: up to half the words are missing among full noise.
 
     Returns:
         (B, SLOTS, H), each vector of mean 0 and variance 1. A sentence lies in one to three slots, each with its own
         choice of its words; half of the negated sentences are left out, since a film shows no denials.
     """
+    noise = noise * min(1.0, 0.1 + difficulty)
     bags: list[int] = []
     starts: list[int] = []
     places: list[int] = []
@@ -112,7 +118,7 @@ def digest(lessons: Sequence[Lesson], table: Tensor, rng: random.Random, noise: 
         for words, negated in one.sentences:
             if negated and rng.random() < 0.5:
                 continue
-            keep = rng.uniform(0.5, 1.0)
+            keep = rng.uniform(1.0 - 0.5 * difficulty, 1.0)
             for _ in range(rng.choice((1, 1, 2, 3))):
                 if not free:
                     break
@@ -146,7 +152,7 @@ class Teacher:
         text = INSTRUCTION if self.rng.random() < 0.3 else default_text(terms)
         return list(self.tokenizer(SUFFIX.format(text=text), add_special_tokens=False)["input_ids"])
 
-    def loss(self, size: int, generator: torch.Generator) -> Tensor:
+    def loss(self, size: int, generator: torch.Generator, difficulty: float = 1.0) -> Tensor:
         """Mean cross-entropy of `size` reports, each behind its digest."""
         lessons = self.rng.sample(self.lessons, min(size, len(self.lessons)))
         embed = self.model.model.embed_tokens
@@ -155,7 +161,8 @@ class Teacher:
         labels = torch.tensor([one.ids + [IGNORED] * (longest - len(one.ids)) for one in lessons])
         around = [embed(torch.tensor(ids)).expand(len(lessons), -1, -1) for ids in (self.prefix, self._suffix())]
         report = embed(labels[:, :-1].clamp(min=0))
-        embeds = torch.cat((around[0], digest(lessons, embed.weight, self.rng, noise), around[1], report), 1)
+        shown = digest(lessons, embed.weight, self.rng, noise, difficulty)
+        embeds = torch.cat((around[0], shown, around[1], report), 1)
         hidden = self.model.model(inputs_embeds=embeds).last_hidden_state[:, -longest:]
         known = labels != IGNORED
         return F.cross_entropy(self.model.lm_head(hidden[known]), labels[known])
@@ -200,7 +207,9 @@ def train_language_model(
     )
     losses: list[float] = []
     for step in range(1, settings.steps + 1):
-        loss = teacher.loss(settings.batch_size, generator)
+        # Easy digests first: reading them at all is learnt suddenly, and far later when they are noisy from the start.
+        difficulty = min(1.0, 1.5 * step / settings.steps)
+        loss = teacher.loss(settings.batch_size, generator, difficulty)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
