@@ -66,8 +66,6 @@ def new_model(settings: LanguageModelConfig, tokenizer: PreTrainedTokenizerFast)
         num_attention_heads=settings.num_heads,
         num_key_value_heads=settings.num_heads,
         max_position_embeddings=CONTEXT,
-        # Llama's own 0.02 suits its width; in one this narrow attention would start out blind (docs/demo.md).
-        initializer_range=settings.hidden_size**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
