@@ -41,6 +41,8 @@ class MicroBatch:
     view_mask: Tensor  # (B, V)
     labels: Tensor  # (B, L)
     failed: dict[int, str] = field(default_factory=dict)
+    stored: bool = False
+    """The pixels are left out: the encoder's maps of all rows are in the feature cache."""
 
 
 class Loader:
@@ -63,9 +65,11 @@ class Loader:
         data: DataConfig,
         threads: int,
         last_step: int,
+        stored_views: Callable[[Indices], list[int] | None] = lambda piece: None,
     ):
         self.samples, self.order, self.cutting, self.rank = samples, order, cutting, rank
         self._process, self._size, self._data, self._last = process, image_size, data, last_step
+        self._stored_views = stored_views
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
         self._pending: OrderedDict[int, list[Future[MicroBatch]]] = OrderedDict()
         self.waited_s = 0.0
@@ -102,6 +106,8 @@ class Loader:
         return batches
 
     def _load(self, piece: Indices) -> MicroBatch:
+        if views := self._stored_views(piece):
+            return self._without_films(piece, views)
         films, labels, failed = [], [], {}
         for index in piece.tolist():
             try:
@@ -122,6 +128,13 @@ class Loader:
             films, labels = [[self._blank()]], [np.empty(0, np.int64)]
         pixels = self._process(films)
         return MicroBatch(piece, pixels["pixel_values"], pixels["view_mask"], pad(labels), failed)
+
+    def _without_films(self, piece: Indices, views: list[int]) -> MicroBatch:
+        most = max(views)
+        pixels = torch.zeros(1).expand(len(views), most, 3, self._size, self._size)
+        mask = torch.arange(most) < torch.tensor(views)[:, None]
+        labels = pad([self.samples.labels(index) for index in piece.tolist()])
+        return MicroBatch(piece, pixels, mask, labels, stored=True)
 
     def _blank(self) -> Image.Image:
         return Image.new("L", (self._size, self._size))

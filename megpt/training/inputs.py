@@ -31,8 +31,12 @@ def input_fingerprint(config: Config) -> str:
         return fingerprint(config.studies)
     path = Path(str(config.source)).absolute()
     annotations = [Path(p) for p in (config.data.annotations, config.data.reports) if p]
-    stamps = [f"{p}:{p.stat().st_mtime_ns if p.exists() else None}" for p in (path, *annotations)]
+    stamps = [f"{p}:{_stamp(p)}" for p in (path, *annotations)]
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
+
+
+def _stamp(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def sample_folder(config: Config) -> Path:
@@ -44,6 +48,7 @@ def sample_folder(config: Config) -> Path:
             config.limit,
             config.data.model_dump(mode="json"),
             config.model.llm,
+            _stamp(Path(config.model.llm) / "tokenizer.json"),
             config.train.max_report_tokens,
         ]
     )

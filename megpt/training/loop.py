@@ -36,6 +36,7 @@ from megpt.training.engine import (
     share_threads,
     whole_model,
 )
+from megpt.training.features import FeatureCache, check_cache, feature_path
 from megpt.training.logbook import Logbook
 from megpt.training.meter import Meter
 from megpt.training.samples import Samples
@@ -70,6 +71,8 @@ class Parts:
     model: nn.Module
     processor: Any
     samples: Samples
+    folder: Path
+    """On this node's own disk."""
 
 
 def train_loop(
@@ -84,6 +87,7 @@ def train_loop(
         MegptError: the loss is not a number, or storage failed.
         InputError: nothing to train on, or a config that cannot be.
     """
+    check_cache(config)
     ensure_process_group(config.train.timeout_s)
     share_threads()
     with _Run(config, parts(), output, hooks or Hooks()) as run:
@@ -103,6 +107,7 @@ class _Run:
         self.cutting = Cutting.of(self.train_config.global_batch_size, self.train_config.micro_batch_size, self.world)
         self.failed: dict[str, str] = {}
         self.shapes = {name: parameter.shape for name, parameter in state.trainable(self.model)}
+        self.cache = self._make_cache(parts.folder) if config.train.cache_features else None
         self.start = self._prepare()
         self.loader = Loader(
             self.samples,
@@ -114,6 +119,7 @@ class _Run:
             data=config.data,
             threads=self.train_config.loader_workers,
             last_step=self.schedule.total_steps,
+            **({"stored_views": self.cache.views} if self.cache else {}),
         )
         self.meter = Meter(self.device, self.order, self.samples)
         self.logbook = Logbook(output, config, start_step=self.start) if self.rank == 0 else None
@@ -127,6 +133,11 @@ class _Run:
             self.logbook.close()
         if kind is None:
             self.store.close()
+
+    def _make_cache(self, folder: Path) -> FeatureCache:
+        dtype = torch.bfloat16 if self.train_config.precision == "bf16" else torch.float32
+        path = feature_path(self.config, folder)
+        return FeatureCache(path, self.model.vision, self.samples.num_views, dtype=dtype)
 
     def _prepare(self) -> int:
         """Weights and optimizer from the newest checkpoint; the steps it has done.
@@ -192,7 +203,11 @@ class _Run:
             "view_mask": batch.view_mask.to(self.device, non_blocking=True),
             "labels": batch.labels.to(self.device, non_blocking=True),
         }
-        return self.engine(**inputs, num_items_in_batch=items)
+        if self.cache is None:
+            return self.engine(**inputs, num_items_in_batch=items)
+        failed = set(batch.failed)
+        with self.cache.around(batch.indices, inputs["view_mask"], failed=failed, stored=batch.stored):
+            return self.engine(**inputs, num_items_in_batch=items)
 
     def _note_failed(self, batch: MicroBatch) -> None:
         for index, reason in batch.failed.items():

@@ -32,4 +32,4 @@ def make_parts(config: Config) -> Parts:
         settings=SampleSettings(config.data.section, config.data.cleaner, config.data.max_views),
         tokenize=tokenizer_for(processor.tokenizer, config.train.max_report_tokens),
     )
-    return Parts(model, processor, samples)
+    return Parts(model, processor, samples, sample_folder(config))
