@@ -144,10 +144,10 @@ def _edema(image: Array, finding: Finding, u: Array, v: Array, lungs: dict) -> A
 def _atelectasis(image: Array, finding: Finding, u: Array, v: Array, lungs: dict) -> Array:
     sign, y = _sign(finding.side), 0.34 + 0.05 * finding.y
     bands = sum(
-        _stroke(u, v, [(sign * 0.26, y + step), (sign * 0.68, y + step - 0.05 * finding.x - 0.08)], 0.022)
-        for step in (-0.09, 0.02)
+        _stroke(u, v, [(sign * 0.26, y + step), (sign * 0.68, y + step - 0.05 * finding.x - 0.08)], 0.038)
+        for step in (-0.12, 0.02)
     )
-    return image + (0.38 + 0.08 * finding.size) * lungs[finding.side][0] * bands
+    return image + (0.50 + 0.08 * finding.size) * lungs[finding.side][0] * bands
 
 
 def _effusion(image: Array, finding: Finding, u: Array, v: Array, lungs: dict) -> Array:
@@ -173,7 +173,7 @@ def _pneumothorax(image: Array, finding: Finding, u: Array, v: Array, lungs: dic
 def _lesion(image: Array, finding: Finding, u: Array, v: Array, lungs: dict) -> Array:
     """A round nodule, about a tenth of a lung's width: the small finding."""
     x, y = _place(finding)
-    radius = 0.060 + 0.025 * finding.size
+    radius = 0.070 + 0.025 * finding.size
     ratio = u.shape[0] / u.shape[1]
     return _over(image, 0.95 * _ellipse(u, v, x + 0.05 * finding.z, y, radius, radius / ratio, 0.25), 0.86)
 
