@@ -34,11 +34,13 @@ def run(config: Config, *, dry_run: bool = False) -> int:
             log(f"{name}: would train, generate and evaluate under {variant.output}")
         return 0
     identity = {"variants": config.ablate.variants, "studies": config.studies, "seed": config.seed}
-    with claim(config.output, job="ablate", identity=identity, config=config) as output, cluster():
+    with claim(config.output, job="ablate", identity=identity, config=config) as output, cluster(config.cluster):
         rows = {}
         for number, (name, variant) in enumerate(variants.items(), start=1):
             log(f"ablate: {name} ({number} of {len(variants)})")
-            rows[name] = run_variant(variant, refit=name == FULL or _changes_clusters(config, variant))
+            own = _changes_clusters(config, variant) or (name == FULL and config.prompts is None)
+            prompts = Path(str(variant.output)) / "prompts" if own else config.prompts or output.path / FULL / "prompts"
+            rows[name] = run_variant(variant.updated(prompts=str(prompts)), fit=own)
         write_results(output.path, rows)
         output.finish(variants=list(rows))
     console.print(table(rows))
@@ -67,17 +69,16 @@ def resolve(config: Config) -> dict[str, Config]:
     return variants
 
 
-def run_variant(config: Config, *, refit: bool) -> dict[str, Any]:
-    """Train, generate and evaluate one variant; returns its metrics."""
+def run_variant(config: Config, *, fit: bool) -> dict[str, Any]:
+    """Train, generate and evaluate one variant; returns its metrics.
+
+    Args:
+        fit: first fit `prompts`. Clusters belong to the encoder that made them, so only a variant with another
+            encoder needs its own.
+    """
     folder = Path(str(config.output))
-    prompts = config.prompts
-    if config.model.dynamic_prompt and (prompts is None or refit):
-        # Clusters belong to the encoder that made them, so only a variant with another encoder needs its own.
-        shared = folder if refit else folder.parent / FULL
-        prompts = str(shared / "prompts")
-        if refit:
-            fit_prompts.run(config.updated(output=prompts))
-    config = config.updated(prompts=prompts)
+    if fit and config.model.dynamic_prompt:
+        fit_prompts.run(config.updated(output=config.prompts))
     checkpoint, predictions, evaluation = (str(folder / n) for n in ("checkpoint", "predictions", "evaluation"))
     train.run(config.updated(output=checkpoint))
     generate.run(config.updated(output=predictions, checkpoint=checkpoint))

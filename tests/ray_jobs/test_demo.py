@@ -1,0 +1,118 @@
+"""The whole flow at tiny size, and the ablation built on it.
+
+- `megpt demo` leaves every job's output under its folder: one report per readable or unreadable study, an honest score;
+- every study of the archive is in studies/ or in failed.parquet, none in both;
+- the same command again finds nothing to do; another config on the same output is refused;
+- the checkpoint is an ordinary Hugging Face folder;
+- an ablation trains, generates and evaluates each variant, and a variant that shares the encoder shares the prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from megpt.config import Config, load_config
+from megpt.data.studies import count_studies, read_studies
+from megpt.errors import InputError
+from ray_jobs import ablate, demo
+
+pytestmark = pytest.mark.slow
+
+TINY = [
+    "phantom.num_studies=100",
+    "phantom.broken=3",
+    "prepare.max_failed_fraction=0.3",
+    "language_model.steps=4",
+    "language_model.hidden_size=32",
+    "language_model.num_layers=2",
+    "fit_prompts.num_clusters=2",
+    "train.max_steps=3",
+    "train.global_batch_size=8",
+    "train.save_every=3",
+    "generate.max_new_tokens=12",
+    "generate.max_failed_fraction=1.0",
+    "evaluate.bootstrap=20",
+    "evaluate.meteor=false",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
+    config = load_config("configs/phantom.yaml", [*TINY, f"output={tmp_path_factory.mktemp('demo') / 'out'}"])
+    assert demo.run(config) == 0
+    return config
+
+
+def test_every_job_has_left_its_output(finished: Config) -> None:
+    root = Path(str(finished.output))
+    for stage in demo.STAGES:
+        assert (root / stage.folder / "_SUCCESS").exists(), stage.name
+    metrics = json.loads((root / "evaluation" / "metrics.json").read_text())
+    assert metrics["unit"] == "study"
+    assert set(metrics["baselines"]) == {"constant", "permuted"}
+    assert {"BLEU_4", "ROUGE_L", "CIDEr", "clinical_micro_f1"} <= set(metrics["scores"]) & set(metrics["intervals"])
+    assert (root / "evaluation" / "index.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_each_study_stands_once_somewhere(finished: Config) -> None:
+    root = Path(str(finished.output))
+    good = [study.study_id for study in read_studies(str(root / "studies"), "all")]
+    failed = pq.read_table(root / "studies" / "failed.parquet").column("study_id").to_pylist()
+    assert len(good) == len(set(good))
+    assert not set(good) & set(failed)
+    assert len(good) + len(failed) == finished.phantom.num_studies
+    assert failed, "some films are broken on purpose"
+    reports = pq.read_table(root / "predictions" / "reports")
+    ids = reports.column("study_id").to_pylist()
+    assert len(ids) == len(set(ids)) == count_studies(str(root / "studies"), "test")
+    assert all(
+        (text is None) == (error is not None) for text, error in zip(*reports.select(["report", "error"]), strict=True)
+    )
+
+
+def test_again_there_is_nothing_to_do(finished: Config) -> None:
+    root = Path(str(finished.output))
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*.parquet")}
+    assert demo.run(finished) == 0
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*.parquet")} == before
+
+
+def test_another_config_is_refused(finished: Config) -> None:
+    with pytest.raises(InputError, match=r"exists from another config\n.*train\.lr"):
+        demo.run(finished.overridden({"train.lr": 0.5}))
+
+
+def test_the_checkpoint_is_a_hugging_face_folder(finished: Config) -> None:
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import megpt  # noqa: F401  (registers the Auto classes)
+
+    folder = Path(str(finished.output)) / "checkpoint"
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    film = Image.new("L", (80, 64), 90)
+    tokens = model.generate(**processor(images=[[film, film]], return_tensors="pt"), max_new_tokens=5)
+    assert isinstance(processor.batch_decode(tokens)[0], str)
+
+
+def test_an_ablation_has_a_row_per_variant(finished: Config, tmp_path: Path) -> None:
+    config = demo.resolve(finished).overridden(
+        {"output": str(tmp_path / "ablation"), "ablate.variants": {"no_fem": {"model.fem": False}}}
+    )
+    assert ablate.run(config) == 0
+    rows = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
+    assert list(rows) == ["full", "no_fem"]
+    table = (tmp_path / "ablation" / "ablation.md").read_text()
+    assert "| no_fem |" in table and "baseline: constant" in table
+    assert not (tmp_path / "ablation" / "no_fem" / "prompts").exists()
+
+
+def test_an_ablation_without_variants_is_refused(tmp_path: Path) -> None:
+    config = load_config(None, [f"output={tmp_path / 'out'}", f"studies={tmp_path}"])
+    with pytest.raises(InputError, match=r"`ablate.variants` is empty"):
+        ablate.run(config)
+    assert not (tmp_path / "out").exists()
