@@ -14,10 +14,11 @@ from typing import Any
 from megpt.config import Config, TrainConfig
 from megpt.errors import InputError
 
+# ASCII: Ray describes its gauges in nothing else.
 FIGURES = {
     "loss": "cross-entropy per report token + L2 term",
     "cross_entropy": "mean over the report tokens of the global batch",
-    "l2": "λ(‖W_proj‖² + ‖γ_LN‖²)",
+    "l2": "l2 * (|W_proj|^2 + |gamma_LN|^2), the penalty",
     "grad_norm": "before clipping",
     "lr": "learning rate of this step",
     "total_steps": "the last step",
