@@ -130,7 +130,7 @@ def test_in_a_browser(page: Path, tmp_path: Path) -> None:
     probe.write_text(f"""<iframe id="f" style="width:360px;height:800px;border:0" src="{page.as_uri()}"></iframe>
 <pre id="out"></pre><script>
 window.onload = () => {{
-  const inside = document.getElementById("f").contentDocument, out = {{}};
+  const inside = document.getElementById("f").contentDocument;
   const wide = () => inside.documentElement.scrollWidth;
   const shown = () => inside.getElementById("shown").textContent;
   const set = (id, value) => {{
@@ -145,7 +145,8 @@ window.onload = () => {{
   document.getElementById("out").textContent = lines.join("; ");
 }};</script>""")
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --allow-file-access-from-files --virtual-time-budget=5000"
+    flags += " --disable-component-update --disable-sync --hide-scrollbars"
+    flags += " --allow-file-access-from-files --virtual-time-budget=5000"
     command = [chromium, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", probe.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     said = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)
