@@ -1,7 +1,7 @@
 """The L2 term under DeepSpeed ZeRO, on two processes with gloo.
 
-- Stages 0, 1, 2 and 3 give one value of the penalty and of the cross-entropy, and one gradient of the projector; at stage
-  3 every parameter is really sharded (no small one is kept whole), so a read outside its module's forward would give 0.
+- Stages 0, 1, 2 and 3 give one value of the penalty and of the cross-entropy, and one gradient of the projector. At
+  stage 3 every parameter is really sharded (no small one is kept whole), so a read outside its module would give 0.
 """
 
 from __future__ import annotations
