@@ -1,0 +1,137 @@
+"""What the training command does around the workers, without starting any.
+
+- bad commands end before anything is read: batch sizes, an unknown score, a missing logger, missing folders
+- settings that only change speed are not part of a run's identity; those that change the weights are
+- an error that a worker leaves reaches the command as itself, once
+- rows of the log are shown once, also when a restarted group writes them again, and a half-written row waits
+- a hung collective and a dead worker are named as the cause
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from megpt.config import Config
+from megpt.errors import InputError, MegptError
+from megpt.training.logbook import line
+from ray_jobs import train
+from ray_jobs.train_validate import PAPER_MEAN, best_score, check_validation, score
+from ray_jobs.train_watch import Tail
+from ray_jobs.train_worker import take_error, tell_error
+
+
+def config(**changes):
+    return Config().overridden({key.replace("__", "."): value for key, value in changes.items()})
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"cluster__num_workers": 3}, "train.global_batch_size = 16 cannot be divided among 3 workers"),
+        ({"cluster__num_workers": [1, 32]}, "train.global_batch_size = 16 is less than 32 workers"),
+        ({"train__loggers": ["wandb"]}, "train.loggers names wandb, which is not installed"),
+        ({"train__deepspeed": "none.json"}, "no DeepSpeed config at none.json"),
+    ],
+)
+def test_bad_settings(changes, text):
+    with pytest.raises(InputError) as raised:
+        train.check(config(**changes))
+    assert str(raised.value).startswith(text)
+
+
+def test_missing_inputs(tmp_path):
+    with pytest.raises(InputError, match="`output` is not set"):
+        train.check_inputs(config())
+    with pytest.raises(InputError, match="no folder at studies="):
+        train.check_inputs(
+            config(output=str(tmp_path / "o"), studies=str(tmp_path / "no"), model__dynamic_prompt=False)
+        )
+
+
+def test_an_unknown_score():
+    with pytest.raises(InputError, match=r"train\.best_metric = 'BLEU4' is no score") as raised:
+        check_validation(config(train__best_metric="BLEU4"))
+    assert "BLEU_4" in str(raised.value)
+
+
+def test_best_score():
+    scores = {"BLEU_4": 0.2, "CIDEr": 0.6, "ROUGE_L": 0.3}
+    assert best_score(scores, PAPER_MEAN) == pytest.approx(0.4) and best_score(scores, "ROUGE_L") == 0.3
+
+
+def test_each_study_is_scored_once():
+    row = ("a", "the heart is large .", "the heart is large .")
+    twice = score(config(), [[row, ("b", "", "clear lungs .")], [row]])
+    assert twice == score(config(), [[row], [("b", "", "clear lungs .")]])
+
+
+def test_identity(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    base = {"source": str(tmp_path), "model__dynamic_prompt": False}
+
+    def identity(**changes):
+        return train.identity(config(**base, **changes))
+
+    same = {"train__zero_stage": 3, "train__save_every": 7, "cluster__num_workers": 4, "train__micro_batch_size": 2}
+    assert identity(**same) == identity()
+    for change in ({"train__lr": 1e-3}, {"seed": 1}, {"model__fem": False}, {"train__global_batch_size": 8}):
+        assert identity(**change) != identity()
+
+
+@pytest.mark.parametrize("kind", [InputError, MegptError])
+def test_an_error_of_a_worker_arrives_once(tmp_path, kind):
+    (tmp_path / "steps").mkdir()
+    tell_error(tmp_path, kind("what", where="where", next="next"))
+    told = take_error(tmp_path)
+    assert type(told) is kind and str(told) == str(kind("what", where="where", next="next"))
+    assert take_error(tmp_path) is None
+
+
+def test_rows_are_shown_once(tmp_path):
+    path = tmp_path / "log.jsonl"
+
+    def rows(*steps):
+        return "".join(json.dumps({"step": step}) + "\n" for step in steps)
+
+    path.write_text(rows(1))
+    tail = Tail(path)
+    path.write_text(rows(1, 2, 3) + '{"step": 4')
+    assert [row["step"] for row in tail.rows()] == [2, 3]
+    path.write_text(rows(1, 2))  # the group starts again behind step 2
+    assert list(tail.rows()) == []
+    path.write_text(rows(1, 2, 3, 4, 5))
+    assert [row["step"] for row in tail.rows()] == [4, 5]
+    with path.open("a") as file:
+        file.write(json.dumps({"step": 5, "val_best_metric": 0.5}) + "\n")
+    assert [row["val_best_metric"] for row in tail.rows()] == [0.5]
+
+
+def test_a_line_for_a_person():
+    row = {"step": 5, "total_steps": 10, "loss": 1.5, "lr": 1e-4, "data_wait": 0.0123, "failed": 2, "val_CIDEr": 0.25}
+    assert line(row) == "step 5/10  loss 1.5000  lr 1.00e-04  data wait 1.2%  val_CIDEr 0.2500  2 unreadable"
+
+
+class GroupError(Exception):
+    """As Ray Train's: the errors of the workers by rank."""
+
+    def __init__(self, failures):
+        self.worker_failures = failures
+
+
+@pytest.mark.parametrize(
+    "error, cause",
+    [
+        (RuntimeError("Timed out waiting 1000ms for recv operation"), "hung longer than train.timeout_s = 1800 s"),
+        (KeyError("x"), "worker 1: KeyError"),
+    ],
+)
+def test_causes(error, cause):
+    told = train.as_megpt_error(GroupError({1: error}), config())
+    assert cause in str(told) and "run the same command again" in str(told)
+
+
+def test_an_error_of_ours_stays_itself():
+    ours = MegptError("the loss is nan at step 3")
+    assert train.as_megpt_error(GroupError({0: ours}), config()) is ours
