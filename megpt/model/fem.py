@@ -92,11 +92,20 @@ class FEM(nn.Module):
         self.shortcut = nn.Sequential(
             ConvNorm(channels, narrow, norm=norm, relu=False), ConvNorm(narrow, channels, norm=norm, relu=False)
         )
-        self.scale = nn.Parameter(torch.tensor(0.1))
+        # One element and not a scalar: DeepSpeed cannot send a tensor without dimensions.
+        self.scale = nn.Parameter(torch.full((1,), 0.1))
+        self.register_load_state_dict_pre_hook(_scalar_to_vector)
 
     def forward(self, x: Tensor) -> Tensor:
         merged = self.merge(torch.cat((self.branch0(x), self.branch1(x), self.branch2(x)), dim=1))
         return F.relu(self.shortcut(x) + self.scale * merged)
+
+
+def _scalar_to_vector(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """The reference's α has no dimensions."""
+    name = f"{prefix}scale"
+    if name in state and state[name].ndim == 0:
+        state[name] = state[name].view(1)
 
 
 def token_side(hidden: int) -> int:
