@@ -144,6 +144,10 @@ def _load(model: Any, found: Translation, file: ReferenceFile, *, adapters: bool
     """Put the tensors into the model; returns what was missing, and what stands there instead."""
     own = model.state_dict()
     tensors = {name: t for name, t in found.tensors.items() if adapters or not _vision_lora(name)}
+    # FEM's α is a scalar there and a tensor of one element here.
+    tensors = {
+        k: t.view(own[k].shape) if k in own and t.numel() == own[k].numel() == 1 else t for k, t in tensors.items()
+    }
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             there = "none" if name not in own else " × ".join(map(str, own[name].shape))
