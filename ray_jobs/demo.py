@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from rich.table import Table
@@ -29,7 +29,7 @@ from megpt.progress import Progress, console, log
 from ray_jobs import evaluate, fit_prompts, generate, prepare, train
 from ray_jobs.runtime import cluster
 
-SECONDS = "seconds.json"
+COSTS = "costs.json"
 STUDIES_PER_TASK = 100
 SCORES = (
     "BLEU_1",
@@ -148,22 +148,22 @@ def run(config: Config, *, dry_run: bool = False) -> int:
         return 0
     identity = config.model_dump(mode="json", exclude={"cluster", "output"})
     with claim(root, job="demo", identity=identity, config=config) as output:
-        spent = _read_seconds(output.path)
+        spent = _read_costs(output.path)
         with PeakMemory() as memory, cluster(config.cluster):
             for number, stage in enumerate(STAGES, start=1):
                 log(f"demo: {stage.name} ({number} of {len(STAGES)})")
                 finished = (output.path / stage.folder / SUCCESS).exists()
                 began = time.monotonic()
+                memory.restart()
                 stage.run(_config_of(stage, config))
                 if not finished:
-                    seconds = spent.get(stage.name, 0.0) + time.monotonic() - began
-                    spent[stage.name] = round(seconds, 1)
-                    with write_aside(output.path / SECONDS) as temporary:
-                        temporary.write_text(json.dumps(spent, indent=1) + "\n")
+                    before = spent.get(stage.name, Cost(0, 0))
+                    spent[stage.name] = Cost(before.seconds + time.monotonic() - began, max(before.gib, memory.gib))
+                    _write_costs(output.path, spent)
         metrics = json.loads((output.path / "evaluation" / evaluate.METRICS).read_text(encoding="utf-8"))
-        output.finish(seconds=spent, peak_memory_gib=round(memory.gib, 2))
+        output.finish(jobs={name: cost._asdict() for name, cost in spent.items()})
     console.print(scores_table(metrics))
-    console.print(seconds_table(spent, memory.gib))
+    console.print(costs_table(spent))
     log(f"demo: open {(root / 'evaluation' / evaluate.PAGE).absolute()}")
     return 0
 
@@ -176,11 +176,24 @@ def _config_of(stage: Stage, config: Config) -> Config:
     return config.updated(output=folder)
 
 
-def _read_seconds(folder: Path) -> dict[str, float]:
+class Cost(NamedTuple):
+    """What a job took, over all its starts: seconds, and the most memory at one time in GiB."""
+
+    seconds: float
+    gib: float
+
+
+def _read_costs(folder: Path) -> dict[str, Cost]:
     try:
-        return dict(json.loads((folder / SECONDS).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return {name: Cost(**cost) for name, cost in json.loads((folder / COSTS).read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def _write_costs(folder: Path, spent: dict[str, Cost]) -> None:
+    rows = {name: {"seconds": round(cost.seconds, 1), "gib": round(cost.gib, 2)} for name, cost in spent.items()}
+    with write_aside(folder / COSTS) as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def scores_table(metrics: dict[str, Any]) -> Table:
@@ -196,13 +209,14 @@ def scores_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
-def seconds_table(spent: dict[str, float], gib: float) -> Table:
-    """Where the time went."""
-    table = Table(title="seconds", show_footer=True)
-    table.add_column("job", footer="all, and peak memory")
-    table.add_column("s", justify="right", footer=f"{sum(spent.values()):.0f} s, {gib:.1f} GiB")
-    for name, seconds in spent.items():
-        table.add_row(name, f"{seconds:.1f}")
+def costs_table(spent: dict[str, Cost]) -> Table:
+    """Where time and memory went."""
+    table = Table(title="what it took", show_footer=True)
+    table.add_column("job", footer="all")
+    table.add_column("s", justify="right", footer=f"{sum(cost.seconds for cost in spent.values()):.0f}")
+    table.add_column("peak GiB", justify="right", footer=f"{max(cost.gib for cost in spent.values()):.1f}")
+    for name, cost in spent.items():
+        table.add_row(name, f"{cost.seconds:.1f}", f"{cost.gib:.1f}")
     return table
 
 
@@ -220,6 +234,10 @@ class PeakMemory:
     @property
     def gib(self) -> float:
         return self._peak / 2**30
+
+    def restart(self) -> None:
+        """Forget what was held before."""
+        self._peak = 0
 
     def __enter__(self) -> PeakMemory:
         self._thread.start()

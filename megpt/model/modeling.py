@@ -36,12 +36,14 @@ MAX_NEW_TOKENS = 100
 
 @dataclass
 class MeGPTOutput(ModelOutput):
-    """loss = cross_entropy + l2; without labels, the logits (B, vocabulary) of the report's first token."""
+    """loss = cross_entropy + l2; without labels, the logits (B, vocabulary) of the report's first token. `prompt_id`
+    (B,) is the prompt that each study got."""
 
     loss: Tensor | None = None
     cross_entropy: Tensor | None = None
     l2: Tensor | None = None
     logits: Tensor | None = None
+    prompt_id: Tensor | None = None
 
 
 class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
@@ -151,10 +153,13 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
 
     # ---- films → tokens --------------------------------------------------------------------------------------------
 
-    def encode(self, pixel_values: Tensor, view_mask: Tensor | None = None) -> VisualFeatures:
+    def encode(
+        self, pixel_values: Tensor, view_mask: Tensor | None = None, prompt_id: Tensor | None = None
+    ) -> VisualFeatures:
         """Films (B, V, 3, S, S) with the mask of real views (B, V) → `VisualFeatures`.
 
-        A study's features depend on its own films alone: padding views take no part in anything.
+        A study's features depend on its own films alone: padding views take no part in anything. Prompts (B,) that
+        are known from before are not chosen again; -1 where one is not.
 
         Raises:
             InputError: a study without views, NaN pixels, or films of another size.
@@ -168,7 +173,7 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         check_films(films, view_mask, self.vision.image_size)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "shallow"):
             maps = self.vision(films)  # (R, C, h, w)
-        prompt_id = self._prompt_id(films, maps, view_mask)
+        prompt_id = self._prompt_id(films, maps, view_mask, prompt_id)
         if self.config.views == "mean":
             tokens, l2 = self.projector(view_mean(maps, view_mask))
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -178,15 +183,26 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         return VisualFeatures(tokens, mask, prompt_id, l2)
 
     @torch.no_grad()
-    def _prompt_id(self, films: Tensor, maps: Tensor, view_mask: Tensor) -> Tensor:
+    def _prompt_id(self, films: Tensor, maps: Tensor, view_mask: Tensor, known: Tensor | None) -> Tensor:
         if self.bank.centroids is None:
             return torch.zeros(len(view_mask), dtype=torch.long, device=maps.device)
+        if known is None:
+            return self.bank.assign(pooled(self._maps_for_prompts(films, maps), view_mask))
+        unknown = known < 0
+        if unknown.any():
+            its_films = unknown.repeat_interleave(view_mask.sum(1))
+            fresh = self._maps_for_prompts(films[its_films], maps[its_films])
+            known = known.masked_scatter(unknown, self.bank.assign(pooled(fresh, view_mask[unknown])))
+        return known
+
+    def _maps_for_prompts(self, films: Tensor, maps: Tensor) -> Tensor:
+        """The maps (R, C, h, w) of the encoder as the clusters saw it."""
         if self.prompt_encoder is not None:
-            maps = self.prompt_encoder(films)
-        elif self.config.mode == "delta":
+            return self.prompt_encoder(films)
+        if self.config.mode == "delta":
             with self._adapters_off():
-                maps = self.vision(films)
-        return self.bank.assign(pooled(maps, view_mask))
+                return self.vision(films)
+        return maps
 
     @contextmanager
     def _adapters_off(self) -> Iterator[None]:
@@ -248,6 +264,7 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         labels: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
         visual: VisualFeatures | None = None,
+        prompt_id: Tensor | None = None,
         **kwargs: Any,
     ) -> MeGPTOutput:
         """The loss of reports `labels` (B, L): token ids, then the end token, padded with -100.
@@ -256,16 +273,17 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
             num_items_in_batch: divides the summed cross-entropy (the number of report tokens in the whole optimizer
                 step, so that the gradient does not depend on how the step is cut); by default it is the mean.
             visual: features from `encode`, in place of pixels.
+            prompt_id: as `encode`'s.
         """
         if visual is None:
             if pixel_values is None:
                 raise InputError("pixel_values are missing", next="pass what processor(images=…) returns")
-            visual = self.encode(pixel_values, view_mask)
+            visual = self.encode(pixel_values, view_mask, prompt_id)
         embeds, mask = self.assemble(visual)
         head = language.vocabulary_head(self.language_model)
         if labels is None:
             last = self._hidden(embeds, mask)[:, -1]
-            return MeGPTOutput(l2=visual.l2, logits=head(last))
+            return MeGPTOutput(l2=visual.l2, logits=head(last), prompt_id=visual.prompt_id)
         self.check_context(embeds.shape[1], labels.shape[1])
         known = labels != IGNORED
         reports = self.get_input_embeddings()(labels.masked_fill(~known, 0)).to(embeds.dtype)
@@ -276,7 +294,10 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         items = known.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         cross_entropy = total / items
         return MeGPTOutput(
-            loss=cross_entropy + (0 if visual.l2 is None else visual.l2), cross_entropy=cross_entropy, l2=visual.l2
+            loss=cross_entropy + (0 if visual.l2 is None else visual.l2),
+            cross_entropy=cross_entropy,
+            l2=visual.l2,
+            prompt_id=visual.prompt_id,
         )
 
     def _hidden(self, embeds: Tensor, mask: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ class VisionEncoder(nn.Module):
         return int(self.layout["channels"])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.trunk.forward_features(pixels)
+        # Channels last is the order that convolutions and pooling are fastest in, on the CPU and on tensor cores.
+        x = self.trunk.forward_features(pixels.contiguous(memory_format=torch.channels_last))
         if self.layout["order"] == "nhwc":
             return x.permute(0, 3, 1, 2)
         if self.layout["order"] == "tokens":

@@ -39,6 +39,7 @@ from megpt.training.engine import (
 from megpt.training.features import FeatureCache, check_cache, feature_path
 from megpt.training.logbook import Logbook
 from megpt.training.meter import Meter
+from megpt.training.prompt_memo import PromptMemo, is_of_use, prompt_path
 from megpt.training.samples import Samples
 from megpt.training.schedule import Schedule
 
@@ -109,6 +110,7 @@ class _Run:
         self.shapes = {name: parameter.shape for name, parameter in state.trainable(self.model)}
         self.cache = self._make_cache(parts.folder) if config.train.cache_features else None
         self.start = self._prepare()
+        self.memo = self._make_memo(parts.folder)
         self.loader = Loader(
             self.samples,
             self.order,
@@ -138,6 +140,12 @@ class _Run:
         dtype = torch.bfloat16 if self.train_config.precision == "bf16" else torch.float32
         path = feature_path(self.config, folder)
         return FeatureCache(path, self.model.vision, self.samples.num_views, dtype=dtype)
+
+    def _make_memo(self, folder: Path) -> PromptMemo | None:
+        bank: Any = self.model.bank
+        if not is_of_use(self.config, bank) or self.engine.zero_optimization_stage() == 3:
+            return None
+        return PromptMemo(prompt_path(self.config, bank, folder), len(self.samples))
 
     def _prepare(self) -> int:
         """Weights and optimizer from the newest checkpoint; the steps it has done.
@@ -203,9 +211,15 @@ class _Run:
             "view_mask": batch.view_mask.to(self.device, non_blocking=True),
             "labels": batch.labels.to(self.device, non_blocking=True),
         }
+        failed = set(batch.failed)
+        if self.memo is not None and len(batch.indices):
+            out = self.engine(
+                **inputs, num_items_in_batch=items, prompt_id=self.memo.known(batch.indices).to(self.device)
+            )
+            self.memo.keep(batch.indices, out.prompt_id, failed)
+            return out
         if self.cache is None:
             return self.engine(**inputs, num_items_in_batch=items)
-        failed = set(batch.failed)
         with self.cache.around(batch.indices, inputs["view_mask"], failed=failed, stored=batch.stored):
             return self.engine(**inputs, num_items_in_batch=items)
 
