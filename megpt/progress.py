@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 LINE_EVERY_S = 10.0
+STEADY_S = 5.0
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -33,6 +34,7 @@ class Progress:
         self.job, self.total, self.unit = job, total, unit
         self.done, self.failed, self.skipped = start, 0, start
         self.began = self._last_line = time.monotonic()
+        self._first: tuple[float, int] | None = None
         self._bar: Bar | None = None
         if console.is_terminal:
             self._bar = Bar(
@@ -63,10 +65,21 @@ class Progress:
         """Units per second of this run."""
         return (self.done - self.skipped) / max(time.monotonic() - self.began, 1e-9)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace since the first units came; None before that pace is known. Start-up says nothing of it."""
+        if self.total is None or self._first is None:
+            return None
+        since, done = time.monotonic() - self._first[0], self.done - self._first[1]
+        if self.done >= self.total:
+            return 0.0
+        return (self.total - self.done) * since / done if done > 0 and since >= STEADY_S else None
+
     def advance(self, done: int = 1, failed: int = 0) -> None:
         """`done` more units are finished, `failed` of them without success."""
         self.done += done
         self.failed += failed
+        self._first = self._first or (time.monotonic(), self.done)
         if self._bar:
             note = f"{self.rate:.1f} {self.unit}/s" + (f", {self.failed} failed" if self.failed else "")
             self._bar.update(self._task, completed=self.done, note=note)
@@ -75,9 +88,7 @@ class Progress:
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
-        left = ""
-        if self.total and self.rate > 0:
-            left = f", {(self.total - self.done) / self.rate:.0f} s left"
+        left = "" if self.seconds_left is None else f", {self.seconds_left:.0f} s left"
         of = f"/{self.total}" if self.total is not None else ""
         print(
             f"{self.job}: {self.done}{of} {self.unit}, {self.failed} failed, {self.rate:.1f}/s{left}",

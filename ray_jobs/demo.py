@@ -10,6 +10,7 @@ baselines that have not seen the film, and the seconds and memory each job took.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import threading
 import time
@@ -24,6 +25,7 @@ from rich.table import Table
 from megpt.config import Config
 from megpt.data.phantom import write_films, write_tables
 from megpt.data.studies import read_studies
+from megpt.errors import MegptError
 from megpt.output import SUCCESS, claim, write_aside
 from megpt.progress import Progress, console, log
 from ray_jobs import evaluate, fit_prompts, generate, prepare, train
@@ -77,12 +79,11 @@ def write_archive(config: Config, *, dry_run: bool = False) -> int:
 
 
 def write_language_model(config: Config, *, dry_run: bool = False) -> int:
-    """Train the small language model on the training split's text, in this process."""
+    """Train the small language model on the training split's text."""
     if dry_run:
         log(f"language model: would train {config.language_model.steps} steps into {config.output}")
         return 0
     from megpt.data.studies import fingerprint
-    from megpt.training.language_model import train_language_model
 
     studies, settings = str(config.studies), config.language_model
     identity = {
@@ -98,11 +99,51 @@ def write_language_model(config: Config, *, dry_run: bool = False) -> int:
             return 0
         reports = training_texts(config)
         with Progress("language model", settings.steps, unit="steps") as progress:
-            loss = train_language_model(
-                reports, settings, output.path, seed=config.seed, on_step=lambda step, loss: progress.advance()
-            )
+            loss = _teach_apart(reports, config, output.path, progress)
         output.finish(reports=len(reports), loss=round(loss, 4))
     return 0
+
+
+def _teach_apart(reports: list[str], config: Config, folder: Path, progress: Progress) -> float:
+    """Train in a process of its own, whose memory is given back when it ends; returns the last loss.
+
+    Raises:
+        MegptError: as `train_language_model`, or the process was killed.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_teach, args=(there, reports, config, folder), daemon=True)
+    process.start()
+    there.close()
+    try:
+        while isinstance(told := here.recv(), int):
+            progress.advance()
+    except EOFError:
+        process.join()
+        raise MegptError(
+            "the process that trains the language model has ended",
+            where=str(folder),
+            cause=f"it was killed (exit code {process.exitcode}), perhaps for want of memory",
+            next="run the same command again",
+        ) from None
+    process.join()
+    if isinstance(told, MegptError):
+        raise told
+    return float(told)
+
+
+def _teach(pipe: Any, reports: list[str], config: Config, folder: Path) -> None:
+    """Sends the number of each step, then the loss or the error that ended it."""
+    from megpt.training.language_model import train_language_model
+
+    def tell(step: int, loss: float) -> None:
+        pipe.send(step)
+
+    try:
+        loss = train_language_model(reports, config.language_model, folder, seed=config.seed, on_step=tell)
+        pipe.send(float(loss))
+    except MegptError as error:
+        pipe.send(error)
 
 
 def training_texts(config: Config) -> list[str]:

@@ -30,6 +30,8 @@ from megpt.progress import log
 # for ever. Logical CPUs cost nothing, so a small machine simply says it has more.
 MIN_LOGICAL_CPUS = 8
 LOCAL_OBJECT_STORE = 1 * 2**30
+# A laptop's memory is scarce: no process is kept idle for each of those logical CPUs.
+FRUGAL = {"prestart_worker_first_driver": False, "num_workers_soft_limit": 2}
 LOOK_EVERY_S = 1.0
 KNOCK_S = 10.0
 
@@ -58,6 +60,7 @@ def cluster(config: ClusterConfig | None = None) -> Iterator[None]:
             include_dashboard=False,
             logging_level=logging.WARNING,
             log_to_driver=False,
+            _system_config=FRUGAL,
         )
     try:
         yield
