@@ -48,12 +48,10 @@ def run(config: Config, *, dry_run: bool = False) -> int:
     """
     config.require("source", "output")
     source = open_source(str(config.source), data=config.data)
-    if next(iter(source.studies()), None) is None:
-        raise InputError(
-            f"no studies in {source.root}", where=f"read as {source.format}", next="check source=PATH and data.format"
-        )
     if dry_run:
         studies = sum(1 for _ in itertools.islice(source.studies(), config.limit))
+        if not studies:
+            raise _empty(source)
         log(f"prepare: would read {studies} studies ({source.format}) of {source.root} into {config.output}")
         return 0
     with claim(config.output, job="prepare", identity=_identity(config, source), config=config) as output:
@@ -84,12 +82,12 @@ def _plan(config: Config, source: Source, output: Output) -> Plan:
     plan = load_plan(folder)
     if plan is None:
         log(f"prepare: listing the studies of {source.root} ({source.format})")
+        studies = itertools.islice(source.studies(), config.limit)
         try:
+            if (first := next(studies, None)) is None:
+                raise _empty(source)
             plan = make_plan(
-                folder,
-                itertools.islice(source.studies(), config.limit),
-                shard_size=config.prepare.shard_size,
-                seed=config.seed,
+                folder, itertools.chain([first], studies), shard_size=config.prepare.shard_size, seed=config.seed
             )
         except InputError:
             _wipe(output.path)
@@ -97,6 +95,12 @@ def _plan(config: Config, source: Source, output: Output) -> Plan:
         if plan.patients_in_two_splits:
             log(f"prepare: {plan.patients_in_two_splits} patients are in more than one of the archive's own splits")
     return plan
+
+
+def _empty(source: Source) -> InputError:
+    return InputError(
+        f"no studies in {source.root}", where=f"read as {source.format}", next="check source=PATH and data.format"
+    )
 
 
 def _prepare(config: Config, plan: Plan, left: list[Shard], out: Path) -> None:

@@ -28,10 +28,14 @@ COMPRESSION = {"compression": "zstd", "compression_level": 3}
 
 
 class RowWriter:
-    """Rows into one Parquet file, a row group at a time; a context manager over `write_aside`'s temporary path."""
+    """Rows into one Parquet file, a row group at a time; a context manager over `write_aside`'s temporary path.
 
-    def __init__(self, path: Path, schema: pa.Schema):
-        self.schema, self.rows = schema, 0
+    Args:
+        group_rows: rows of a row group; one that reaches 64 MiB of films is closed before.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, *, group_rows: int = ROW_GROUP_ROWS):
+        self.schema, self.rows, self.group_rows = schema, 0, group_rows
         self._writer = pq.ParquetWriter(path, schema, **COMPRESSION)
         self._pending: list[dict[str, Any]] = []
         self._bytes = 0
@@ -40,7 +44,7 @@ class RowWriter:
         self._pending.append(row)
         self.rows += 1
         self._bytes += sum(len(v["bytes"] or b"") for v in row.get("views") or ())
-        if len(self._pending) >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
+        if len(self._pending) >= self.group_rows or self._bytes >= ROW_GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -58,9 +62,11 @@ class RowWriter:
         self._writer.close()
 
 
-def write_rows(path: str | Path, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> int:
+def write_rows(
+    path: str | Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, *, group_rows: int = ROW_GROUP_ROWS
+) -> int:
     """Stream rows into one Parquet file, whole or absent; returns how many there were."""
-    with write_aside(path) as temporary, RowWriter(temporary, schema) as writer:
+    with write_aside(path) as temporary, RowWriter(temporary, schema, group_rows=group_rows) as writer:
         for row in rows:
             writer.write(row)
     return writer.rows

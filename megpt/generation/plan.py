@@ -1,7 +1,10 @@
 """The plan of a generation run: which studies it is about, cut into shards, on disk.
 
-    OUT/plan/part-000000.parquet …   the studies of one shard, in the archive's order, without pixels
+    OUT/plan/part-000000.parquet …   the studies, in the archive's order, without pixels; some 5,000 a file
     OUT/plan/plan.json               written last: the plan is complete
+
+A shard is a run of `shard_size` rows that neither a file nor a row group cuts, so that a small shard costs neither a
+file of its own nor the reading of many others.
 
 The plan is made once and never again, so a run that is killed and started again works on exactly the studies, and the
 shards, of the first start, even if the archive has grown since. A worker needs nothing but a shard's number.
@@ -30,6 +33,8 @@ from megpt.study import STUDIES_SCHEMA, Study, View
 
 FOLDER, RECORD = "plan", "plan.json"
 BATCH_ROWS = 5_000
+# Rows of a plan's file, and of a row group in it, at least one shard each.
+FILE_ROWS, GROUP_ROWS = 5_000, 500
 
 # A study's row and, where its films lie inside a studies/ table, the file and row to fetch them from.
 PLAN_SCHEMA = (
@@ -60,19 +65,37 @@ class Plan:
     def shards(self) -> int:
         return -(-self.studies // self.shard_size)
 
+    @property
+    def group_rows(self) -> int:
+        return self.shard_size * max(1, GROUP_ROWS // self.shard_size)
+
+    @property
+    def file_rows(self) -> int:
+        return self.group_rows * max(1, FILE_ROWS // self.group_rows)
+
     def rows_in(self, shard: int) -> int:
         """Studies of one shard; the last one may hold fewer."""
         return min(self.shard_size, self.studies - shard * self.shard_size)
 
     def shard(self, number: int) -> list[Planned]:
         """The studies of one shard, in order."""
-        with open_parquet(part_path(self.folder, number)) as file:
-            rows = file.read().to_pylist()
+        part, row = divmod(number * self.shard_size, self.file_rows)
+        group, row = divmod(row, self.group_rows)
+        with open_parquet(part_path(self.folder, part)) as file:
+            rows = file.read_row_group(group).slice(row, self.shard_size).to_pylist()
         return [Planned(Study.from_row(row, split=""), row["file"], row["row"] or 0) for row in rows]
 
+    def study_ids(self) -> Iterator[list[str]]:
+        """The ids of each shard's studies, shard by shard."""
+        for part in range(-(-self.studies // self.file_rows)):
+            with open_parquet(part_path(self.folder, part)) as file:
+                ids = file.read(columns=["study_id"]).column("study_id").to_pylist()
+            for start in range(0, len(ids), self.shard_size):
+                yield ids[start : start + self.shard_size]
 
-def part_path(folder: Path, shard: int) -> Path:
-    return folder / FOLDER / f"part-{shard:06d}.parquet"
+
+def part_path(folder: Path, part: int) -> Path:
+    return folder / FOLDER / f"part-{part:06d}.parquet"
 
 
 def load_plan(folder: Path) -> Plan | None:
@@ -92,17 +115,18 @@ def load_plan(folder: Path) -> Plan | None:
 
 
 def make_plan(folder: Path, source: Source, *, split: str, limit: int | None, shard_size: int) -> Plan:
-    """Write the plan of an output folder; memory holds one shard and the ids.
+    """Write the plan of an output folder; memory holds one of its files and the ids.
 
     Raises:
         InputError: no study of that split, or a study id that comes twice.
     """
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     stream = _unique(islice(manifest(source, split), limit), str(source.root))
-    count = shard = 0
-    while rows := list(islice(stream, shard_size)):
-        write_rows(part_path(folder, shard), (_row(planned) for planned in rows), PLAN_SCHEMA)
-        count, shard = count + len(rows), shard + 1
+    count, shape = 0, Plan(folder, 0, shard_size)
+    while rows := list(islice(stream, shape.file_rows)):
+        path = part_path(folder, count // shape.file_rows)
+        write_rows(path, map(_row, rows), PLAN_SCHEMA, group_rows=shape.group_rows)
+        count += len(rows)
     if not count:
         raise InputError(
             f"no study of split {split!r} in {source.root}",
@@ -129,7 +153,7 @@ def _table_manifest(source: TableSource) -> Iterator[Planned]:
         files = [("", source.root)]
         inside = Inside(source.root.parent)
     for split, path in files:
-        row_number = 0
+        row_number, name = 0, str(path)
         with open_parquet(path) as file:
             leaves = [file.metadata.schema.column(n).path for n in range(file.metadata.num_columns)]
             columns = [leaf for leaf in leaves if not leaf.endswith(".bytes")]
@@ -137,13 +161,14 @@ def _table_manifest(source: TableSource) -> Iterator[Planned]:
                 for row in batch.to_pylist():
                     row["views"] = row.get("views") or ()
                     study = Study.from_row(row, split=split)
-                    views = tuple(_absolute(view, inside) for view in study.views)
-                    yield Planned(replace(study, views=views), str(path), row_number)
+                    if any(view.uri is not None and not view.uri.startswith("/") for view in study.views):
+                        study = replace(study, views=tuple(_absolute(view, inside) for view in study.views))
+                    yield Planned(study, name, row_number)
                     row_number += 1
 
 
 def _absolute(view: View, inside: Inside) -> View:
-    if view.uri is None or Path(view.uri).is_absolute():
+    if view.uri is None or view.uri.startswith("/"):
         return view
     return replace(view, uri=inside.resolve(view.uri))
 

@@ -81,11 +81,10 @@ def check_complete(folder: Path, plan: Plan) -> Counter[str]:
         MegptError: a file is missing or holds other studies than its shard.
     """
     reasons: Counter[str] = Counter()
-    for shard in range(plan.shards):
+    for shard, planned in enumerate(plan.study_ids()):
         path = shard_path(folder, shard)
         table = pq.read_table(path, columns=["study_id", "finish_reason"])
-        planned = pq.read_table(folder / "plan" / path.name, columns=["study_id"])
-        if sorted(table.column("study_id").to_pylist()) != sorted(planned.column("study_id").to_pylist()):
+        if table.column("study_id").to_pylist() != planned:
             raise MegptError(
                 f"{path} does not hold the studies of its shard",
                 cause="it was written or changed by something else",

@@ -4,7 +4,7 @@
     files/p10/p10000032/s50414267/<dicom_id>.dcm       cxr-record-list.csv.gz
     files/p10/p10000032/s50414267.txt                  … inside mimic-cxr-reports.zip, or extracted
 
-Memory: the id columns of the tables, as arrays (some 100 MB for all 377,110 films), and the zip's directory. Report
+Memory: the id columns of the tables (some 250 MB for all 377,110 films), and the zip's directory. Report
 texts and films stream. `data.reports` names the zip or folder where it lies apart, `data.annotations` the folder of the
 tables.
 """
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import os
 import zipfile
+from array import array
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -215,40 +217,33 @@ class MimicCxrSource(Source):
 
 
 class _Lookup:
-    """study_id → a small number, as two sorted arrays: 40 bytes a study."""
+    """study_id → its split, as a number each."""
 
     def __init__(self, pairs: Iterable[tuple[str, int]]):
-        seen = dict(pairs)
-        ids = np.array(list(seen), dtype=str)
-        order = np.argsort(ids)
-        self._ids = ids[order]
-        self._codes = np.array(list(seen.values()), dtype=np.int8)[order]
-
-    def index(self, study_id: str) -> int | None:
-        at = int(np.searchsorted(self._ids, study_id))
-        return at if at < len(self._ids) and self._ids[at] == study_id else None
+        self._codes = dict(pairs)
 
     def get(self, study_id: str) -> str:
-        at = self.index(study_id)
-        return "" if at is None else SPLITS[self._codes[at]]
+        code = self._codes.get(study_id)
+        return "" if code is None else SPLITS[code]
 
 
 class _LabelLookup:
-    """study_id → {observation: 1, 0 or -1}, from a -chexpert or -negbio table."""
+    """study_id → {observation: 1, 0 or -1}, from a -chexpert or -negbio table: 14 bytes a study, and its id."""
 
     ABSENT = 9
+    VALUES: ClassVar[dict[str, int]] = {"": ABSENT, "1.0": 1, "0.0": 0, "-1.0": -1}
 
     def __init__(self, table: Path):
-        ids, values = [], []
-        for line, row in csv_rows(table, ("study_id", *CHEXPERT)):
-            ids.append(row["study_id"])
-            values.append([self._value(row[name], name, table, line) for name in CHEXPERT])
-        names = np.array(ids, dtype=str)
-        order = np.argsort(names, kind="stable")
-        self._ids, self._values = names[order], np.array(values, dtype=np.int8).reshape(-1, len(CHEXPERT))[order]
+        self._places: dict[str, int] = {}
+        self._values = array("b")
+        for number, (line, row) in enumerate(csv_rows(table, ("study_id", *CHEXPERT))):
+            self._places.setdefault(row["study_id"], number * len(CHEXPERT))
+            self._values.extend(self._value(row[name], name, table, line) for name in CHEXPERT)
 
     @classmethod
     def _value(cls, cell: str, column: str, table: Path, line: int) -> int:
+        if (known := cls.VALUES.get(cell)) is not None:
+            return known
         if not cell.strip():
             return cls.ABSENT
         try:
@@ -260,7 +255,7 @@ class _LabelLookup:
         return int(value)
 
     def get(self, study_id: str) -> dict[str, int] | None:
-        at = int(np.searchsorted(self._ids, study_id))
-        if at >= len(self._ids) or self._ids[at] != study_id:
+        if (place := self._places.get(study_id)) is None:
             return None
-        return {n: int(v) for n, v in zip(CHEXPERT, self._values[at], strict=True) if v != self.ABSENT}
+        values = self._values[place : place + len(CHEXPERT)]
+        return {name: value for name, value in zip(CHEXPERT, values, strict=True) if value != self.ABSENT}

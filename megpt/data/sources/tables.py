@@ -41,8 +41,8 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[st
     """
     try:
         with open_text(path) as file:
-            reader = csv.DictReader(file)
-            names = list(reader.fieldnames or ())
+            reader = csv.reader(file)
+            names = next(reader, [])
             for column in required:
                 if column not in names:
                     raise InputError(
@@ -50,7 +50,12 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[st
                         cause=f"its columns are: {', '.join(names[:20]) or 'none, the file is empty'}",
                         next=did_you_mean(column, names) if names else None,
                     )
-            for row in reader:
+            for cells in reader:
+                if not cells:
+                    continue
+                # What csv.DictReader does, in half the time: MIMIC-CXR's tables have a million lines.
+                short = [None] * (len(names) - len(cells))
+                row: dict[str, Any] = dict(zip(names, [*cells, *short], strict=False))
                 for column in required:
                     if row[column] is None:
                         raise InputError(
