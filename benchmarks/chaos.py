@@ -1,19 +1,17 @@
 """Random kills while `megpt generate` runs: is every study there once, and is the table the same?
 
-    python benchmarks/chaos.py --checkpoint runs/demo/checkpoint --kills 20 --studies 2000 \
-        --out benchmarks/results/chaos-DATE.json
+    python benchmarks/chaos.py --kills 20 --studies 2000 --out benchmarks/results/chaos-DATE.json
 
-Draws an archive of noise films, runs the job once undisturbed, then again while SIGKILL hits, at random times, the
-driver (and with it the whole run), an actor, or any worker process; a run that ends without _SUCCESS is started
-again with the same command. Reports of both tables are compared. Only processes this script started are killed.
+Draws an archive of noise films, some of them damaged, runs the job once undisturbed, then again while SIGKILL hits, at
+random times, the driver (and with it the whole run), an actor, any worker process, or the raylet with all its workers
+(the node); a run that ends without _SUCCESS is started again with the same command. Both tables are compared. Only
+processes this script started are killed.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import io
-import json
 import os
 import random
 import signal
@@ -29,12 +27,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
+from record import record, save
+from untrained import write_checkpoint
 
 from megpt.data.studies import write_studies
 from megpt.generation import table
 from megpt.study import Study, View
 
 BROKEN_EVERY = 97
+# What marks a victim's command line; the driver is the process that was started.
+KINDS = {"driver": "", "actor": "ShardWorker", "worker": "ray::", "node": "/raylet/raylet"}
+PATIENCE_S = 300
 
 
 def studies(count: int) -> Iterator[Study]:
@@ -71,18 +74,16 @@ def below(root: int) -> dict[int, str]:
 
 
 def strike(driver: int, kind: str, chance: random.Random) -> bool:
-    """Kill one process of that kind; False when there is none now."""
-    if kind == "driver":
-        os.kill(driver, signal.SIGKILL)
-        return True
-    mark = "ShardWorker" if kind == "actor" else "ray::"
-    targets = [pid for pid, name in below(driver).items() if mark in name]
+    """Kill one process of that kind, a raylet with all below it; False when there is none now."""
+    targets = [driver] if kind == "driver" else [pid for pid, name in below(driver).items() if KINDS[kind] in name]
     if not targets:
         return False
-    try:
-        os.kill(chance.choice(targets), signal.SIGKILL)
-    except ProcessLookupError:
-        return False
+    target = chance.choice(sorted(targets))
+    for pid in [*(below(target) if kind == "node" else ()), target]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
     return True
 
 
@@ -95,12 +96,16 @@ def finished(archive: Path, output: Path, options: argparse.Namespace, kills: in
             began = len(table.finished_shards(output))
             driver = subprocess.Popen(command(archive, output, options), stderr=log, stdout=log)
             strikes = time.monotonic() + chance.uniform(*options.pause)
+            seen, moved = began, time.monotonic()
             while driver.poll() is None:
                 time.sleep(0.2)
+                if (now := len(table.finished_shards(output))) > seen:
+                    seen, moved = now, time.monotonic()
+                if time.monotonic() - moved > PATIENCE_S:
+                    raise SystemExit(f"nothing written for {PATIENCE_S} s after {dict(hits)}; see {output}.log")
                 # The first stroke waits for a shard of this start, so that every start gets somewhere.
-                ready = len(table.finished_shards(output)) > began and time.monotonic() > strikes
-                if sum(hits.values()) < kills and ready:
-                    kind = chance.choice(("driver", "actor", "worker"))
+                if sum(hits.values()) < kills and seen > began and time.monotonic() > strikes:
+                    kind = chance.choice(list(KINDS))
                     hits[kind] += strike(driver.pid, kind, chance)
                     strikes = time.monotonic() + chance.uniform(*options.pause)
             if starts > kills + 5:
@@ -115,36 +120,41 @@ def rows(output: Path) -> list[dict[str, Any]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, help="by default a tiny one of random weights")
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--shard-size", type=int, default=20)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--pause", type=float, nargs=2, default=(1.0, 6.0), help="seconds between kills")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="keep archive, tables and logs here")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "archive"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        if options.checkpoint is None:
+            options.checkpoint = folder / "checkpoint"
+            write_checkpoint(options.checkpoint, "tiny", image_size=32)
+        archive = folder / "archive"
         write_studies(archive, "test", studies(options.studies), 0)
-        finished(archive, Path(folder) / "calm", options, kills=0)
-        hits, starts = finished(archive, Path(folder) / "storm", options, kills=options.kills)
-        calm, storm = rows(Path(folder) / "calm"), rows(Path(folder) / "storm")
+        began = time.monotonic()
+        finished(archive, folder / "calm", options, kills=0)
+        calm_seconds = time.monotonic() - began
+        hits, starts = finished(archive, folder / "storm", options, kills=options.kills)
+        storm_seconds = time.monotonic() - began - calm_seconds
+        calm, storm = rows(folder / "calm"), rows(folder / "storm")
     ids = Counter(row["study_id"] for row in storm)
-    results = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["python", *sys.argv]),
+    result = record("chaos.py", "ray", "torch", "pyarrow") | {
         "studies": options.studies,
-        "kills": dict(hits),
+        "kills": sum(hits.values()),
+        "kills_by_kind": dict(sorted(hits.items())),
         "starts": starts,
+        "seconds": {"undisturbed": round(calm_seconds), "with kills": round(storm_seconds)},
         "lost": options.studies - len(ids),
         "twice": sum(count > 1 for count in ids.values()),
         "same_table": calm == storm,
     }
-    print(json.dumps(results, indent=1))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-    return 0 if results["same_table"] and not results["lost"] and not results["twice"] else 1
+    save(result, options.out)
+    return 0 if result["same_table"] and not result["lost"] and not result["twice"] else 1
 
 
 if __name__ == "__main__":
