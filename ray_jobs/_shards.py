@@ -1,43 +1,47 @@
-"""What runs inside the generate job's workers: the actor that writes a shard, and the task that decodes its films."""
+"""The generate job's actor: it has the model, and writes a shard's file."""
 
 from __future__ import annotations
 
+import math
+import pickle
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 from PIL import Image
 
 from megpt.config import Config
-from megpt.data.decode import UnreadableFilm, load_films
+from megpt.data.decode import UnreadableFilm
 from megpt.generation import table
-from megpt.generation.plan import Plan, Planned, with_films
+from megpt.generation.plan import Plan, Planned
 from megpt.generation.writer import Films, Prediction, ReportWriter
 from megpt.study import Study
+from ray_jobs._films import CHUNK, Pixels, decode
+from ray_jobs.failures import known_failure
 
-# Studies whose films one task decodes: small enough to start at once, large enough to pay for a task.
-CHUNK = 32
+# A shard's films are decoded while the one before it is generated: two calls in flight, one of them on the model.
+CALLS_PER_ACTOR = 2
+# Of a worker's CPUs this share belongs to the tasks that decode for it, in Ray's books.
+DECODE_SHARE = 0.1
 
-Pixels = list[np.ndarray] | str
 
+def cpu_shares(config: Config) -> tuple[float, float]:
+    """Logical CPUs of an actor and of one of its decoding tasks.
 
-def decode(planned: list[Planned], *, side: int, max_views: int | None, max_pixels: int) -> list[Pixels]:
-    """Films of each study as grey squares (side, side) uint8, or why there are none.
-
-    The resize to the square is the processor's own, done here because CPU tasks are many and the engine's thread one.
+    All tasks an actor ever has in flight fit beside it into `cluster.cpus_per_worker`: were they to ask for more, then
+    actors that fill a cluster would wait for ever for tasks that find no room. What they really use is another matter:
+    at most `decode_workers` more cores, anywhere in the cluster.
     """
-    decoded: list[Pixels] = []
-    for study in with_films(planned):
-        try:
-            films = load_films(study, size=side, max_views=max_views, max_pixels=max_pixels)
-            decoded.append([np.asarray(f.resize((side, side), Image.Resampling.BICUBIC)) for f in films])
-        except UnreadableFilm as error:
-            decoded.append(str(error.reason))
-    return decoded
+    cpus = config.cluster.cpus_per_worker
+    tasks = CALLS_PER_ACTOR * (1 + config.generate.decode_workers)
+    share = max(math.floor(cpus * DECODE_SHARE / tasks * 1e4), 1) / 1e4  # Ray counts in ten-thousandths
+    return round(cpus - tasks * share, 4), share
 
 
 class ShardWorker:
@@ -55,11 +59,22 @@ class ShardWorker:
         self.model = threading.Lock()
         self.writer = ReportWriter(str(self.config.checkpoint), self.config.generate, self.config.seed)
         task: Any = decode  # Ray's types know functions without keywords only
-        self.decode = ray.remote(task).options(num_cpus=1, scheduling_strategy="SPREAD", max_retries=-1)
+        _, share = cpu_shares(self.config)
+        self.decode = ray.remote(task).options(num_cpus=share, scheduling_strategy="SPREAD", max_retries=-1)
+        if self.config.cluster.cpus_per_worker >= 2:  # else Ray's own setting of one thread is right
+            torch.set_num_threads(int(self.config.cluster.cpus_per_worker))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        rows = [self._shard(int(number)) for number in batch["shard"]]
-        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        rows = [self._answer(int(number)) for number in batch["shard"]]
+        return {name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}
+
+    def _answer(self, number: int) -> dict[str, Any]:
+        """Counts, or in `error` why there are none: an error that is raised would be taken for a lost actor."""
+        try:
+            return {**self._shard(number), "error": b""}
+        except Exception as error:
+            known = known_failure(error, str(self.config.output)) or RuntimeError(traceback.format_exc())
+            return {"shard": number, "studies": 0, "failed": 0, "seconds": 0.0, "error": pickle.dumps(known)}
 
     def _shard(self, number: int) -> dict[str, Any]:
         path = table.shard_path(self.plan.folder, number)

@@ -12,13 +12,21 @@ killed before that has done nothing; whoever is killed after it has done everyth
 write, because one of them was lost sight of, is the same file with the same rows twice. What is left is what has no
 file. A shard's texts depend on its own studies only, since an actor works on one shard at a time: a resumed run gives
 the table of an uninterrupted one.
+
+Why a lost node does not hold the others up: Ray would keep a dead actor's shards waiting for it to start again, which
+without a machine in its place is for ever. Here such a shard is given up at once, and taken up in the next pass over
+what has no file. An error of the shard itself is not among those that are given up: it comes back as a value.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
+import queue
 import shutil
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +34,19 @@ import ray
 
 from megpt.config import Config
 from megpt.data.sources import Source, open_source
-from megpt.errors import InputError, TooManyFailed
+from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.generation import plan as plans
 from megpt.generation import table
 from megpt.generation.plan import Plan
 from megpt.output import RUN, Output, claim
 from megpt.progress import Progress, log
-from ray_jobs._shards import ShardWorker
+from ray_jobs._shards import CALLS_PER_ACTOR, ShardWorker, cpu_shares
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import cluster, require_resources
+from ray_jobs.runtime import cluster, require_resources, worker_slots
 
-# A shard's films are decoded while the one before it is generated: two calls in flight, one of them on the model.
-CALLS_PER_ACTOR = 2
+# Passes in a row that may end without one more shard, as when actors die faster than they write.
+FRUITLESS_PASSES = 3
+LOOK_EVERY_S = 5.0
 
 
 def run(config: Config, *, dry_run: bool = False) -> int:
@@ -61,11 +70,10 @@ def run(config: Config, *, dry_run: bool = False) -> int:
         table.remove_leftovers(output.path)
         plan = plans.load_plan(output.path) or _plan(config, output.path, source)
         table.record_launch(output.path, started=time.time(), host=os.uname().nodename, studies=plan.studies)
-        missing = sorted(set(range(plan.shards)) - table.finished_shards(output.path))
-        if missing:
+        if _missing(plan):
             with cluster(config.cluster):
                 require_resources(config.cluster)
-                _generate(config, plan, missing, fingerprint)
+                _generate(config, plan, fingerprint)
         counts = _finish(config, output, plan, fingerprint, time.monotonic() - began)
     log(f"generate: {counts['studies']} studies, {counts['error']} of them without a report, in {output.path}")
     return _verdict(config, counts, output.path)
@@ -127,36 +135,103 @@ def _say_what_would_be_done(config: Config, source: Source) -> int:
     return 0
 
 
-def _generate(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> None:
-    """Have each missing shard written, in Ray Data's order."""
+def _missing(plan: Plan) -> list[int]:
+    return sorted(set(range(plan.shards)) - table.finished_shards(plan.folder))
+
+
+def _generate(config: Config, plan: Plan, fingerprint: str) -> None:
+    """Passes over the shards that have no file, until there are none."""
+    missing, fruitless = _missing(plan), 0
+    finished = plan.studies - sum(map(plan.rows_in, missing))
+    with Progress("generate", plan.studies, start=finished) as progress:
+        while missing:
+            try:
+                for row in _watched(_pass(config, plan, missing, fingerprint), config):
+                    if row["error"]:
+                        raise pickle.loads(row["error"])
+                    progress.advance(int(row["studies"]), int(row["failed"]))
+            except ray.exceptions.RayError as error:
+                raise known_failure(error, str(config.output)) or error from error
+            before, missing = missing, _missing(plan)
+            fruitless = fruitless + 1 if len(missing) == len(before) else 0
+            if fruitless == FRUITLESS_PASSES:
+                raise MegptError(
+                    f"the workers died {fruitless} times in a row without writing one of {len(missing)} shards",
+                    cause="too little memory for the model or the films, or nodes that come and go",
+                    next="see the workers' logs in Ray's session folder; set a smaller generate.slots or shard_size",
+                )
+            progress.advance(plan.studies - sum(map(plan.rows_in, missing)) - progress.done)
+
+
+def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> ray.data.Dataset:
+    """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    lanes = config.cluster.max_workers
+    context.max_errored_blocks = -1
+    # A pool grows when its actors are full, and these never hold more calls than they work on: 1.0 is full.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    cpus, _ = cpu_shares(config)
     pool = ray.data.ActorPoolStrategy(
         min_size=min(config.cluster.min_workers, len(missing)),
-        max_size=min(lanes, len(missing)),
+        max_size=min(config.cluster.max_workers, len(missing)),
         max_tasks_in_flight_per_actor=CALLS_PER_ACTOR,
         max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
         enable_true_multi_threading=True,
     )
     # One row a block: otherwise a small plan is one block, and one actor does everything.
     shards = ray.data.from_items([{"shard": n} for n in missing], override_num_blocks=len(missing))
-    done = shards.map_batches(
+    return shards.map_batches(
         ShardWorker,
         batch_size=1,
         compute=pool,
-        num_cpus=config.cluster.cpus_per_worker,
+        num_cpus=cpus,
         num_gpus=config.cluster.gpus_per_worker or None,
+        max_task_retries=0,
         fn_constructor_args=(config.to_yaml(), plan, fingerprint),
     )
-    finished = plan.studies - sum(plan.rows_in(n) for n in missing)
-    with Progress("generate", plan.studies, start=finished) as progress:
+
+
+def _watched(rows: ray.data.Dataset, config: Config) -> Iterator[dict[str, Any]]:
+    """The rows as they come. Ray waits for ever for a node that can hold a worker; this waits for `cluster.wait_s`.
+
+    Raises:
+        MegptError: no living node could hold a worker for that long.
+    """
+    found: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+
+    def read() -> None:
         try:
-            for row in done.iter_rows():
-                progress.advance(int(row["studies"]), int(row["failed"]))
-        except ray.exceptions.RayError as error:
-            raise known_failure(error, str(config.output)) or error from error
+            for row in rows.iter_rows():
+                found.put(row)
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+
+    threading.Thread(target=read, name="rows", daemon=True).start()
+    lost: float | None = None
+    while True:
+        try:
+            row = found.get(timeout=LOOK_EVERY_S)
+        except queue.Empty:
+            if worker_slots(config.cluster):
+                lost = None
+            elif lost is None:
+                lost = time.monotonic()
+                log(f"generate: no node is left that can hold a worker; waiting {config.cluster.wait_s:g} s for one")
+            elif time.monotonic() - lost >= config.cluster.wait_s:
+                raise MegptError(
+                    "no node is left that can hold a worker",
+                    where=f"after {config.cluster.wait_s:g} s (cluster.wait_s)",
+                    cause="the nodes that had the GPUs or CPUs asked for are gone; what was finished is kept",
+                    next="add a node and run the same command again: it resumes",
+                ) from None
+            continue
+        if row is None:
+            return
+        if isinstance(row, BaseException):
+            raise row
+        yield row
 
 
 def _finish(config: Config, output: Output, plan: Plan, fingerprint: str, seconds: float) -> dict[str, int]:

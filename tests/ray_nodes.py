@@ -47,12 +47,16 @@ class RayNodes:
             text=True,
             start_new_session=True,
         )
-        self.head, self.address = self._ask("add", cpus)
+        self.head, self.address = self._ask("add", [cpus, 0])
         self.environment["RAY_ADDRESS"] = self.address
 
-    def add(self, cpus: int = 2) -> str:
-        """One more node; returns its id."""
-        return str(self._ask("add", cpus)[0])
+    def add(self, cpus: int = 2, gpus: int = 0) -> str:
+        """One more node; returns its id. `gpus` are declared only: Ray shares them out, and nobody looks for them."""
+        return str(self._ask("add", [cpus, gpus])[0])
+
+    def processes(self, node: str, name: str) -> list[int]:
+        """Ids of the workers on a node whose name holds `name`, such as an actor's class."""
+        return [int(pid) for pid in self._ask("processes", [node, name])]
 
     def kill(self, node: str) -> None:
         """The node is gone from one moment to the next, with every process on it."""
@@ -83,20 +87,28 @@ class RayNodes:
 
 def _kill(node: Any) -> None:
     """SIGKILL the raylet's whole process tree first: on a lost machine no worker outlives its raylet."""
+    for process in _tree(node):
+        process.kill()
+
+
+def _tree(node: Any) -> list[Any]:
+    """A raylet, after all processes below it."""
     import psutil
 
-    for info in node.all_processes["raylet"]:
-        raylet = psutil.Process(info.process.pid)
-        for process in [*raylet.children(recursive=True), raylet]:
-            process.kill()
+    raylets = [psutil.Process(info.process.pid) for info in node.all_processes["raylet"]]
+    return [process for raylet in raylets for process in [*raylet.children(recursive=True), raylet]]
 
 
-def _add(cluster: Any, cpus: int) -> Any:
+def _named(node: Any, name: str) -> list[int]:
+    return [process.pid for process in _tree(node) if name in " ".join(process.cmdline())]
+
+
+def _add(cluster: Any, cpus: int, gpus: int) -> Any:
     """A node; tried again where a busy machine did not start it within the 30 s that Ray allows."""
     head = {} if cluster.head_node else {"include_dashboard": False, "_system_config": HEALTH}
     for attempt in range(TRIES):
         try:
-            return cluster.add_node(num_cpus=cpus, object_store_memory=OBJECT_STORE, **head)
+            return cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=OBJECT_STORE, **head)
         except Exception as error:
             if attempt == TRIES - 1 or "timed out during startup" not in str(error):
                 raise
@@ -114,9 +126,11 @@ def _serve() -> None:
         command, argument = json.loads(line)
         answer: Any = True
         if command == "add":
-            node = _add(cluster, argument)
+            node = _add(cluster, *argument)
             nodes[node.unique_id] = node
             answer = [node.unique_id, cluster.address]
+        elif command == "processes":
+            answer = _named(nodes[argument[0]], argument[1])
         else:
             node = nodes[argument]
             _kill(node)

@@ -1,9 +1,28 @@
-"""Reports for studies, in one process: the batch engine, the reference backend, and the table they fill."""
+"""Reports for studies, in one process: the batch engine, the reference backend, and the table they fill.
 
-from megpt.generation.decoding import Decoding, EngineItem, EngineResult
-from megpt.generation.engine import GenerationEngine
-from megpt.generation.hf import HFBackend
-from megpt.generation.writer import Prediction, ReportWriter
+The names below load on first use: whoever decodes films or reads a table needs no torch, and starts in a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megpt.generation.decoding import Decoding, EngineItem, EngineResult
+    from megpt.generation.engine import GenerationEngine
+    from megpt.generation.hf import HFBackend
+    from megpt.generation.writer import Prediction, ReportWriter
+
+_HOMES = {
+    "Decoding": "decoding",
+    "EngineItem": "decoding",
+    "EngineResult": "decoding",
+    "GenerationEngine": "engine",
+    "HFBackend": "hf",
+    "Prediction": "writer",
+    "ReportWriter": "writer",
+}
 
 __all__ = [
     "Decoding",
@@ -14,3 +33,9 @@ __all__ = [
     "Prediction",
     "ReportWriter",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"megpt.generation.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 - `ray start --head` refuses to start without a token; with one it starts.
 - `ray job submit --working-dir . -- python -m ray_jobs prepare …` runs in the environment that the head was started in:
   a small archive becomes a studies/ table under an absolute output; the exit code is 0.
+- So do `generate`, exactly as README.md prints it but for the paths, and two steps of `train`.
 - The upload holds the code and neither data, nor results, nor environments (`.rayignore`).
 - The same command again finds nothing to do.
 - A bad input (a relative output) ends the submit with a non-zero code; the job's own code is in its last line.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -26,6 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -70,7 +73,8 @@ class Head:
         return [
             *["ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"],
             *[f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"],
-            *[f"--temp-dir={self.folder / 't'}", "--num-cpus=8", "--node-ip-address=127.0.0.1"],
+            # The GPUs are declared only: what asks for one is placed, and works on the CPU.
+            *[f"--temp-dir={self.folder / 't'}", "--num-cpus=8", "--num-gpus=8", "--node-ip-address=127.0.0.1"],
             f"--object-store-memory={200 * 2**20}",
         ]
 
@@ -127,17 +131,22 @@ def head() -> Iterator[Head]:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six studies in R2Gen's layout, one of them without its film."""
+    """Six training studies in R2Gen's layout, one of them without its film, and three for the test."""
     folder = tmp_path_factory.mktemp("archive")
     studies = []
-    for number in range(6):
+    for number in range(9):
         film = folder / "images" / f"S{number}" / "0.png"
         film.parent.mkdir(parents=True)
         if number != 5:
             Image.effect_noise((64, 64), 60).save(film)
-        entry = {"id": f"S{number}", "report": REPORT, "image_path": [f"S{number}/0.png"], "split": "train"}
+        entry = {
+            "id": f"S{number}",
+            "report": REPORT,
+            "image_path": [f"S{number}/0.png"],
+            "split": "train" if number < 6 else "test",
+        }
         studies.append(entry)
-    (folder / "annotation.json").write_text(json.dumps({"train": studies, "val": [], "test": []}))
+    (folder / "annotation.json").write_text(json.dumps({"train": studies[:6], "val": [], "test": studies[6:]}))
     return folder
 
 
@@ -160,6 +169,33 @@ def test_a_submitted_job(head: Head, archive: Path, tmp_path: Path) -> None:
         *(p.read_text(errors="replace") for p in logs),
     ]:
         assert "xylophonically" not in text
+
+
+def test_generate_as_the_readme_prints_it(head: Head, archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    printed = re.search(r"^(ray job submit .*\\\n.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert printed
+    command = printed[1].replace("\\\n", " ").split()
+    places = {"source": archive, "checkpoint": tiny_checkpoint, "output": tmp_path / "reports"}
+    for name, place in places.items():
+        at = next(n for n, word in enumerate(command) if word.startswith(f"{name}=/shared/"))
+        command[at] = f"{name}={place}"
+    done = head.run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "generate: 3 studies, 0 of them without a report" in done.stdout
+    rows = pq.read_table(tmp_path / "reports" / "reports").to_pylist()
+    assert {row["study_id"] for row in rows} == {"S6", "S7", "S8"} and all(row["report"] for row in rows)
+    assert "xylophonically" not in done.stdout + done.stderr
+
+
+def test_two_steps_of_training(head: Head, archive: Path, tiny_llm: Path, tmp_path: Path) -> None:
+    train = [*["python", "-m", "ray_jobs", "train", f"source={archive}", f"output={tmp_path / 'checkpoint'}"]]
+    train += [f"model.llm={tiny_llm}", "model.vision=test_vit", "model.vision_weights=none", "model.image_size=32"]
+    train += ["model.dynamic_prompt=false", "train.max_steps=2", "train.global_batch_size=2", "train.loggers=[]"]
+    train += ["train.max_failed_fraction=0.5"]
+    done = head.submit(*train)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "checkpoint" / "_SUCCESS").exists() and (tmp_path / "checkpoint" / "config.json").exists()
+    assert "xylophonically" not in done.stdout + done.stderr
 
 
 def test_the_upload_holds_code_and_no_data(head: Head, tmp_path: Path) -> None:
