@@ -37,6 +37,8 @@ from megpt.study import Study, View
 BROKEN_EVERY = 97
 # What marks a victim's command line; the driver is the process that was started.
 KINDS = {"driver": "", "actor": "ShardWorker", "worker": "ray::", "node": "/raylet/raylet"}
+# How many of twenty kills are of which kind, in random order: driver and node end a start, and a start takes long.
+SHARES = {"driver": 4, "actor": 7, "worker": 7, "node": 2}
 PATIENCE_S = 300
 
 
@@ -90,6 +92,8 @@ def strike(driver: int, kind: str, chance: random.Random) -> bool:
 def finished(archive: Path, output: Path, options: argparse.Namespace, kills: int) -> tuple[Counter[str], int]:
     """Run until _SUCCESS; returns which kills hit, and how many starts it took."""
     chance, hits, starts = random.Random(options.seed), Counter[str](), 0
+    kinds = [kind for kind, share in SHARES.items() for _ in range(share)] * -(-kills // sum(SHARES.values()))
+    chance.shuffle(kinds)
     with (output.parent / f"{output.name}.log").open("ab") as log:
         while not (output / "_SUCCESS").exists():
             starts += 1
@@ -105,7 +109,7 @@ def finished(archive: Path, output: Path, options: argparse.Namespace, kills: in
                     raise SystemExit(f"nothing written for {PATIENCE_S} s after {dict(hits)}; see {output}.log")
                 # The first stroke waits for a shard of this start, so that every start gets somewhere.
                 if sum(hits.values()) < kills and seen > began and time.monotonic() > strikes:
-                    kind = chance.choice(list(KINDS))
+                    kind = kinds[sum(hits.values())]
                     hits[kind] += strike(driver.pid, kind, chance)
                     strikes = time.monotonic() + chance.uniform(*options.pause)
             if starts > kills + 5:

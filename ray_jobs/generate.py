@@ -187,7 +187,7 @@ def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> r
         compute=pool,
         num_cpus=cpus,
         num_gpus=config.cluster.gpus_per_worker or None,
-        max_task_retries=0,
+        ray_remote_args_fn=lambda: {"max_task_retries": 0},
         fn_constructor_args=(config.to_yaml(), plan, fingerprint),
     )
 
