@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from ray_nodes import RayNodes
+from small_runs import make_studies
 
 import ray_jobs  # noqa: F401  (sets the environment that ray and deepspeed read at import)
 
@@ -81,6 +82,17 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_llm")
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """22 training and 5 validation studies: no batch of 8 divides them."""
+    from megpt.data.studies import write_studies
+
+    folder = tmp_path_factory.mktemp("small_studies")
+    write_studies(folder, "train", make_studies(22), 0)
+    write_studies(folder, "val", make_studies(5, "val"), 0)
     return folder
 
 

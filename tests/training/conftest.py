@@ -2,76 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from small_runs import small_config
 
 from megpt.config import Config
-from megpt.data.studies import write_studies
-from megpt.study import Study, View
-
-WORDS = (
-    "The heart is normal in size.",
-    "The lungs are clear.",
-    "There is a small right pleural effusion.",
-    "No pneumothorax is seen.",
-    "The heart is mildly enlarged.",
-)
-
-
-def film(rng: np.random.Generator, size: int = 40) -> bytes:
-    """A JPEG of noise."""
-    buffer = io.BytesIO()
-    Image.fromarray(rng.integers(0, 255, (size, size), dtype=np.uint8)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def make_studies(count: int, split: str = "train") -> list[Study]:
-    """Studies of one or two films and reports of different lengths."""
-    rng = np.random.default_rng(0)
-    studies = []
-    for i in range(count):
-        views = tuple(View(f"{split}{i}-{v}", data=film(rng)) for v in range(1 + i % 2))
-        text = " ".join(WORDS[(i + k) % len(WORDS)] for k in range(1 + i % 3))
-        studies.append(Study(f"{split}{i:04d}", f"p{i}", views, report=text, split=split))
-    return studies
-
-
-@pytest.fixture(scope="session")
-def small_studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """22 training and 5 validation studies: no batch of 8 divides them."""
-    folder = tmp_path_factory.mktemp("small_studies")
-    write_studies(folder, "train", make_studies(22), 0)
-    write_studies(folder, "val", make_studies(5, "val"), 0)
-    return folder
 
 
 @pytest.fixture
 def settings(small_studies: Path, tiny_llm: Path) -> Callable[..., Config]:
-    """A config of a model that trains in milliseconds; dotted overrides as keywords with `__` for the dot."""
-
-    def make(output: Path, **changes: Any) -> Config:
-        tree = {
-            "output": str(output),
-            "studies": str(small_studies),
-            "model.vision": "test_vit",
-            "model.vision_weights": "none",
-            "model.image_size": 32,
-            "model.llm": str(tiny_llm),
-            "model.dynamic_prompt": False,
-            "train.max_steps": 6,
-            "train.global_batch_size": 8,
-            "train.lr": 3e-3,
-            "train.log_every": 1,
-            "train.save_every": 100,
-            "train.loader_workers": 1,
-            "train.loggers": [],
-        }
-        return Config().overridden(tree | {key.replace("__", "."): value for key, value in changes.items()})
-
-    return make
+    """`settings(output, train__lr=…)`; see small_runs.small_config."""
+    return partial(small_config, studies=small_studies, llm=tiny_llm)
