@@ -44,6 +44,8 @@ class Logbook:
 
     def __init__(self, output: Path, config: Config, *, start_step: int):
         self._path = output / "log.jsonl"
+        self.validated = False
+        """Whether the step that is resumed from has its validation."""
         output.mkdir(parents=True, exist_ok=True)
         self._drop_from(start_step)
         self._file = self._path.open("a", encoding="utf-8")
@@ -56,8 +58,10 @@ class Logbook:
         kept = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                row = json.loads(line)
+                if row["step"] <= step:
                     kept.append(line + "\n")
+                    self.validated |= row["step"] == step and "val_best_metric" in row
             except (ValueError, KeyError):
                 continue
         self._path.write_text("".join(kept), encoding="utf-8")

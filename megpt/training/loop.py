@@ -172,6 +172,7 @@ class _Run:
     def train(self) -> None:
         """All steps that are left."""
         self.engine.train()
+        self._validate_late()
         every = min(PREEMPTION_EVERY, self.train_config.log_every)
         warned = False
         for step in range(self.start, self.schedule.total_steps):
@@ -285,6 +286,13 @@ class _Run:
             self.logbook.write(done, figures)
             self.hooks.row({"step": done, **figures})
         self.meter.restart_clock(self.loader)
+
+    def _validate_late(self) -> None:
+        """The validation of the checkpoint that is resumed from, where the run was killed before it was through."""
+        if self.hooks.validate and self.start and self.schedule.validates_after(self.start):
+            done = self.logbook.validated if self.logbook else None
+            if not _broadcast(done):
+                self._validate(self.start)
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 

@@ -2,13 +2,16 @@
 
 - SIGKILL of all workers at a random step, in mid-save too: final weights equal bit for bit at the same world size
 - the same at another world size, and under ZeRO-3: within 1e-4
+- killed in a validation, a run does that validation first when it is started again, also at its last step
 - a checkpoint that was cut short is passed over with a warning, and the one before is used
 - a loss that is not a number ends the run with its step, its cause and no checkpoint of it
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from training_groups import losses, run_group, start_group, train
 
 from megpt.errors import MegptError
 from megpt.training.checkpoints import STATE, CheckpointStore
+from megpt.training.loop import Hooks
 
 pytestmark = pytest.mark.slow
 STEPS = {"train__max_steps": 12, "train__save_every": 2}
@@ -67,6 +71,31 @@ def test_killed_runs_end_alike(settings, tmp_path):
         np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "whole"), rtol=1e-4)
         for key, tensor in weights(moved.output).items():
             np.testing.assert_allclose(tensor, one[key], atol=2e-4, err_msg=key)
+
+
+def validated(config, calls):
+    """A run whose process is killed in its second validation."""
+
+    def validate(model, processor):
+        with calls.open("a") as file:
+            file.write("x")
+        if calls.stat().st_size == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"ROUGE_L": calls.stat().st_size / 10}
+
+    train(config, Hooks(validate=validate, best=lambda scores: scores["ROUGE_L"]))
+
+
+def test_killed_in_a_validation(settings, tmp_path):
+    config = settings(tmp_path / "run", train__max_steps=4, train__val_every=2)
+    with pytest.raises(AssertionError, match="exit code"):
+        run_group(1, validated, config, tmp_path / "calls")
+    run_group(1, validated, config, tmp_path / "calls")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["val_ROUGE_L"]) for row in rows if "val_ROUGE_L" in row] == [(2, 0.1), (4, 0.3)]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    best = CheckpointStore(tmp_path / "run" / "steps", keep=2).best()
+    assert (best[0].step, best[1]) == (4, 0.3)
 
 
 def test_a_checkpoint_cut_short(settings, tmp_path):
