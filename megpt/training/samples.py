@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from megpt.data.cleaning import clean
 from megpt.errors import InputError
 from megpt.output import write_aside
+from megpt.progress import log
 from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study
 
 Tokenize = Callable[[list[str]], list[list[int]]]
@@ -102,13 +103,14 @@ def open_samples(
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "left_out.json").exists():
+        samples = _existing(folder)
+        if samples is None:
             left_out, failed = _write(studies(), folder / "samples.arrow", settings, tokenize)
             with write_aside(folder / "failed.parquet") as temporary:
                 pq.write_table(pa.Table.from_pylist(failed, FAILED_SCHEMA), temporary)
             with write_aside(folder / "left_out.json") as temporary:
                 temporary.write_text(json.dumps(left_out))
-    samples = Samples(folder)
+            samples = Samples(folder)
     if not len(samples):
         raise InputError(
             "no study can be trained on",
@@ -117,6 +119,17 @@ def open_samples(
             next="check `studies` or `source`, data.section and data.annotations",
         )
     return samples
+
+
+def _existing(folder: Path) -> Samples | None:
+    """The samples of an earlier call; None where there are none, or where their file was damaged since."""
+    if not (folder / "left_out.json").exists():
+        return None
+    try:
+        return Samples(folder)
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's own are of these
+        log(f"warning: the sample file in {folder} is damaged ({type(error).__name__}) and is written again")
+        return None
 
 
 def _write(

@@ -3,11 +3,14 @@
 - studies without text or without a film that is there are left out and counted; missing films are named
 - samples are numbered by study id, however the table is cut into files
 - labels end with the end token, but not where the report was cut
-- a second call reads what the first one wrote; nothing to train on is an error that says why
+- a second call reads what the first one wrote, and writes it again where it was damaged since
+- nothing to train on is an error that says why
 - an unreadable film met in training becomes a row without labels, remembered by name
 """
 
 from __future__ import annotations
+
+import os
 
 import numpy as np
 import pytest
@@ -71,6 +74,14 @@ def test_the_numbering_does_not_depend_on_the_files(tmp_path):
     assert [one.study(i) for i in range(600)] == [other.study(i) for i in range(600)]
     again = opened(tmp_path / "one", [])
     assert np.array_equal(again.num_tokens, one.num_tokens) and len(again) == 600
+
+
+def test_a_damaged_file_is_written_again(tmp_path, capsys):
+    studies = [film_study("a", "one"), film_study("b", "one two")]
+    opened(tmp_path, studies)
+    os.truncate(tmp_path / "samples.arrow", 100)
+    assert opened(tmp_path, studies).num_tokens.tolist() == [2, 3]
+    assert "is damaged (ArrowInvalid) and is written again" in " ".join(capsys.readouterr().err.split())
 
 
 def test_nothing_to_train_on(tmp_path):
