@@ -53,19 +53,31 @@ def cluster(config: ClusterConfig | None = None) -> Iterator[None]:
         _join(worker_environment(config))
     else:
         os.environ.update(worker_environment(config))
-        ray.init(
-            address="local",
-            num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
-            object_store_memory=LOCAL_OBJECT_STORE,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-            _system_config=FRUGAL,
-        )
+        _start_local()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local(tries: int = 2) -> None:
+    """A local cluster; tried again where a busy machine did not start it within the 30 s that Ray allows."""
+    for left in reversed(range(tries)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1),
+                object_store_memory=LOCAL_OBJECT_STORE,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+                _system_config=FRUGAL,
+            )
+            return
+        except Exception as error:  # Ray raises a plain one
+            ray.shutdown()
+            if not left or "timed out during startup" not in str(error):
+                raise
 
 
 def joined() -> bool:
@@ -170,7 +182,7 @@ def require_resources(config: ClusterConfig) -> None:
         if group.wait(min(2 * LOOK_EVERY_S, config.wait_s)):
             return
         log(
-            f"waiting up to {config.wait_s:g} s (cluster.wait_s) for {_asked(config)}: "
+            f"waiting up to {config.wait_s:g} s (cluster.wait_s) for {asked(config)}: "
             f"the cluster can hold {worker_slots(config)} of {config.min_workers} now"
         )
         deadline = time.monotonic() + config.wait_s
@@ -187,12 +199,12 @@ def _demand(config: ClusterConfig) -> PlacementGroup:
     return placement_group([{k: v for k, v in bundle.items() if v}] * config.min_workers, strategy="PACK")
 
 
-def _asked(config: ClusterConfig) -> str:
+def asked(config: ClusterConfig) -> str:
     gpus = f" and {config.gpus_per_worker:g} GPU" if config.gpus_per_worker else ""
     return f"{config.min_workers} × {config.cpus_per_worker:g} CPU{gpus}"
 
 
-def _where(config: ClusterConfig) -> str:
+def where(config: ClusterConfig) -> str:
     return f"the cluster at {os.environ['RAY_ADDRESS']}, after {config.wait_s:g} s" if joined() else "this machine"
 
 
@@ -207,7 +219,7 @@ def _cannot_hold(config: ClusterConfig) -> InputError:
     return InputError(
         f"cluster.{key} = {each:g} × {config.min_workers} workers, but the cluster has {have.get(name, 0):g} {name}s"
         + (f", room for {worker_slots(config)} workers" if enough else ""),
-        where=_where(config),
+        where=where(config),
         cause="no GPU is there" if gpu_short and not have.get("GPU") else "more is asked than the cluster can hold",
         next="set cluster.gpus_per_worker=0" if gpu_short else "set a smaller cluster.num_workers",
     )
@@ -215,8 +227,8 @@ def _cannot_hold(config: ClusterConfig) -> InputError:
 
 def _busy(config: ClusterConfig) -> InputError:
     return InputError(
-        f"no room for {_asked(config)}: other jobs hold what the cluster has",
-        where=_where(config),
+        f"no room for {asked(config)}: other jobs hold what the cluster has",
+        where=where(config),
         cause="the cluster is large enough, but busy",
         next="run the same command later, or wait longer with cluster.wait_s=3600",
     )

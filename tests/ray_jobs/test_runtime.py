@@ -6,6 +6,7 @@
 - On a joined cluster the job waits, saying so, until a node comes; then it goes on.
 - After `cluster.wait_s` it ends, and tells a cluster that is too small from one that is busy.
 - A node killed from one moment to the next is noticed, and its task runs again on another.
+- A local cluster that did not start in Ray's time is started a second time; any other error stays what it is.
 - An address where nothing answers, and a wrong token, are one screen, exit code 2.
 - Workers without a GPU are told so; with one they are not.
 - A megpt error raised inside a Ray task reaches the user as itself, without the remote traceback; so does a full disk.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -27,7 +29,7 @@ from ray_nodes import RayNodes
 from megpt.config import ClusterConfig
 from megpt.errors import InputError, MegptError
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import require_resources, worker_environment, worker_slots
+from ray_jobs.runtime import _start_local, require_resources, worker_environment, worker_slots
 
 WAIT = """
 import sys
@@ -164,6 +166,32 @@ def test_workers_without_a_gpu_are_told_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("DS_ACCELERATOR", "xpu")
     assert worker_environment(ClusterConfig(gpus_per_worker=1))["DS_ACCELERATOR"] == "xpu"
     assert worker_environment()["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("errors", "started"),
+    [
+        (["The current node timed out during startup."], True),
+        (["The current node timed out during startup."] * 2, False),
+        (["no such thing"], False),
+    ],
+)
+def test_a_local_cluster_that_starts_late(monkeypatch: pytest.MonkeyPatch, errors: list[str], started: bool) -> None:
+    waiting, tried = list(errors), []
+
+    def init(**settings: object) -> None:
+        tried.append(settings)
+        if waiting:
+            raise Exception(waiting.pop(0))
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    if started:
+        _start_local()
+    else:
+        with pytest.raises(Exception, match=re.escape(errors[-1])):
+            _start_local()
+    assert len(tried) == len(errors) + started and all(settings["address"] == "local" for settings in tried)
 
 
 def test_no_cluster_at_the_address() -> None:
