@@ -52,3 +52,43 @@ def _unwrapped(error: BaseException) -> Iterator[BaseException]:
         failures = getattr(one, "worker_failures", None)
         inside += list(failures.values()) if isinstance(failures, dict) else []
         queue += [e for e in inside if isinstance(e, BaseException)]
+
+
+def cause_of(error: BaseException, timeout_s: float) -> str:
+    """Why a group of training workers ended, in a line.
+
+    Args:
+        timeout_s: the limit of a collective operation, which is named when it was met.
+    """
+    from ray.train.v2.api.exceptions import PreemptionError
+
+    if isinstance(error, PreemptionError):
+        return "a node was taken away after notice (preemption)"
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    causes = {rank: _root(failure) for rank, failure in sorted(failures.items())}
+    # What the others say of a lost worker (a connection was closed) is its consequence.
+    if gone := [rank for rank, cause in causes.items() if _lost(cause)]:
+        return f"the process of worker {', '.join(map(str, gone[:3]))} died, or its node"
+    if any("imed out" in str(cause) or "imeout" in str(cause) for cause in causes.values()):
+        return f"a collective operation hung longer than train.timeout_s = {timeout_s:g} s"
+    if causes:
+        return "; ".join(f"worker {rank}: {type(cause).__name__}" for rank, cause in list(causes.items())[:3])
+    return type(_root(error)).__name__
+
+
+def _lost(cause: BaseException) -> bool:
+    """Whether a worker's error is that there is no worker any more."""
+    from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
+
+    return isinstance(cause, (RayActorError, WorkerCrashedError, NodeDiedError))
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first cause of a chain of errors."""
+    inner: object = error
+    while isinstance(inner, BaseException):
+        error = inner
+        # Ray Train keeps what it saw of a lost worker, and what its own controller met, under names of its own.
+        named = (getattr(error, name, None) for name in ("health_check_failure", "controller_failure", "cause"))
+        inner = next((one for one in named if isinstance(one, BaseException)), error.__cause__)
+    return error

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from megpt.config import ClusterConfig, Config
+from megpt.config import Config
 from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.output import Output, claim
 from megpt.progress import log
 from megpt.training.deepspeed_config import check_batch_sizes, deepspeed_settings
-from megpt.training.inputs import input_fingerprint
+from megpt.training.inputs import input_fingerprint, weights_fingerprint
 from megpt.training.logbook import check_loggers
+from ray_jobs.failures import cause_of, known_failure
 from ray_jobs.runtime import cluster, require_resources
 from ray_jobs.train_validate import check_validation
 from ray_jobs.train_watch import watching
@@ -121,6 +123,7 @@ def identity(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "limit": config.limit,
         "model": config.model.model_dump(mode="json"),
+        "weights": {key: weights_fingerprint(getattr(config.model, key)) for key in ("llm", "vision_weights")},
         "train": train,
         "data": config.data.model_dump(mode="json"),
         "studies": input_fingerprint(config),
@@ -131,8 +134,11 @@ def identity(config: Config) -> dict[str, Any]:
 def fit(config: Config, output: Output) -> dict[str, Any]:
     """Run the workers to the end of training, and return their summary."""
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import FailureConfig, RunConfig
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
 
+    from ray_jobs.train_group import GroupWatch, interruptible, scaling, set_time_limits
+
+    set_time_limits(config.cluster, config.train.timeout_s)
     # Relative paths mean this command's folder; workers start elsewhere.
     config = absolute(config)
     trainer = TorchTrainer(
@@ -142,14 +148,17 @@ def fit(config: Config, output: Output) -> dict[str, Any]:
         run_config=RunConfig(  # type: ignore[arg-type]
             name="train",
             storage_path=str(output.path.absolute() / ".ray"),
-            failure_config=FailureConfig(max_failures=config.train.max_failures, relax_collectives_on_preemption=True),
+            failure_config=FailureConfig(max_failures=config.train.max_failures),
+            callbacks=[GroupWatch(config)],  # type: ignore[list-item]
+            # Each lost worker would otherwise print the tracebacks of all; they stay in Ray's own log files.
+            logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
         torch_config=TorchConfig(
-            backend="nccl" if config.cluster.gpus_per_worker else "gloo", timeout_s=int(config.train.timeout_s)
+            backend="nccl" if config.cluster.gpus_per_worker else "gloo", timeout_s=math.ceil(config.train.timeout_s)
         ),
     )
     take_error(output.path)
-    with watching(output.path / "log.jsonl"):
+    with watching(output.path / "log.jsonl"), interruptible():
         try:
             result = trainer.fit()
             error = result.error
@@ -158,21 +167,8 @@ def fit(config: Config, output: Output) -> dict[str, Any]:
     if told := take_error(output.path):
         raise told
     if error is not None:
-        raise as_megpt_error(error, config)
+        raise as_megpt_error(error, config) from error
     return take_summary(output.path)
-
-
-def scaling(config: ClusterConfig) -> Any:
-    """Ray Train's ScalingConfig for the cluster section."""
-    from ray.train.v2.api.config import ScalingConfig
-
-    elastic = config.min_workers != config.max_workers
-    resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
-    return ScalingConfig(
-        num_workers=(config.min_workers, config.max_workers) if elastic else config.max_workers,
-        use_gpu=bool(config.gpus_per_worker),
-        resources_per_worker=resources,
-    )
 
 
 def absolute(config: Config) -> Config:
@@ -196,28 +192,10 @@ def take_summary(output: Path) -> dict[str, Any]:
 
 def as_megpt_error(error: BaseException, config: Config) -> MegptError:
     """Ray Train's error as a screen: which worker, what kind, and how many restarts were tried."""
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
-    causes = {rank: root(failure) for rank, failure in failures.items()}
-    for cause in causes.values():
-        if isinstance(cause, MegptError):
-            return cause
-    text = " ".join(str(cause) for cause in causes.values()) or str(error)
-    if "imed out" in text or "imeout" in text:
-        cause_text = f"a collective operation hung longer than train.timeout_s = {config.train.timeout_s:g} s"
-    elif causes:
-        cause_text = "; ".join(f"worker {rank}: {type(cause).__name__}" for rank, cause in sorted(causes.items())[:3])
-    else:
-        cause_text = type(error).__name__
-    return MegptError(
-        f"training stopped after {config.train.max_failures} restarts",
+    restarts = f" after {config.train.max_failures} restarts (train.max_failures)"
+    return known_failure(error, config.output) or MegptError(
+        "training stopped" + (restarts if hasattr(error, "worker_failures") else ""),
         where=config.output,
-        cause=cause_text,
-        next="run the same command again: it resumes from the newest checkpoint; with --debug it shows tracebacks",
+        cause=cause_of(error, config.train.timeout_s),
+        next="run the same command again: it resumes; --debug shows tracebacks",
     )
-
-
-def root(error: BaseException) -> BaseException:
-    """The first cause of a chain of errors."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
-        error = inner
-    return error

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -37,6 +38,22 @@ def input_fingerprint(config: Config) -> str:
 
 def _stamp(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
+
+
+def weights_fingerprint(name: str) -> str | None:
+    """A hash over the files of a local model or of one weights file; None for a hub id, or a word as `none`."""
+    path = Path(name)
+    if not path.exists():
+        return None
+    kinds = ("*.safetensors", "config.json", "tokenizer.json")
+    files = sorted(f for kind in kinds for f in path.glob(kind)) if path.is_dir() else [path]
+
+    def digest(file: Path) -> str:
+        with file.open("rb") as opened:
+            return f"{file.name}:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
+
+    with ThreadPoolExecutor(4) as pool:  # a language model is a few files of gigabytes
+        return hashlib.sha256("\n".join(pool.map(digest, files)).encode()).hexdigest()[:16]
 
 
 def sample_folder(config: Config) -> Path:

@@ -1,22 +1,43 @@
 """What the training command does around the workers, without starting any.
 
 - bad commands end before anything is read: batch sizes, an unknown score, a missing logger, missing folders
-- settings that only change speed are not part of a run's identity; those that change the weights are
+- settings that only change speed are not part of a run's identity; those that change the weights are, and so are the
+  studies and the weights that it starts from: a changed table or model on a running output is refused, and named
 - an error that a worker leaves reaches the command as itself, once
 - rows of the log are shown once, also when a restarted group writes them again, and a half-written row waits
 - a hung collective and a dead worker are named as the cause
+- workers that cannot be placed any more end the run after cluster.wait_s, and not while they start or run
+- Ctrl-C while Ray Train runs is the KeyboardInterrupt that it is everywhere else
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import time
 
 import pytest
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.controller.state import (
+    ReschedulingState,
+    RestartingState,
+    RunningState,
+    SchedulingState,
+)
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError
+from ray.train.v2.api.preemption import PreemptionInfo
+from small_runs import make_studies, small_config
 
 from megpt.config import Config
+from megpt.data.studies import write_studies
 from megpt.errors import InputError, MegptError
+from megpt.output import claim
 from megpt.training.logbook import line
 from ray_jobs import train
+from ray_jobs.train_group import GroupWatch, interruptible
 from ray_jobs.train_validate import PAPER_MEAN, best_score, check_validation, score
 from ray_jobs.train_watch import Tail
 from ray_jobs.train_worker import take_error, tell_error
@@ -80,6 +101,27 @@ def test_identity(tmp_path):
         assert identity(**change) != identity()
 
 
+def test_changed_data_and_weights_are_refused(tmp_path):
+    write_studies(tmp_path / "studies", "train", make_studies(3), 0)
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "model.safetensors").write_bytes(b"one")
+    settings = small_config(tmp_path / "out", studies=tmp_path / "studies", llm=tmp_path / "llm")
+
+    def start():
+        with claim(settings.output, job="train", identity=train.identity(settings), config=settings):
+            pass
+
+    start()
+    start()
+    (tmp_path / "llm" / "model.safetensors").write_bytes(b"two")
+    with pytest.raises(InputError, match=r"exists from another config\n  where: weights\.llm: '\w+' → '\w+'\n"):
+        start()
+    (tmp_path / "llm" / "model.safetensors").write_bytes(b"one")
+    write_studies(tmp_path / "studies", "train", make_studies(4), 0)
+    with pytest.raises(InputError, match=r"exists from another config\n  where: studies: '\w+' → '\w+'\n"):
+        start()
+
+
 @pytest.mark.parametrize("kind", [InputError, MegptError])
 def test_an_error_of_a_worker_arrives_once(tmp_path, kind):
     (tmp_path / "steps").mkdir()
@@ -125,6 +167,7 @@ class GroupError(Exception):
     [
         (RuntimeError("Timed out waiting 1000ms for recv operation"), "hung longer than train.timeout_s = 1800 s"),
         (KeyError("x"), "worker 1: KeyError"),
+        (WorkerHealthCheckFailedError("x", ActorDiedError()), "the process of worker 1 died, or its node"),
     ],
 )
 def test_causes(error, cause):
@@ -135,3 +178,34 @@ def test_causes(error, cause):
 def test_an_error_of_ours_stays_itself():
     ours = MegptError("the loss is nan at step 3")
     assert train.as_megpt_error(GroupError({0: ours}), config()) is ours
+
+
+def test_a_group_that_finds_no_room():
+    limit = GroupWatch(config(cluster__num_workers=2, cluster__wait_s=0.2))
+    lost = PreemptionError(PreemptionInfo(None, {}))
+    running, restarting, scheduling = RunningState(), RestartingState(lost), SchedulingState(None)
+    limit.after_controller_state_update(running, restarting)
+    time.sleep(0.3)
+    limit.after_controller_state_update(restarting, scheduling)  # there is room, and workers take their time to start
+    limit.after_controller_state_update(scheduling, running)
+    limit.after_controller_state_update(running, restarting)
+    limit.after_controller_state_update(restarting, scheduling)
+    time.sleep(0.3)
+    with pytest.raises(MegptError) as raised:
+        limit.after_controller_state_update(scheduling, ReschedulingState(lost))
+    assert str(raised.value) == (
+        "no room for the training group any more: 2 × 1 CPU\n"
+        "  where: this machine\n"
+        "  cause: a node was lost and no other came (cluster.wait_s), or other jobs took its place\n"
+        "  next:  run the same command again, with cluster.num_workers=[min, max] to go on smaller: it resumes"
+    )
+    assert train.as_megpt_error(ControllerError(raised.value), config()) is raised.value
+
+
+def test_ctrl_c():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # what Ray Train does
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGINT) is before
