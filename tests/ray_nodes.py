@@ -12,6 +12,7 @@ another Ray cluster is not disturbed. Commands run against them as a person woul
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 # A dead node is noticed after about 5 s instead of 30.
@@ -28,9 +30,14 @@ TRIES = 4
 
 
 class RayNodes:
-    """A Ray cluster with token authentication on; `cpus` are the head node's logical CPUs."""
+    """A Ray cluster with token authentication on.
 
-    def __init__(self, cpus: int = 2):
+    Args:
+        cpus: the head node's logical CPUs.
+        environment: further variables, of the nodes and of the commands that run against them.
+    """
+
+    def __init__(self, cpus: int = 2, **environment: str):
         self.home = tempfile.TemporaryDirectory(prefix="megpt-nodes-", ignore_cleanup_errors=True)
         self.environment = {
             **{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
@@ -38,6 +45,7 @@ class RayNodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            **environment,
         }
         self._server = subprocess.Popen(
             [sys.executable, __file__],
@@ -61,6 +69,16 @@ class RayNodes:
     def kill(self, node: str) -> None:
         """The node is gone from one moment to the next, with every process on it."""
         self._ask("kill", node)
+
+    def drain(self, node: str, seconds: int) -> None:
+        """Notice that the node will be taken away in so many seconds, as a cloud gives it for a spot machine.
+
+        It is only the notice: the node lives until it is killed.
+        """
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        until = ["--deadline-remaining-seconds", str(seconds)]
+        ray = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", self.address]
+        subprocess.run([*ray, "--node-id", node, *reason, *until], env=self.environment, check=True)
 
     def _ask(self, command: str, argument: Any) -> Any:
         assert self._server.stdin and self._server.stdout
@@ -100,7 +118,14 @@ def _tree(node: Any) -> list[Any]:
 
 
 def _named(node: Any, name: str) -> list[int]:
-    return [process.pid for process in _tree(node) if name in " ".join(process.cmdline())]
+    import psutil
+
+    found = []
+    for process in _tree(node):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if name in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
 
 
 def _add(cluster: Any, cpus: int, gpus: int) -> Any:
@@ -127,8 +152,8 @@ def _serve() -> None:
         answer: Any = True
         if command == "add":
             node = _add(cluster, *argument)
-            nodes[node.unique_id] = node
-            answer = [node.unique_id, cluster.address]
+            nodes[node.node_id] = node
+            answer = [node.node_id, cluster.address]
         elif command == "processes":
             answer = _named(nodes[argument[0]], argument[1])
         else:
