@@ -18,6 +18,7 @@ _PRINTED = re.compile(
     r"(?:\n  where: (?P<where>.+))?(?:\n  cause: (?P<cause>.+))?(?:\n  next:  (?P<next>.+))?",
     re.MULTILINE,
 )
+PREEMPTED = "a node was taken away after notice (preemption)"
 _KINDS = {kind.__name__: kind for kind in (MegptError, InputError, TooManyFailed)}
 
 
@@ -63,7 +64,7 @@ def cause_of(error: BaseException, timeout_s: float) -> str:
     from ray.train.v2.api.exceptions import PreemptionError
 
     if isinstance(error, PreemptionError):
-        return "a node was taken away after notice (preemption)"
+        return PREEMPTED
     failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
     causes = {rank: _root(failure) for rank, failure in sorted(failures.items())}
     # What the others say of a lost worker (a connection was closed) is its consequence.

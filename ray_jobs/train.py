@@ -22,7 +22,7 @@ from megpt.progress import log
 from megpt.training.deepspeed_config import check_batch_sizes, deepspeed_settings
 from megpt.training.inputs import input_fingerprint, weights_fingerprint
 from megpt.training.logbook import check_loggers
-from ray_jobs.failures import cause_of, known_failure
+from ray_jobs.failures import PREEMPTED, cause_of, known_failure
 from ray_jobs.runtime import cluster, require_resources
 from ray_jobs.train_validate import check_validation
 from ray_jobs.train_watch import watching
@@ -133,21 +133,42 @@ def identity(config: Config) -> dict[str, Any]:
 
 def fit(config: Config, output: Output) -> dict[str, Any]:
     """Run the workers to the end of training, and return their summary."""
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
-
-    from ray_jobs.train_group import GroupWatch, interruptible, scaling, set_time_limits
+    from ray_jobs.train_group import AGAIN, interruptible, set_time_limits, take_mark
 
     set_time_limits(config.cluster, config.train.timeout_s)
     # Relative paths mean this command's folder; workers start elsewhere.
     config = absolute(config)
-    trainer = TorchTrainer(
+    while True:
+        take_error(output.path)
+        take_mark(output.path)
+        with watching(output.path / "log.jsonl"), interruptible():
+            try:
+                error = trainer(config).fit().error
+            except Exception as raised:  # Ray's own classes differ from version to version
+                error = raised
+        if told := take_error(output.path):
+            raise told
+        if error is None:
+            return take_summary(output.path)
+        if not take_mark(output.path):
+            raise as_megpt_error(error, config) from error
+        log(f"{AGAIN}: {PREEMPTED}")
+
+
+def trainer(config: Config) -> Any:
+    """Ray Train's trainer of a config with absolute paths."""
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
+
+    from ray_jobs.train_group import GroupWatch, scaling
+
+    return TorchTrainer(
         worker,
         train_loop_config={"config": config.model_dump(mode="json")},
         scaling_config=scaling(config.cluster),
         run_config=RunConfig(  # type: ignore[arg-type]
             name="train",
-            storage_path=str(output.path.absolute() / ".ray"),
+            storage_path=str(Path(str(config.output)) / ".ray"),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
             callbacks=[GroupWatch(config)],  # type: ignore[list-item]
             # Each lost worker would otherwise print the tracebacks of all; they stay in Ray's own log files.
@@ -157,18 +178,6 @@ def fit(config: Config, output: Output) -> dict[str, Any]:
             backend="nccl" if config.cluster.gpus_per_worker else "gloo", timeout_s=math.ceil(config.train.timeout_s)
         ),
     )
-    take_error(output.path)
-    with watching(output.path / "log.jsonl"), interruptible():
-        try:
-            result = trainer.fit()
-            error = result.error
-        except Exception as raised:  # Ray's own classes differ from version to version
-            error = raised
-    if told := take_error(output.path):
-        raise told
-    if error is not None:
-        raise as_megpt_error(error, config) from error
-    return take_summary(output.path)
 
 
 def absolute(config: Config) -> Config:

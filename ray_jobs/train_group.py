@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -21,6 +22,8 @@ from ray_jobs.runtime import asked, where
 # How long Ray Train waits for one placement before it looks at the cluster again. A lost node is counted as there until
 # the cluster has noticed, so the first placement after a loss may never be filled.
 LOOK_AGAIN_S = 20.0
+MARK = Path("steps") / "preempted"
+AGAIN = "the workers start again from the newest checkpoint"
 WAITING = ("InitializingState", "RestartingState", "ReschedulingState")
 STARTING = ("SchedulingState", "ResizingState")
 
@@ -55,6 +58,7 @@ class GroupWatch(ControllerCallback):
 
     def __init__(self, config: Config):
         self.cluster, self.timeout_s, self.where = config.cluster, config.train.timeout_s, where(config.cluster)
+        self.mark = Path(str(config.output)) / MARK
         self._since: float | None = None
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
@@ -63,8 +67,12 @@ class GroupWatch(ControllerCallback):
 
     def _tell(self, previous_state: Any, current_state: Any) -> None:
         if type(current_state).__name__ == "RestartingState" and type(previous_state) is not type(current_state):
-            cause = cause_of(current_state.training_failed_error, self.timeout_s)
-            log(f"the workers start again from the newest checkpoint: {cause}")
+            log(f"{AGAIN}: {cause_of(current_state.training_failed_error, self.timeout_s)}")
+        if type(previous_state).__name__ == "PreemptingState" and type(current_state).__name__ == "ShuttingDownState":
+            # A node that goes before its deadline looks to Ray Train like any other that is lost. When that has used
+            # up the restarts, the command starts the group again.
+            self.mark.parent.mkdir(exist_ok=True)
+            self.mark.touch()
 
     def _limit(self, previous_state: Any, current_state: Any) -> None:
         name = type(current_state).__name__
@@ -82,6 +90,13 @@ class GroupWatch(ControllerCallback):
             )
         if type(previous_state) is type(current_state):
             time.sleep(1)  # Ray Train asks again at once, and would keep a core busy with it
+
+
+def take_mark(output: Path) -> bool:
+    """Whether the group has ended by a preemption since the last call."""
+    marked = (output / MARK).exists()
+    (output / MARK).unlink(missing_ok=True)
+    return marked
 
 
 @contextlib.contextmanager

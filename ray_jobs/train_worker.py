@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray.train.v2._internal.execution import context as train_context
 from ray.util.metrics import Gauge
 
 from megpt.config import Config
@@ -34,6 +36,8 @@ def worker(arguments: dict[str, Any]) -> None:
     from megpt.training.parts import make_parts
     from ray_jobs.train_validate import best_score, validator
 
+    # Ray Train prints each report in full, by a logger of this name.
+    logging.getLogger(train_context.__file__).setLevel(logging.WARNING)
     context = ray.train.get_context()
     hooks = Hooks(
         preempted=lambda: ray.train.get_preemption_info() is not None,

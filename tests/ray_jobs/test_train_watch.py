@@ -7,6 +7,7 @@
 - rows of the log are shown once, also when a restarted group writes them again, and a half-written row waits
 - a hung collective and a dead worker are named as the cause
 - workers that cannot be placed any more end the run after cluster.wait_s, and not while they start or run
+- a group that ends while a node is going has ended by the preemption, whatever Ray Train calls it
 - Ctrl-C while Ray Train runs is the KeyboardInterrupt that it is everywhere else
 """
 
@@ -19,15 +20,18 @@ import sys
 import time
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller.state import (
+    ErroredState,
+    PreemptingState,
     ReschedulingState,
     RestartingState,
     RunningState,
     SchedulingState,
+    ShuttingDownState,
 )
-from ray.train.v2.api.exceptions import ControllerError, PreemptionError
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 from small_runs import make_studies, small_config
 
@@ -37,7 +41,7 @@ from megpt.errors import InputError, MegptError
 from megpt.output import claim
 from megpt.training.logbook import line
 from ray_jobs import train
-from ray_jobs.train_group import GroupWatch, interruptible
+from ray_jobs.train_group import AGAIN, GroupWatch, interruptible, take_mark
 from ray_jobs.train_validate import PAPER_MEAN, best_score, check_validation, score
 from ray_jobs.train_watch import Tail
 from ray_jobs.train_worker import take_error, tell_error
@@ -200,6 +204,19 @@ def test_a_group_that_finds_no_room():
         "  next:  run the same command again, with cluster.num_workers=[min, max] to go on smaller: it resumes"
     )
     assert train.as_megpt_error(ControllerError(raised.value), config()) is raised.value
+
+
+def test_a_group_that_ends_by_a_preemption(tmp_path, capsys):
+    watch = GroupWatch(config(output=str(tmp_path)))
+    lost = WorkerGroupError("x", {1: WorkerHealthCheckFailedError("x", ActorUnavailableError("x", None))})
+    ending = ShuttingDownState(ErroredState(lost))
+    watch.after_controller_state_update(RunningState(), ending)
+    assert not take_mark(tmp_path)
+    watch.after_controller_state_update(PreemptingState(PreemptionInfo(None, {}), 0.0), ending)
+    assert take_mark(tmp_path) and not take_mark(tmp_path)
+    watch.after_controller_state_update(RunningState(), RestartingState(lost))
+    told = " ".join(capsys.readouterr().err.split())
+    assert told == f"{AGAIN}: the process of worker 1 died, or its node"
 
 
 def test_ctrl_c():

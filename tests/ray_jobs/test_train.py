@@ -1,0 +1,295 @@
+"""`megpt train` under Ray Train, on several raylets of which any may die.
+
+- a training process killed, a node killed and replaced, the command killed and run again: the final weights, the curve
+  and the validation scores are those of an uninterrupted run without Ray, bit for bit; restarts are told with their
+  cause; a film that cannot be read is named in failed.parquet through all of it
+- validation by two workers on an odd number of studies scores each once: the pinned score is what one process finds
+- notice of preemption: a checkpoint at once, whatever `train.save_every` says; it costs no restart of
+  `train.max_failures`; a node that nothing replaces ends the run after `cluster.wait_s`, and the same command resumes
+- a worker that hangs ends the run after `train.timeout_s`, and the error names it
+- `cluster.num_workers: [1, 2]`: a lost node is gone on without, to the same weights within 1e-4
+- more workers than the cluster can ever hold, and a GPU where none is, end after `cluster.wait_s` with nothing trained
+- a loss that is not a number, and a damaged table, end with one screen
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from ray_nodes import RayNodes
+from safetensors.torch import load_file, save_file
+from small_runs import make_studies, small_config
+from training_groups import losses, run_group, train
+
+from megpt.config import Config
+from megpt.data.studies import part_path, write_studies
+from megpt.errors import InputError, MegptError
+from megpt.study import Study, View
+from megpt.training.checkpoints import CheckpointStore
+from ray_jobs import train as job
+from ray_jobs.train_validate import score, validation_studies, write_reports
+
+pytestmark = pytest.mark.slow
+
+# Pieces of one study make a step long enough to be killed in.
+STEPS = {"train__global_batch_size": 16, "train__micro_batch_size": 1}
+# Two workers, each on a node of its own.
+TWO = {"cluster__num_workers": 2, "cluster__cpus_per_worker": 2, "cluster__wait_s": 8}
+BROKEN = "train9999"
+
+
+class Command:
+    """`megpt train` in a process of its own, against some nodes."""
+
+    def __init__(self, config: Config, nodes: RayNodes):
+        self.output = Path(str(config.output))
+        path = self.output.with_suffix(".yaml")
+        path.write_text(config.to_yaml(), encoding="utf-8")
+        self._said = self.output.with_suffix(f".{time.monotonic_ns()}.said")
+        with self._said.open("w") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ray_jobs", "train", "--config", str(path)],
+                env=nodes.environment,
+                stdout=said,
+                stderr=said,
+            )
+
+    def said(self) -> str:
+        return self._said.read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 400) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < deadline and self.process.poll() is None, self.said()
+            time.sleep(0.02)
+        return found
+
+    def wait_for_step(self, step: int) -> None:
+        """Until the log has this step of a run that goes on."""
+        path = self.output / "log.jsonl"
+        self.wait_for(lambda: path.exists() and f'{{"step": {step},' in path.read_text())
+
+    def end(self, seconds: float = 400) -> tuple[int, str]:
+        """Exit code, and the screen of the error at its end."""
+        code = self.process.wait(seconds)
+        said = self.said()
+        return code, said[said.rfind("error: ") :].strip() if "error: " in said else said
+
+
+def workers(nodes: RayNodes, *ids: str) -> list[int]:
+    """The living training processes of these nodes."""
+    return [pid for node in ids for pid in nodes.processes(node, "RayTrainWorker")]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "model.safetensors")
+
+
+def scores(output: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [row for row in rows if "val_best_metric" in row]
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """25 training studies, the last without a readable film, and 5 for validation."""
+    folder = tmp_path_factory.mktemp("studies")
+    broken = Study(BROKEN, views=(View("x", data=b"no film"),), report="The lungs are clear.", split="train")
+    write_studies(folder, "train", [*make_studies(24), broken], 0)
+    write_studies(folder, "val", make_studies(5, "val"), 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(studies: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    """Configs of a language model that says words, where the untrained one says bytes: else all scores would be 0."""
+    llm = tmp_path_factory.mktemp("llm")
+    shutil.copytree(tiny_llm, llm, dirs_exist_ok=True)
+    tensors = load_file(llm / "model.safetensors")
+    tensors["lm_head.weight"][3 + 256 :] *= 5  # behind the special tokens and the bytes
+    save_file(tensors, llm / "model.safetensors", metadata={"format": "pt"})
+    return partial(small_config, studies=studies, llm=llm)
+
+
+@pytest.mark.timeout(1200)  # two minutes in all where nothing else runs; a busy machine is no wrong result
+class TestNodes:
+    """One cluster for all of these; the order of the tests is the order of its life."""
+
+    second: str
+    """The node that is lost, again and again; the driver lives on the first."""
+
+    @pytest.fixture(scope="class")
+    def nodes(self) -> Iterator[RayNodes]:
+        # Notice of preemption is looked for each second instead of each five, and a group that hangs is waited for
+        # three seconds more instead of thirty.
+        short = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3"}
+        with RayNodes(cpus=2, **short) as nodes:
+            TestNodes.second = nodes.add(cpus=2)
+            yield nodes
+
+    @pytest.fixture(scope="class")
+    def whole(self, settings: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Config:
+        """A run that nothing happens to, of two processes without Ray."""
+        config = settings(tmp_path_factory.mktemp("whole") / "run", **self.run())
+        run_group(2, train, config)
+        return config
+
+    def run(self) -> dict[str, Any]:
+        validation = {"train__val_every": 8, "train__best_metric": "ROUGE_L"}
+        short = {"generate__min_new_tokens": 4, "generate__max_new_tokens": 16, "generate__num_beams": 1}
+        return {**STEPS, "train__max_steps": 16, "train__save_every": 3, **validation, **short}
+
+    def test_killed_and_killed_again(
+        self, nodes: RayNodes, settings: Callable[..., Config], whole: Config, tmp_path: Path
+    ) -> None:
+        config = settings(tmp_path / "run", **self.run(), **TWO | {"cluster__wait_s": 100}, train__max_failures=2)
+        command = Command(config, nodes)
+        command.wait_for_step(4)
+        os.kill(workers(nodes, self.second)[0], signal.SIGKILL)
+        command.wait_for_step(8)
+        nodes.kill(self.second)
+        TestNodes.second = nodes.add(cpus=2)
+        command.wait_for_step(12)
+        command.process.kill()
+        command.process.wait()
+        told = "the workers start again from the newest checkpoint: the process of worker "
+        assert command.said().count(told) == 2 and "Traceback" not in command.said()
+
+        code, said = Command(config, nodes).end()
+        assert code == 0, said
+        one, other = weights(tmp_path / "run"), weights(Path(str(whole.output)))
+        assert one.keys() == other.keys()
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+        assert losses(tmp_path / "run") == losses(Path(str(whole.output)))
+        assert scores(tmp_path / "run") == scores(Path(str(whole.output))) and len(scores(tmp_path / "run")) == 2
+        failed = pq.read_table(tmp_path / "run" / "failed.parquet").to_pylist()
+        assert [(row["study_id"], row["error"]) for row in failed] == [(BROKEN, "not a JPEG, PNG or DICOM file")]
+        self.check_validation(config)
+
+        code, said = Command(config, nodes).end()
+        assert code == 0 and "is done; nothing to do" in said
+
+    def check_validation(self, config: Config) -> None:
+        """The pinned checkpoint is what was exported, and its score is what one process finds on all five studies."""
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        output = Path(str(config.output))
+        best, rows = CheckpointStore(output / "steps", keep=2).best(), scores(output)
+        assert best is not None
+        assert (best[0].step, best[1]) == max(((r["step"], r["val_ROUGE_L"]) for r in rows), key=lambda row: row[1])
+        model, processor = (kind.from_pretrained(output) for kind in (AutoModelForImageTextToText, AutoProcessor))
+        alone = score(config, [write_reports(config, model, processor, validation_studies(config))])
+        assert alone["ROUGE_L"] == pytest.approx(best[1], abs=1e-9) and best[1] > 0
+
+    def test_notice_of_preemption_then_a_hang(
+        self, nodes: RayNodes, settings: Callable[..., Config], tmp_path: Path
+    ) -> None:
+        never = {"train__max_steps": 400, "train__save_every": 200, "train__max_failures": 0, "train__timeout_s": 30}
+        config = settings(tmp_path / "run", **STEPS, **TWO, **never)
+        command = Command(config, nodes)
+        command.wait_for_step(2)
+        nodes.drain(self.second, seconds=10)
+        store = CheckpointStore(tmp_path / "run" / "steps", keep=2)
+        saved = command.wait_for(store.newest).step
+        assert 2 < saved < 200
+        command.wait_for(lambda: f"a node is about to go: step {saved} is saved" in command.said())
+        nodes.kill(self.second)
+        assert command.end() == (
+            1,
+            "error: no room for the training group any more: 2 × 2 CPU\n"
+            f"  where: the cluster at {nodes.address}, after 8 s\n"
+            "  cause: a node was lost and no other came (cluster.wait_s), or other jobs took its place\n"
+            "  next:  run the same command again, with cluster.num_workers=[min, max] to go on smaller: it resumes",
+        )
+        assert "start again from the newest checkpoint: a node was taken away after notice" in command.said()
+
+        TestNodes.second = nodes.add(cpus=2)
+        trained = len(losses(tmp_path / "run"))
+        command = Command(config, nodes)
+        command.wait_for(lambda: f"\nstep {trained + 1}/400 " in command.said())
+        assert f"resuming from step {saved} of 400" in command.said()
+        os.kill(workers(nodes, self.second)[0], signal.SIGSTOP)
+        began = time.monotonic()
+        assert command.end() == (
+            1,
+            "error: training stopped after 0 restarts (train.max_failures)\n"
+            f"  where: {tmp_path / 'run'}\n"
+            "  cause: a collective operation hung longer than train.timeout_s = 30 s\n"
+            "  next:  run the same command again: it resumes; --debug shows tracebacks",
+        )
+        assert time.monotonic() - began < 100
+        gone = time.monotonic() + 20
+        while workers(nodes, nodes.head, self.second):
+            assert time.monotonic() < gone, "the worker that hung was left behind"
+            time.sleep(0.2)
+
+    def test_elastic(self, nodes: RayNodes, settings: Callable[..., Config], whole: Config, tmp_path: Path) -> None:
+        elastic = {"cluster__num_workers": [1, 2], "cluster__cpus_per_worker": 2, "train__max_failures": 1}
+        config = settings(tmp_path / "run", **self.run(), **elastic)
+        command = Command(config, nodes)
+        command.wait_for_step(5)
+        assert len(workers(nodes, nodes.head)) == len(workers(nodes, self.second)) == 1
+        nodes.kill(self.second)
+        command.wait_for_step(10)
+        assert len(workers(nodes, nodes.head)) == 1
+        code, said = command.end()
+        assert code == 0, said
+        np.testing.assert_allclose(losses(tmp_path / "run"), losses(Path(str(whole.output))), rtol=1e-4)
+        for name, tensor in weights(Path(str(whole.output))).items():
+            np.testing.assert_allclose(weights(tmp_path / "run")[name], tensor, atol=2e-4, err_msg=name)
+
+    def test_more_than_the_cluster_can_hold(
+        self, nodes: RayNodes, settings: Callable[..., Config], tmp_path: Path
+    ) -> None:
+        code, said = Command(settings(tmp_path / "run", **TWO | {"cluster__wait_s": 1}), nodes).end()
+        assert (code, said) == (
+            2,
+            "error: cluster.cpus_per_worker = 2 × 2 workers, but the cluster has 2 CPUs\n"
+            f"  where: the cluster at {nodes.address}, after 1 s\n"
+            "  cause: more is asked than the cluster can hold\n"
+            "  next:  set a smaller cluster.num_workers",
+        )
+        assert not (tmp_path / "run" / "steps").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+class TestLocal:
+    """What needs no second node."""
+
+    def test_a_gpu_where_none_is(self, settings: Callable[..., Config], tmp_path: Path) -> None:
+        with pytest.raises(InputError) as raised:
+            job.run(settings(tmp_path / "run", cluster__gpus_per_worker=1))
+        assert str(raised.value).startswith("cluster.gpus_per_worker = 1 × 1 workers, but the cluster has 0 GPUs\n")
+        assert not (tmp_path / "run" / "steps").exists()
+
+    def test_a_loss_that_is_not_a_number(self, settings: Callable[..., Config], tmp_path: Path) -> None:
+        config = settings(tmp_path / "run", train__lr=1e30, train__grad_clip=0, cluster__num_workers=2)
+        with pytest.raises(MegptError, match=r"^the loss is nan at step [1-5]\n  where: cross-entropy ") as raised:
+            job.run(config)
+        assert "\n  next:  lower train.lr or train.grad_clip" in str(raised.value)
+        assert CheckpointStore(tmp_path / "run" / "steps", keep=2).newest() is None
+
+    def test_a_damaged_table(self, settings: Callable[..., Config], tmp_path: Path) -> None:
+        write_studies(tmp_path / "studies", "train", make_studies(24), 0)
+        path = part_path(tmp_path / "studies", "train", 0)
+        data = bytearray(path.read_bytes())
+        data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)  # the footer, which the command reads, is whole
+        path.write_bytes(data)
+        with pytest.raises(InputError) as raised:
+            job.run(settings(tmp_path / "run", studies=tmp_path / "studies", train__max_failures=0))
+        assert str(raised.value).startswith(f"{path} cannot be read as Parquet\n  cause: ")
+        assert "\n  next:  delete the folder it is in and run the job that wrote it again" in str(raised.value)
