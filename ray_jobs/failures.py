@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import cast
 
 from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.output import is_full, storage_error
@@ -66,15 +67,15 @@ def cause_of(error: BaseException, timeout_s: float) -> str:
     if isinstance(error, PreemptionError):
         return PREEMPTED
     failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
-    causes = {rank: _root(failure) for rank, failure in sorted(failures.items())}
+    causes = {rank: _chain(failure) for rank, failure in sorted(failures.items())}
     # What the others say of a lost worker (a connection was closed) is its consequence.
-    if gone := [rank for rank, cause in causes.items() if _lost(cause)]:
+    if gone := [rank for rank, chain in causes.items() if any(map(_lost, chain))]:
         return f"the process of worker {', '.join(map(str, gone[:3]))} died, or its node"
-    if any("imed out" in str(cause) or "imeout" in str(cause) for cause in causes.values()):
+    if any(_timed_out(one) for chain in causes.values() for one in chain):
         return f"a collective operation hung longer than train.timeout_s = {timeout_s:g} s"
     if causes:
-        return "; ".join(f"worker {rank}: {type(cause).__name__}" for rank, cause in list(causes.items())[:3])
-    return type(_root(error)).__name__
+        return "; ".join(f"worker {rank}: {type(chain[-1]).__name__}" for rank, chain in list(causes.items())[:3])
+    return type(_chain(error)[-1]).__name__
 
 
 def _lost(cause: BaseException) -> bool:
@@ -84,12 +85,20 @@ def _lost(cause: BaseException) -> bool:
     return isinstance(cause, (RayActorError, WorkerCrashedError, NodeDiedError))
 
 
-def _root(error: BaseException) -> BaseException:
-    """The first cause of a chain of errors."""
-    inner: object = error
-    while isinstance(inner, BaseException):
-        error = inner
+def _timed_out(cause: BaseException) -> bool:
+    from ray.exceptions import RayTaskError
+
+    if isinstance(cause, RayTaskError):  # its text is a whole traceback, lines of code included
+        return False
+    return "Timeout" in type(cause).__name__ or re.search(r"[Tt]imed out|\btimeout\b", str(cause)) is not None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error, what it came from, and so on to the first cause."""
+    chain, inner = [], cast(object, error)
+    while isinstance(inner, BaseException) and inner not in chain:
+        chain.append(inner)
         # Ray Train keeps what it saw of a lost worker, and what its own controller met, under names of its own.
-        named = (getattr(error, name, None) for name in ("health_check_failure", "controller_failure", "cause"))
-        inner = next((one for one in named if isinstance(one, BaseException)), error.__cause__)
-    return error
+        named = (getattr(inner, name, None) for name in ("health_check_failure", "controller_failure", "cause"))
+        inner = next((one for one in named if isinstance(one, BaseException)), inner.__cause__)
+    return chain

@@ -20,8 +20,8 @@ import sys
 import time
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.train.v2._internal.exceptions import BroadcastCollectiveTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller.state import (
     ErroredState,
     PreemptingState,
@@ -170,7 +170,8 @@ class GroupError(Exception):
     "error, cause",
     [
         (RuntimeError("Timed out waiting 1000ms for recv operation"), "hung longer than train.timeout_s = 1800 s"),
-        (KeyError("x"), "worker 1: KeyError"),
+        (BroadcastCollectiveTimeoutError(9.0, [0], 9.0), "hung longer than train.timeout_s = 1800 s"),
+        (RayTaskError("f", "timeout=1", KeyError("x")), "worker 1: KeyError"),
         (WorkerHealthCheckFailedError("x", ActorDiedError()), "the process of worker 1 died, or its node"),
     ],
 )
