@@ -15,10 +15,11 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -27,6 +28,7 @@ from megpt.errors import InputError, MegptError
 from megpt.settings import difference
 
 SUCCESS, RUN, LOCK = "_SUCCESS", "megpt.yaml", ".lock"
+LOCK_TRIES, LOCK_PAUSE_S = 3, 0.1
 
 
 @contextlib.contextmanager
@@ -127,14 +129,12 @@ def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], conf
     except OSError as error:
         raise storage_error(error, path) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locked(lock):
             raise InputError(
                 f"another job is writing {path} now",
                 cause="two jobs on one output would write studies twice",
                 next=f"wait for it (megpt status {path}), or choose another output=PATH",
-            ) from None
+            )
         same = json.loads(json.dumps(identity, default=str))
         if record.exists():
             _refuse_changes(record, job, same)
@@ -143,6 +143,18 @@ def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], conf
                 tree = {"job": job, "identity": same, "config": config.model_dump(mode="json")}
                 temporary.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
         yield Output(path=path, done=(path / SUCCESS).exists())
+
+
+def _locked(lock: TextIO) -> bool:
+    """Take the lock; asked more than once, because `megpt status` holds it for a moment when it looks."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(LOCK_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 def _refuse_changes(record: Path, job: str, identity: dict[str, Any]) -> None:

@@ -165,12 +165,6 @@ def _generate(config: Config, plan: Plan, fingerprint: str) -> None:
 
 def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> ray.data.Dataset:
     """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.max_errored_blocks = -1
-    # A pool grows when its actors are full, and these never hold more calls than they work on: 1.0 is full.
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     cpus, _ = cpu_shares(config)
     pool = ray.data.ActorPoolStrategy(
         min_size=min(config.cluster.min_workers, len(missing)),
@@ -181,7 +175,7 @@ def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> r
     )
     # One row a block: otherwise a small plan is one block, and one actor does everything.
     shards = ray.data.from_items([{"shard": n} for n in missing], override_num_blocks=len(missing))
-    return shards.map_batches(
+    written = shards.map_batches(
         ShardWorker,
         batch_size=1,
         compute=pool,
@@ -190,6 +184,14 @@ def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> r
         ray_remote_args_fn=lambda: {"max_task_retries": 0},
         fn_constructor_args=(config.to_yaml(), plan, fingerprint),
     )
+    # Its own context, not the process's: other jobs may run in it.
+    context = written.context
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    # A pool grows when its actors are full, and these never hold more calls than they work on: 1.0 is full.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    return written
 
 
 def _watched(rows: ray.data.Dataset, config: Config) -> Iterator[dict[str, Any]]:

@@ -13,12 +13,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +101,17 @@ with claim(config.output, job="generate", identity={"seed": 1}, config=config):
     print("held", flush=True)
     time.sleep(600)
 """
+
+
+def test_a_look_by_status_does_not_turn_a_job_away(tmp_path: Path) -> None:
+    config = Config(output=str(tmp_path / "out"))
+    with claim(config.output, job="generate", identity={}, config=config):
+        pass
+    with (tmp_path / "out" / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        threading.Timer(0.05, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
+        with claim(config.output, job="generate", identity={}, config=config) as output:
+            assert not output.done
 
 
 def test_one_writer_at_a_time_and_a_killed_one_lets_go(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megpt import __version__
@@ -83,7 +84,14 @@ def check_complete(folder: Path, plan: Plan) -> Counter[str]:
     reasons: Counter[str] = Counter()
     for shard, planned in enumerate(plan.study_ids()):
         path = shard_path(folder, shard)
-        table = pq.read_table(path, columns=["study_id", "finish_reason"])
+        try:
+            table = pq.read_table(path, columns=["study_id", "finish_reason"])
+        except (pa.ArrowInvalid, OSError) as error:
+            raise MegptError(
+                f"{path} cannot be read",
+                cause=f"{type(error).__name__}: it was damaged after it was written",
+                next="delete this one file and run the same command again",
+            ) from None
         if table.column("study_id").to_pylist() != planned:
             raise MegptError(
                 f"{path} does not hold the studies of its shard",

@@ -8,6 +8,7 @@
 - a second job on the same output is refused; so is another config
 - an archive that cannot be planned (no such split, an id twice) leaves nothing behind
 - a dry run writes nothing
+- a finished table in which a file was damaged or exchanged is noticed
 - no report text in what is printed
 """
 
@@ -29,8 +30,9 @@ import pytest
 from PIL import Image
 
 from megpt.config import Config, load_config
+from megpt.data.sources import open_source
 from megpt.data.studies import write_studies
-from megpt.errors import InputError, TooManyFailed
+from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.generation import plan as plans
 from megpt.generation import table
 from megpt.generation.status import read_status
@@ -251,6 +253,30 @@ def test_an_archive_that_cannot_be_planned(archive: Path, tiny_checkpoint: Path,
     assert not [p for p in (tmp_path / "out").rglob("*") if p.name != ".lock"]
 
 
+def test_a_table_that_was_changed_is_not_called_complete(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = generate._source(config(archive, tiny_checkpoint, tmp_path))
+    plan = plans.make_plan(tmp_path, source, split="test", limit=4, shard_size=2)
+
+    def write(shard: int, *ids: str) -> Path:
+        return table.write_shard(tmp_path, shard, ({"study_id": i, "finish_reason": "stop"} for i in ids))
+
+    write(0, "study000", "study001")
+    second = write(1, "study002", "study003")
+    assert table.check_complete(tmp_path, plan) == {"stop": 4}
+    write(1, "study002", "study001")
+    with pytest.raises(MegptError) as other:
+        table.check_complete(tmp_path, plan)
+    assert str(other.value).startswith(f"{second} does not hold the studies of its shard\n")
+    second.write_bytes(second.read_bytes()[:100])
+    with pytest.raises(MegptError) as damaged:
+        table.check_complete(tmp_path, plan)
+    assert str(damaged.value) == (
+        f"{second} cannot be read\n"
+        "  cause: ArrowInvalid: it was damaged after it was written\n"
+        "  next:  delete this one file and run the same command again"
+    )
+
+
 def test_wrong_inputs_and_dry_run(
     archive: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,5 +295,21 @@ def test_the_plan_is_made_once(archive: Path, tiny_checkpoint: Path, tmp_path: P
     assert [one.study.study_id for one in planned] == [f"study{n:03d}" for n in range(8, 16)]
     assert all(view.data is None for one in planned for view in one.study.views)
     assert plans.with_films(planned) == list(studies(16))[8:]
+    assert list(made.study_ids()) == [[s.study_id for s in list(studies(20))[n : n + 8]] for n in (0, 8, 16)]
     (tmp_path / "plan" / "plan.json").unlink()
     assert plans.load_plan(tmp_path) is None and read_status(tmp_path) is None
+
+
+@pytest.mark.parametrize("shard_size, files, groups", [(1, 3, 10), (7, 3, 10), (600, 3, 8), (7000, 2, 1)])
+def test_small_shards_share_a_file_and_large_ones_have_their_own(
+    tmp_path: Path, shard_size: int, files: int, groups: int
+) -> None:
+    write_studies(tmp_path / "archive", "test", (Study(f"s{n:05d}", views=()) for n in range(10_001)), 0)
+    source = open_source(tmp_path / "archive", data=Config().data)
+    made = plans.make_plan(tmp_path / "out", source, split="test", limit=None, shard_size=shard_size)
+    parts = sorted((tmp_path / "out" / "plan").glob("part-*.parquet"))
+    assert len(parts) == files and pq.ParquetFile(parts[0]).num_row_groups == groups
+    for shard in (0, 1, made.shards // 2, made.shards - 1):
+        ids = [f"s{n:05d}" for n in range(shard * shard_size, min((shard + 1) * shard_size, 10_001))]
+        assert [one.study.study_id for one in made.shard(shard)] == ids and len(ids) == made.rows_in(shard)
+    assert [i for ids in made.study_ids() for i in ids] == [f"s{n:05d}" for n in range(10_001)]
