@@ -128,7 +128,7 @@ def main() -> int:
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--shard-size", type=int, default=20)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--pause", type=float, nargs=2, default=(1.0, 6.0), help="seconds between kills")
+    parser.add_argument("--pause", type=float, nargs=2, default=(0.5, 3.0), help="seconds between kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep archive, tables and logs here")
     parser.add_argument("--out", type=Path)

@@ -29,6 +29,8 @@ from ray_jobs.failures import known_failure
 CALLS_PER_ACTOR = 2
 # Of a worker's CPUs this share belongs to the tasks that decode for it, in Ray's books.
 DECODE_SHARE = 0.1
+# Times that a decoding task is begun again when its process dies, before its studies are tried one by one.
+RETRIES = 3
 
 
 def cpu_shares(config: Config) -> tuple[float, float]:
@@ -60,7 +62,7 @@ class ShardWorker:
         self.writer = ReportWriter(str(self.config.checkpoint), self.config.generate, self.config.seed)
         task: Any = decode  # Ray's types know functions without keywords only
         _, share = cpu_shares(self.config)
-        self.decode = ray.remote(task).options(num_cpus=share, scheduling_strategy="SPREAD", max_retries=-1)
+        self.decode = ray.remote(task).options(num_cpus=share, scheduling_strategy="SPREAD", max_retries=RETRIES)
         if self.config.cluster.cpus_per_worker >= 2:  # else Ray's own setting of one thread is right
             torch.set_num_threads(int(self.config.cluster.cpus_per_worker))
 
@@ -103,26 +105,37 @@ class ShardWorker:
 
     def _films(self, planned: list[Planned]) -> Iterator[tuple[Study, Films]]:
         """Films in the plan's order; decoding runs `decode_workers` chunks ahead, and starts now."""
-        data = self.config.data
         chunks = [planned[n : n + CHUNK] for n in range(0, len(planned), CHUNK)]
 
-        def start(chunk: list[Planned]) -> Any:
-            return self.decode.remote(
-                chunk, side=self.writer.processor.image_size, max_views=data.max_views, max_pixels=data.max_pixels
-            )
-
         ahead = 1 + self.config.generate.decode_workers
-        waiting = deque(start(chunk) for chunk in chunks[:ahead])
+        waiting = deque(self._start(chunk) for chunk in chunks[:ahead])
 
         def stream() -> Iterator[tuple[Study, Films]]:
             for number, chunk in enumerate(chunks):
-                decoded = ray.get(waiting.popleft())
+                decoded = self._decoded(chunk, waiting.popleft())
                 if number + ahead < len(chunks):
-                    waiting.append(start(chunks[number + ahead]))
+                    waiting.append(self._start(chunks[number + ahead]))
                 for one, pixels in zip(chunk, decoded, strict=True):
                     yield one.study, _films(pixels)
 
         return stream()
+
+    def _start(self, chunk: list[Planned]) -> Any:
+        data = self.config.data
+        side = self.writer.processor.image_size
+        return self.decode.remote(chunk, side=side, max_views=data.max_views, max_pixels=data.max_pixels)
+
+    def _decoded(self, chunk: list[Planned], task: Any) -> list[Pixels]:
+        """What a task has decoded. A film that kills its process, as broken ones can, costs its own study only."""
+        try:
+            decoded: list[Pixels] = ray.get(task)
+            return decoded
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError:
+            if len(chunk) == 1:
+                return ["decoding it ends the process"]
+            return [self._decoded([one], self._start([one]))[0] for one in chunk]
 
 
 def _films(pixels: Pixels) -> Films:

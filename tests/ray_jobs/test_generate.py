@@ -6,6 +6,7 @@
 - more failures than max_failed_fraction: exit code 3, the table complete
 - SIGKILL of the driver, or of an actor, and the same command again: the table of an uninterrupted run
 - a second job on the same output is refused; so is another config
+- a film that kills the process that decodes it becomes an error of its study
 - an archive that cannot be planned (no such split, an id twice) leaves nothing behind
 - a dry run writes nothing
 - a finished table in which a file was damaged or exchanged is noticed
@@ -27,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
 from megpt.config import Config, load_config
@@ -38,7 +40,7 @@ from megpt.generation import table
 from megpt.generation.status import read_status
 from megpt.output import claim
 from megpt.study import PREDICTIONS_SCHEMA, Study, View
-from ray_jobs import generate, status
+from ray_jobs import _films, _shards, generate, status
 
 STUDIES, BROKEN = 46, (0, 21)
 SECRET = "Mrs Example has a normal heart."
@@ -218,6 +220,23 @@ def test_an_actor_is_killed(
     thread.join()
     assert killed
     assert rows(output) == rows(finished)
+
+
+@pytest.mark.slow
+def test_a_film_that_kills_its_process(archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None) -> None:
+    settings = config(archive, tiny_checkpoint, tmp_path)
+    plan = plans.make_plan(tmp_path, generate._source(settings), split="test", limit=5, shard_size=5)
+    worker = _shards.ShardWorker(settings.to_yaml(), plan, "mark")
+
+    def crash(planned: list[plans.Planned], **options: int) -> list[_films.Pixels]:
+        if any(one.study.study_id == "study003" for one in planned):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return _films.decode(planned, **options)
+
+    worker.decode = ray.remote(crash).options(max_retries=0, num_cpus=0.1)
+    found = {study.study_id: films for study, films in worker._films(plan.shard(0))}
+    assert [name for name, films in found.items() if not isinstance(films, list)] == ["study000", "study003"]
+    assert str(found["study003"]) == "decoding it ends the process"
 
 
 def _descends(pid: int) -> bool:
