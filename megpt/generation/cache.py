@@ -22,6 +22,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "megpt_slots"
+COLUMNS = 32
+"""A buffer has a multiple of as many columns: kernels on a GPU want rows of a mask to begin at round addresses."""
+
+
+def padded(columns: int) -> int:
+    return -(-columns // COLUMNS) * COLUMNS
 
 
 class SlotCache(Cache):
@@ -38,10 +44,15 @@ class SlotCache(Cache):
         self.prefix: list[tuple[torch.Tensor, torch.Tensor]] = []  # per layer (1, heads, P, head size)
         self._rows: torch.Tensor | None = None
         self._places: torch.Tensor | None = None
+        self._planes: torch.Tensor | None = None  # (slots, heads, 1): where a head's columns begin in a flat buffer
         self._live = (0, 0)
 
     def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
         return self._live[1]
+
+    @property
+    def prefix_length(self) -> int:
+        return self.prefix[0][0].shape[2]
 
     def prefill(self, rows: torch.Tensor | None) -> None:
         """The next pass brings prompts (n, T) for these rows; None: the shared prefix itself (1, P)."""
@@ -49,9 +60,12 @@ class SlotCache(Cache):
 
     def decode(self, columns: torch.Tensor, length: int) -> None:
         """The next pass brings `columns` (rows, beams) of rows 0 … `rows`; all of them read columns 0 … `length`."""
-        rows, heads = len(columns), self.keys[0].shape[1]
-        planes = torch.arange(rows * heads, device=columns.device).view(rows, heads, 1) * self.width
-        self._places, self._live = (planes + columns.unsqueeze(1)).view(-1), (rows, length)
+        rows = len(columns)
+        if self._planes is None:
+            heads = self.keys[0].shape[1]
+            planes = torch.arange(self.slots * heads, device=columns.device) * self.width
+            self._planes = planes.view(self.slots, heads, 1)
+        self._places, self._live = (self._planes[:rows] + columns.unsqueeze(1)).view(-1), (rows, length)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -91,7 +105,7 @@ class SlotCache(Cache):
 
     def clear(self, row: int) -> None:
         """Forget a row behind the prefix. A column that is masked has weight zero, but zero times NaN is NaN."""
-        start = self.prefix[0][0].shape[2]
+        start = self.prefix_length
         for buffer in (*self.keys, *self.values):
             buffer[row, :, start:] = 0
 

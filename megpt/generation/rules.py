@@ -24,6 +24,8 @@ class State:
 
     tokens: torch.Tensor
     """(R, K, T) long: generated tokens; behind `step` each row repeats its first token, so all of it is "seen"."""
+    last: torch.Tensor
+    """(R, K) long: the latest token."""
     step: torch.Tensor
     """(R,) long: tokens generated so far."""
     length: torch.Tensor
@@ -52,6 +54,7 @@ class State:
 
         state = cls(
             tokens=full((rows, beams, width), 0, torch.long),
+            last=full((rows, beams), 0, torch.long),
             step=full((rows,), 0, torch.long),
             length=full((rows,), 0, torch.long),
             numbers=full((rows, width if draws else 0), 0, torch.float64),
@@ -92,7 +95,8 @@ class Rule:
 
     def __init__(self, decoding: Decoding, end: tuple[int, ...], width: int, device: torch.device):
         self.decoding, self.width, self.device = decoding, width, device
-        self.end = torch.tensor(end, device=device)
+        self.end = end
+        self._ends = torch.tensor(end, device=device)
 
     def begin(self, logits: torch.Tensor, length: torch.Tensor, numbers: torch.Tensor | None) -> State:
         """The state of new rows (n) after their first token, from the scores behind their prompts (n, V)."""
@@ -109,7 +113,7 @@ class Rule:
 
         Args:
             logits: (R, K, V).
-            steps: the smallest and the largest `state.step`, known to the caller without asking the device.
+            steps: bounds of `state.step` in the rows that matter, known to the caller without asking the device.
 
         Returns:
             For beams, the beam (R, K) that each one continues; else None.
@@ -122,9 +126,14 @@ class Rule:
             token = scores.argmax(-1)
         state.broken |= scores.gather(1, token.unsqueeze(1)).squeeze(1).isnan()
         state.tokens.scatter_(2, state.step.view(-1, 1, 1), token.view(-1, 1, 1))
+        state.last.copy_(token.unsqueeze(1))
         state.step += 1
-        state.done |= torch.isin(token, self.end) | (state.step >= self.decoding.max_new_tokens) | state.broken
+        state.done |= self._is_end(token) | (state.step >= self.decoding.max_new_tokens) | state.broken
         return None
+
+    def _is_end(self, token: torch.Tensor) -> torch.Tensor:
+        """Which of `token` are end tokens. (`torch.isin` may look at its values.)"""
+        return (token.unsqueeze(-1) == self._ends).any(-1)
 
     def _process(self, state: State, scores: torch.Tensor, steps: tuple[int, int]) -> torch.Tensor:
         """Scores (R, K, V) after repetition penalty and length rules; may overwrite them."""
@@ -138,27 +147,32 @@ class Rule:
             score = torch.where(score < 0, score * rules.repetition_penalty, score / rules.repetition_penalty)
             scores.scatter_(2, seen, score)
         if earliest < rules.min_new_tokens:
-            early = (state.step < rules.min_new_tokens).view(-1, 1, 1)
-            scores[:, :, self.end] = scores[:, :, self.end].masked_fill(early, -torch.inf)
+            early = (state.step < rules.min_new_tokens).unsqueeze(1)
+            self._fill_ends(scores, early, -torch.inf)
         return scores
+
+    def _fill_ends(self, scores: torch.Tensor, where: torch.Tensor, value: float) -> None:
+        scores[:, :, self._ends] = scores[:, :, self._ends].masked_fill(where.unsqueeze(2), value)
 
     def force(self, state: State, scores: torch.Tensor) -> torch.Tensor:
         """Scores with the end token at exactly `state.length`, as `megpt.generation.hf.ForceLength` has it."""
-        step, length = (state.step + 1).view(-1, 1, 1), state.length.view(-1, 1, 1)
-        scores[:, :, self.end] = scores[:, :, self.end].masked_fill(length > step, -torch.inf)
-        kept = scores[:, :, self.end[:1]]
-        scores = scores.masked_fill(length == step, -torch.inf)
-        scores[:, :, self.end[:1]] = kept
+        left = (state.length - state.step).unsqueeze(1)
+        self._fill_ends(scores, left > 1, -torch.inf)
+        kept = scores[:, :, self.end[0]].clone()
+        scores.masked_fill_((left == 1).unsqueeze(2), -torch.inf)
+        scores[:, :, self.end[0]] = kept
         return scores
 
-    def tokens(self, state: State, row: int) -> list[int]:
-        """The tokens of a row that is done, up to its end token (one transfer from the device)."""
-        return self._cut(state.tokens[row, 0].tolist())
+    def tokens(self, state: State, rows: list[int]) -> list[list[int]]:
+        """The tokens of rows that are done, up to their end token (one transfer from the device)."""
+        return [self._cut(tokens) for tokens in self._written(state)[rows, 0].tolist()]
+
+    def _written(self, state: State) -> torch.Tensor:
+        return state.tokens
 
     def _cut(self, tokens: list[int]) -> list[int]:
-        end = set(self.end.tolist())
         tokens = tokens[: self.decoding.max_new_tokens]
-        return next((tokens[: n + 1] for n, token in enumerate(tokens) if token in end), tokens)
+        return next((tokens[: n + 1] for n, token in enumerate(tokens) if token in self.end), tokens)
 
 
 class ForcedRule(Rule):
@@ -189,11 +203,12 @@ class BeamRule(Rule):
         place = state.step.view(-1, 1, 1).expand(-1, self.candidates, 1)
         sequences.scatter_(2, place, token.unsqueeze(-1))
         state.step += 1
-        ended = torch.isin(token, self.end) | (state.step >= self.decoding.max_new_tokens).unsqueeze(1)
+        ended = self._is_end(token) | (state.step >= self.decoding.max_new_tokens).unsqueeze(1)
 
         going = top + ended * NEVER
         chosen = going.topk(beams)[1]
         state.running.copy_(going.gather(1, chosen))
+        state.last.copy_(token.gather(1, chosen))
         state.tokens.copy_(sequences.gather(1, chosen.unsqueeze(-1).expand(-1, -1, self.width)))
         self._keep_finished(state, top, sequences, ended)
 
@@ -222,8 +237,8 @@ class BeamRule(Rule):
         state.best_tokens.copy_(tokens.gather(1, chosen.unsqueeze(-1).expand(-1, -1, self.width)))
         state.finished.copy_(torch.cat((state.finished, just_ended), dim=1).gather(1, chosen))
 
-    def tokens(self, state: State, row: int) -> list[int]:
-        return self._cut(state.best_tokens[row, 0].tolist())
+    def _written(self, state: State) -> torch.Tensor:
+        return state.best_tokens
 
 
 class ForcedBeamRule(BeamRule):

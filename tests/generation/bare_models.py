@@ -39,13 +39,11 @@ def language_model(kind: str = "llama", **further: Any) -> Prompted:
         hidden_size=WIDTH,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=256,
         bos_token_id=0,
         eos_token_id=END,
         pad_token_id=2,
         initializer_range=0.1,
-        **shape,
-        **further,
+        **{"max_position_embeddings": 256, **shape, **further},
     )
     model = getattr(hf, "GPT2LMHeadModel" if kind == "gpt2" else f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
