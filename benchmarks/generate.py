@@ -1,33 +1,34 @@
-"""The engine beside `transformers.generate`: the same studies, the same lengths, the same texts, in one run.
+r"""The engine beside `transformers.generate`: the same studies, the same lengths, the same texts, in one run.
 
-    python benchmarks/generate.py --models demo,100m --studies 192 --out benchmarks/results/generate-DATE.json
-    python benchmarks/generate.py --models 7b --device cuda --dtype bfloat16 --slots 256 --studies 2048
+    python benchmarks/generate.py --repeat demo=2,100m=1 --hf-studies demo=256,100m=32 --out RESULT.json
+    python benchmarks/generate.py --models 7b --device cuda --dtype bfloat16 --slots 256 --batch 16,64 \
+        --studies 2048 --hf-studies 256 --repeat 1
 
 Random weights: speed does not depend on what the model knows. Report lengths are imposed on both sides alike (the end
-token is forced at each study's own length), drawn evenly from the quantiles of the IU X-Ray test split. Needs no Ray.
-Both sides run in turns, so that neither has the machine to itself for longer.
+token is forced at each study's own length), drawn evenly from the quantiles of the IU X-Ray test split. Both sides run
+in turns, with the same threads, so that neither has the machine to itself for longer, `generate` at each size of
+`--batch`. A last pass says where the engine's time goes. Needs no Ray.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import record, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megpt.generation import Decoding, EngineItem, GenerationEngine, HFBackend
 from megpt.generation.decoding import Backend
+from megpt.generation.rules import Rule
+from megpt.generation.step import Recorder
 
 # Every fifth percentile of the report lengths of IU X-Ray's test split (R2Gen's 590 studies), in words and marks.
 QUANTILES = (10, 14, 19, 19, 23, 23, 26, 27, 28, 29, 30, 32, 35, 36, 37, 39, 43, 46, 54, 61, 108)
@@ -100,41 +101,115 @@ def items(count: int, width: int) -> list[EngineItem]:
 
 def timed(backend: Callable[[], Backend], studies: list[EngineItem]) -> tuple[float, dict[str, tuple[int, ...]]]:
     """Seconds and texts; buffers are made inside the time, as a job makes them."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     began = time.perf_counter()
     found = {result.key: result.token_ids for result in backend().run(studies)}
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - began, found
 
 
-def compare(model: Prompted, rule: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Reports a second of both, best of `--repeat` turns each, and whether the texts are equal."""
-    studies = items(options.studies, model.language_model.config.hidden_size)
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def compare(model: Prompted, rule: str, count: int, hf_count: int, repeat: int, options: Any) -> dict[str, Any]:
+    """Reports a second of each side, best of `repeat` turns, and whether the texts are equal."""
+    width = model.language_model.config.hidden_size
+    studies = items(count, width)
     rules = Decoding(max_new_tokens=max(QUANTILES) + 1, **RULES[rule])
-    backends: dict[str, Callable[[], Backend]] = {
-        "hf": lambda: HFBackend(model, rules, batch_size=options.batch),
-        "engine": lambda: GenerationEngine(model, rules, slots=options.slots),
+    engine = partial(GenerationEngine, model, rules, slots=options.slots)
+    sides: dict[str, tuple[Callable[[], Backend], list[EngineItem]]] = {
+        f"hf, batch {size}": (partial(HFBackend, model, rules, batch_size=int(size)), studies[:hf_count])
+        for size in options.batch.split(",")
     }
-    for backend in backends.values():  # threads, allocators and kernels of both are warm before the clock runs
-        timed(backend, items(4, model.language_model.config.hidden_size))
-    seconds: dict[str, list[float]] = {name: [] for name in backends}
+    sides["engine"] = engine, studies
+    for backend, _ in sides.values():  # threads, allocators and kernels are warm before the clock runs
+        timed(backend, items(4, width))
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     texts: dict[str, dict[str, tuple[int, ...]]] = {}
-    for _ in range(options.repeat):
-        for name, backend in backends.items():
-            took, texts[name] = timed(backend, studies)
+    for _ in range(repeat):
+        for name, (backend, given) in sides.items():
+            took, texts[name] = timed(backend, given)
             seconds[name].append(took)
-    rates = {name: len(studies) / min(times) for name, times in seconds.items()}
-    tokens = sum(len(ids) for ids in texts["engine"].values())
+    rates = {name: len(texts[name]) / min(times) for name, times in seconds.items()}
+    written = texts.pop("engine")
     return {
         "reports_per_second": {name: round(rate, 3) for name, rate in rates.items()},
-        "ratio": round(rates["engine"] / rates["hf"], 3),
-        "equal_texts": sum(texts["hf"][key] == ids for key, ids in texts["engine"].items()),
-        "studies": len(studies),
-        "tokens_per_report": round(tokens / len(studies), 2),
+        "ratio_to_the_best_hf": round(rates["engine"] / max(rates[name] for name in texts), 3),
+        "equal_texts": {name: sum(written[key] == ids for key, ids in found.items()) for name, found in texts.items()},
+        "studies": {name: len(given) for name, (_, given) in sides.items()},
+        "tokens_per_report": round(sum(map(len, written.values())) / count, 2),
         "seconds": {name: [round(t, 2) for t in times] for name, times in seconds.items()},
+        "engine_time": shares(engine, studies[: 2 * options.slots]),
     }
+
+
+class Stopwatch:
+    """Time spent inside functions, by the device's own clock where it has one."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, list[tuple[Any, Any]]] = {}
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_function(*args: Any, **kwargs: Any) -> Any:
+            began = self.now()
+            result = function(*args, **kwargs)
+            self.spans.setdefault(name, []).append((began, self.now()))
+            return result
+
+        return timed_function
+
+    def now(self) -> Any:
+        if not torch.cuda.is_available():
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, name: str) -> float:
+        wait()
+        return sum(a.elapsed_time(b) / 1e3 if torch.cuda.is_available() else b - a for a, b in self.spans[name])
+
+
+def shares(make: Callable[..., GenerationEngine], studies: list[EngineItem]) -> dict[str, float]:
+    """Where the time of a pass over `studies` goes, steps computed one by one (no CUDA graphs): shares of the whole.
+
+    `prompts`: passes over prompts, the choice of first tokens included. `model`: the model in decode steps. `rules`:
+    the choice of tokens in decode steps. `rest`: everything between.
+    """
+    plain = Recorder()
+    plain.refused = "steps are computed one by one"
+    engine, watch = make(recorder=plain), Stopwatch()
+    engine.prefill = watch.around("prompts", engine.prefill)  # type: ignore[method-assign]
+    open_slots = engine.open
+
+    def opened(*args: Any, **kwargs: Any) -> Any:
+        slots = open_slots(*args, **kwargs)
+        rule: Rule = slots.rule
+        begin, advance = rule.begin, rule.advance
+        watched = watch.around("rules", advance)
+
+        def unwatched_begin(*args: Any) -> Any:  # counted with its prompt
+            rule.advance = advance  # type: ignore[method-assign]
+            state = begin(*args)
+            rule.advance = watched  # type: ignore[method-assign]
+            return state
+
+        rule.begin, rule.advance = unwatched_begin, watched  # type: ignore[method-assign]
+        slots.step = watch.around("steps", slots.step)
+        return slots
+
+    engine.open = opened  # type: ignore[method-assign]
+    whole, _ = timed(lambda: engine, studies)
+    spent = {name: watch.seconds(name) for name in ("prompts", "steps", "rules")}
+    parts = {
+        "prompts": spent["prompts"],
+        "model": spent["steps"] - spent["rules"],
+        "rules": spent["rules"],
+        "rest": whole - spent["prompts"] - spent["steps"],
+    }
+    return {name: round(part / whole, 3) for name, part in parts.items()}
 
 
 def ceiling(model: Prompted, tokens: float) -> float:
@@ -143,64 +218,56 @@ def ceiling(model: Prompted, tokens: float) -> float:
     return H200_TFLOPS * 1e12 / (2 * parameters * (PREFIX + VISUAL + SUFFIX + tokens))
 
 
-def hardware(device: str) -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), "unknown")
-    values: dict[str, Any] = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    if device == "cuda":
-        values["gpu"] = torch.cuda.get_device_name()
-    return values
+def counts(text: str, models: list[str]) -> dict[str, int]:
+    """`512`, or `demo=512,100m=64`: a number for each model."""
+    if text.isdigit():
+        return dict.fromkeys(models, int(text))
+    given = dict(part.split("=") for part in text.split(","))
+    return {name: int(given[name]) for name in models}
 
 
-def cpu_lines() -> list[str]:
-    info = Path("/proc/cpuinfo")
-    return info.read_text().splitlines() if info.exists() else []
-
-
-def commit() -> str:
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-
-
-def main(argv: list[str] | None = None) -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="demo,100m")
     parser.add_argument("--rules", default="greedy,beam3")
-    parser.add_argument("--studies", type=int, default=192)
-    parser.add_argument("--batch", type=int, default=32, help="batch size of transformers.generate")
+    parser.add_argument("--studies", default="demo=256,100m=64", help="a number, or one for each model")
+    parser.add_argument("--batch", default="16,32", help="batch sizes of transformers.generate")
+    parser.add_argument("--hf-studies", help="let transformers.generate do only so many of the studies")
     parser.add_argument("--slots", type=int, default=32, help="slots of the engine")
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument(
+        "--repeat", default="2", help="turns, of which the best counts: a number, or one for each model"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args(argv)
-    results: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["python", "benchmarks/generate.py", *(sys.argv[1:] if argv is None else argv)]),
-        "commit": commit(),
-        "hardware": hardware(options.device),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    options = parser.parse_args()
+    names = options.models.split(",")
+    studies, repeat = counts(options.studies, names), counts(options.repeat, names)
+    hf_studies = counts(options.hf_studies or options.studies, names)
+    result = record("generate.py", "torch", "transformers")
+    result |= {
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "dtype": options.dtype,
         "prompt_tokens": PREFIX + VISUAL + SUFFIX,
-        "batch": options.batch,
         "slots": options.slots,
         "models": {},
     }
-    for name in options.models.split(","):
+    for name in names:
         model = build(name, options.device, getattr(torch, options.dtype))
-        parameters = sum(p.numel() for p in model.language_model.parameters())
-        found: dict[str, Any] = {"parameters": parameters}
+        found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.language_model.parameters())}
+        result["models"][name] = found
         for rule in options.rules.split(","):
-            found[rule] = compare(model, rule, options)
+            found[rule] = compare(model, rule, studies[name], hf_studies[name], repeat[name], options)
             if options.device == "cuda":
                 most = ceiling(model, found[rule]["tokens_per_report"])
+                found[rule]["h200_ceiling"] = round(most, 1)
                 found[rule]["share_of_ceiling"] = round(found[rule]["reports_per_second"]["engine"] / most, 3)
-            print(name, f"{parameters / 1e6:.1f} M", rule, json.dumps(found[rule]), flush=True)
-        results["models"][name] = found
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-    return 0
+                found[rule]["gigabytes"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)
+            print(name, rule, found[rule], file=sys.stderr, flush=True)
+            save(result, options.out)  # what was measured stays, whatever comes next
+        del model
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
