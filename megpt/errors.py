@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 
 
 class MegptError(Exception):
@@ -42,6 +43,20 @@ class TooManyFailed(MegptError):
     """The job is done, but more studies failed than allowed: exit code 3."""
 
     exit_code = 3
+
+
+KINDS = {kind.__name__: kind for kind in (MegptError, InputError, TooManyFailed)}
+
+
+def to_json(error: MegptError) -> str:
+    """The error as text, for another process."""
+    return json.dumps({"kind": type(error).__name__, "parts": error.args})
+
+
+def from_json(text: str) -> MegptError:
+    """What `to_json` wrote."""
+    told = json.loads(text)
+    return KINDS.get(told["kind"], MegptError)(*told["parts"])
 
 
 def did_you_mean(name: str, known: list[str], *, most: int = 3) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import threading
 import time
 import traceback
@@ -18,6 +17,7 @@ from PIL import Image
 
 from megpt.config import Config
 from megpt.data.decode import UnreadableFilm
+from megpt.errors import MegptError, to_json
 from megpt.generation import table
 from megpt.generation.plan import Plan, Planned
 from megpt.generation.writer import Films, Prediction, ReportWriter
@@ -73,10 +73,10 @@ class ShardWorker:
     def _answer(self, number: int) -> dict[str, Any]:
         """Counts, or in `error` why there are none: an error that is raised would be taken for a lost actor."""
         try:
-            return {**self._shard(number), "error": b""}
+            return {**self._shard(number), "error": ""}
         except Exception as error:
-            known = known_failure(error, str(self.config.output)) or RuntimeError(traceback.format_exc())
-            return {"shard": number, "studies": 0, "failed": 0, "seconds": 0.0, "error": pickle.dumps(known)}
+            known = known_failure(error, str(self.config.output)) or unforeseen(error, number)
+            return {"shard": number, "studies": 0, "failed": 0, "seconds": 0.0, "error": to_json(known)}
 
     def _shard(self, number: int) -> dict[str, Any]:
         path = table.shard_path(self.plan.folder, number)
@@ -142,3 +142,13 @@ def _films(pixels: Pixels) -> Films:
     if isinstance(pixels, str):
         return UnreadableFilm(pixels)
     return [Image.fromarray(film) for film in pixels]
+
+
+def unforeseen(error: Exception, shard: int) -> MegptError:
+    """An error that nothing here knows: its kind and place, never its message, which may quote a report."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return MegptError(
+        f"shard {shard} failed with an unexpected {type(error).__name__}",
+        where=f"{place.filename}:{place.lineno}, in {place.name}",
+        next="run the same command again, which begins with this shard; if it comes back, report it",
+    )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import cast
 
-from megpt.errors import InputError, MegptError, TooManyFailed
+from megpt.errors import KINDS, MegptError
 from megpt.output import is_full, storage_error
 
 # How a MegptError ends a traceback: its name and sentence, then the labelled lines of MegptError.__str__.
@@ -20,7 +20,6 @@ _PRINTED = re.compile(
     re.MULTILINE,
 )
 PREEMPTED = "a node was taken away after notice (preemption)"
-_KINDS = {kind.__name__: kind for kind in (MegptError, InputError, TooManyFailed)}
 
 
 def known_failure(error: BaseException, output: str | None = None) -> MegptError | None:
@@ -31,8 +30,8 @@ def known_failure(error: BaseException, output: str | None = None) -> MegptError
             return one
     for one in inner:
         # Ray Data keeps the worker's error as text alone.
-        if (found := _PRINTED.search(str(one))) and found["kind"] in _KINDS:
-            return _KINDS[found["kind"]](found["what"], found["where"], found["cause"], found["next"])
+        if (found := _PRINTED.search(str(one))) and found["kind"] in KINDS:
+            return KINDS[found["kind"]](found["what"], found["where"], found["cause"], found["next"])
     for one in inner:
         if is_full(one):
             filename = getattr(one, "filename", None)

@@ -21,7 +21,6 @@ what has no file. An error of the shard itself is not among those that are given
 from __future__ import annotations
 
 import os
-import pickle
 import queue
 import shutil
 import threading
@@ -34,7 +33,7 @@ import ray
 
 from megpt.config import Config
 from megpt.data.sources import Source, open_source
-from megpt.errors import InputError, MegptError, TooManyFailed
+from megpt.errors import InputError, MegptError, TooManyFailed, from_json
 from megpt.generation import plan as plans
 from megpt.generation import table
 from megpt.generation.plan import Plan
@@ -148,7 +147,7 @@ def _generate(config: Config, plan: Plan, fingerprint: str) -> None:
             try:
                 for row in _watched(_pass(config, plan, missing, fingerprint), config):
                     if row["error"]:
-                        raise pickle.loads(row["error"])
+                        raise from_json(str(row["error"]))
                     progress.advance(int(row["studies"]), int(row["failed"]))
             except ray.exceptions.RayError as error:
                 raise known_failure(error, str(config.output)) or error from error

@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution import context as train_context
 from ray.util.metrics import Gauge
 
 from megpt.config import Config
-from megpt.errors import InputError, MegptError, TooManyFailed
+from megpt.errors import MegptError, from_json, to_json
 from megpt.output import write_aside
 from megpt.training.logbook import FIGURES
 
@@ -74,7 +74,7 @@ def gauges() -> Callable[[dict[str, float]], None]:
 def tell_error(output: Path, error: MegptError) -> None:
     """Leave an error for the command that watches."""
     with write_aside(output / "steps" / ERROR) as temporary:
-        temporary.write_text(json.dumps({"kind": type(error).__name__, "parts": error.args}), encoding="utf-8")
+        temporary.write_text(to_json(error), encoding="utf-8")
 
 
 def take_error(output: Path) -> MegptError | None:
@@ -82,7 +82,6 @@ def take_error(output: Path) -> MegptError | None:
     path = output / "steps" / ERROR
     if not path.exists():
         return None
-    told = json.loads(path.read_text(encoding="utf-8"))
+    told = from_json(path.read_text(encoding="utf-8"))
     path.unlink()
-    kinds = {kind.__name__: kind for kind in (MegptError, InputError, TooManyFailed)}
-    return kinds.get(told["kind"], MegptError)(*told["parts"])
+    return told

@@ -10,7 +10,7 @@
 - an archive that cannot be planned (no such split, an id twice) leaves nothing behind
 - a dry run writes nothing
 - a finished table in which a file was damaged or exchanged is noticed
-- no report text in what is printed
+- no report text in what is printed, not even by an error that nobody foresaw
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from PIL import Image
 from megpt.config import Config, load_config
 from megpt.data.sources import open_source
 from megpt.data.studies import write_studies
-from megpt.errors import InputError, MegptError, TooManyFailed
+from megpt.errors import InputError, MegptError, TooManyFailed, from_json, to_json
 from megpt.generation import plan as plans
 from megpt.generation import table
 from megpt.generation.status import read_status
@@ -332,3 +332,12 @@ def test_small_shards_share_a_file_and_large_ones_have_their_own(
         ids = [f"s{n:05d}" for n in range(shard * shard_size, min((shard + 1) * shard_size, 10_001))]
         assert [one.study.study_id for one in made.shard(shard)] == ids and len(ids) == made.rows_in(shard)
     assert [i for ids in made.study_ids() for i in ids] == [f"s{n:05d}" for n in range(10_001)]
+
+
+def test_an_unforeseen_error_tells_kind_and_place_alone() -> None:
+    try:
+        raise KeyError(SECRET)
+    except KeyError as error:
+        told = from_json(to_json(_shards.unforeseen(error, 7)))
+    assert str(told).startswith("shard 7 failed with an unexpected KeyError\n  where: ")
+    assert "test_generate.py:" in str(told) and SECRET not in str(told)
