@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import traceback
@@ -27,23 +26,8 @@ from ray_jobs.failures import known_failure
 
 # A shard's films are decoded while the one before it is generated: two calls in flight, one of them on the model.
 CALLS_PER_ACTOR = 2
-# Of a worker's CPUs this share belongs to the tasks that decode for it, in Ray's books.
-DECODE_SHARE = 0.1
 # Times that a decoding task is begun again when its process dies, before its studies are tried one by one.
 RETRIES = 3
-
-
-def cpu_shares(config: Config) -> tuple[float, float]:
-    """Logical CPUs of an actor and of one of its decoding tasks.
-
-    All tasks an actor ever has in flight fit beside it into `cluster.cpus_per_worker`: were they to ask for more, then
-    actors that fill a cluster would wait for ever for tasks that find no room. What they really use is another matter:
-    at most `decode_workers` more cores, anywhere in the cluster.
-    """
-    cpus = config.cluster.cpus_per_worker
-    tasks = CALLS_PER_ACTOR * (1 + config.generate.decode_workers)
-    share = max(math.floor(cpus * DECODE_SHARE / tasks * 1e4), 1) / 1e4  # Ray counts in ten-thousandths
-    return round(cpus - tasks * share, 4), share
 
 
 class ShardWorker:
@@ -53,7 +37,7 @@ class ShardWorker:
     decoded, or writes its file.
     """
 
-    def __init__(self, config: str, plan: Plan, fingerprint: str):
+    def __init__(self, config: str, plan: Plan, fingerprint: str, decode_cpus: float):
         import yaml
 
         self.config = Config.model_validate(yaml.safe_load(config))
@@ -61,8 +45,7 @@ class ShardWorker:
         self.model = threading.Lock()
         self.writer = ReportWriter(str(self.config.checkpoint), self.config.generate, self.config.seed)
         task: Any = decode  # Ray's types know functions without keywords only
-        _, share = cpu_shares(self.config)
-        self.decode = ray.remote(task).options(num_cpus=share, scheduling_strategy="SPREAD", max_retries=RETRIES)
+        self.decode = ray.remote(task).options(num_cpus=decode_cpus, scheduling_strategy="SPREAD", max_retries=RETRIES)
         if self.config.cluster.cpus_per_worker >= 2:  # else Ray's own setting of one thread is right
             torch.set_num_threads(int(self.config.cluster.cpus_per_worker))
 

@@ -20,6 +20,7 @@ what has no file. An error of the shard itself is not among those that are given
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import shutil
@@ -39,13 +40,15 @@ from megpt.generation import table
 from megpt.generation.plan import Plan
 from megpt.output import RUN, Output, claim
 from megpt.progress import Progress, log
-from ray_jobs._shards import CALLS_PER_ACTOR, ShardWorker, cpu_shares
+from ray_jobs._shards import CALLS_PER_ACTOR, ShardWorker
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import cluster, require_resources, worker_slots
+from ray_jobs.runtime import cluster, joined, require_resources, worker_slots
 
 # Passes in a row that may end without one more shard, as when actors die faster than they write.
 FRUITLESS_PASSES = 3
 LOOK_EVERY_S = 5.0
+# Of a worker's CPUs this share is left to the tasks that decode for it.
+DECODE_SHARE = 0.1
 
 
 def run(config: Config, *, dry_run: bool = False) -> int:
@@ -164,7 +167,7 @@ def _generate(config: Config, plan: Plan, fingerprint: str) -> None:
 
 def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> ray.data.Dataset:
     """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""
-    cpus, _ = cpu_shares(config)
+    cpus, decode_cpus = _cpu_shares(config)
     pool = ray.data.ActorPoolStrategy(
         min_size=min(config.cluster.min_workers, len(missing)),
         max_size=min(config.cluster.max_workers, len(missing)),
@@ -181,7 +184,7 @@ def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> r
         num_cpus=cpus,
         num_gpus=config.cluster.gpus_per_worker or None,
         ray_remote_args_fn=lambda: {"max_task_retries": 0},
-        fn_constructor_args=(config.to_yaml(), plan, fingerprint),
+        fn_constructor_args=(config.to_yaml(), plan, fingerprint, decode_cpus),
     )
     # Its own context, not the process's: other jobs may run in it.
     context = written.context
@@ -191,6 +194,23 @@ def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> r
     # A pool grows when its actors are full, and these never hold more calls than they work on: 1.0 is full.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     return written
+
+
+def _cpu_shares(config: Config) -> tuple[float, float]:
+    """Logical CPUs of an actor, and of a task that decodes for one.
+
+    A worker's `cluster.cpus_per_worker` hold the actor and one of its tasks at least: were these to ask for CPUs of
+    their own, then actors that fill a cluster would wait for ever for films.
+    """
+    cpus = config.cluster.cpus_per_worker
+    task = cpus * DECODE_SHARE
+    if not joined():
+        # A local cluster counts more CPUs than there are cores: not more tasks at once than cores.
+        actors = min(config.cluster.max_workers, worker_slots(config.cluster))
+        left = ray.cluster_resources().get("CPU", 0.0) - actors * (cpus - task)
+        task = max(task, left / (os.cpu_count() or 1))
+    # Ray counts in ten-thousandths.
+    return math.floor(cpus * (1 - DECODE_SHARE) * 1e4) / 1e4, max(math.floor(task * 1e4), 1) / 1e4
 
 
 def _watched(rows: ray.data.Dataset, config: Config) -> Iterator[dict[str, Any]]:

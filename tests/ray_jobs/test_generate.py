@@ -226,7 +226,7 @@ def test_an_actor_is_killed(
 def test_a_film_that_kills_its_process(archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None) -> None:
     settings = config(archive, tiny_checkpoint, tmp_path)
     plan = plans.make_plan(tmp_path, generate._source(settings), split="test", limit=5, shard_size=5)
-    worker = _shards.ShardWorker(settings.to_yaml(), plan, "mark")
+    worker = _shards.ShardWorker(settings.to_yaml(), plan, "mark", 0.1)
 
     def crash(planned: list[plans.Planned], **options: int) -> list[_films.Pixels]:
         if any(one.study.study_id == "study003" for one in planned):
