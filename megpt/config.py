@@ -35,7 +35,7 @@ class ClusterConfig(Section):
     cpus_per_worker: float = Field(default=1, gt=0)
     """Logical CPUs of one worker."""
     wait_s: float = Field(default=300, ge=0)
-    """How long to wait for workers that the cluster cannot place yet, before ending with an error."""
+    """How long to wait for workers that the cluster cannot place (yet, or after a lost node), before an error."""
 
     @property
     def min_workers(self) -> int:
@@ -194,7 +194,7 @@ class TrainConfig(Section):
     max_failed_fraction: Fraction = 0.05
     """More training studies without a readable film than this end the job with exit code 3."""
     timeout_s: float = Field(default=1800, gt=0)
-    """A collective operation that hangs longer than this ends the run with an error."""
+    """A collective operation that hangs longer than this ends the group of workers, as a lost worker does."""
     loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
 
 
