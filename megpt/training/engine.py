@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def make_engine(model: nn.Module, train: TrainConfig) -> Any:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
     _import_muon_plain()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with _scalars_as_vectors(model):
+    with _scalars_as_vectors(model), _time_limit(train.timeout_s):
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=parameters, config=settings, dist_init_required=False
         )
@@ -74,6 +75,17 @@ def _import_muon_plain() -> None:
             del os.environ["TORCHDYNAMO_DISABLE"]
         else:
             os.environ["TORCHDYNAMO_DISABLE"] = was
+
+
+@contextmanager
+def _time_limit(timeout_s: float) -> Iterator[None]:
+    """DeepSpeed makes process groups of its own, which would wait for torch's half hour and not for the run's limit."""
+    make = dist.new_group
+    dist.new_group = partial(make, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield
+    finally:
+        dist.new_group = make
 
 
 @contextmanager
