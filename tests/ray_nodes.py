@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
+import time
 from typing import Any
 
 # A dead node is noticed after about 5 s instead of 30.
@@ -75,10 +75,7 @@ class RayNodes:
 
         It is only the notice: the node lives until it is killed.
         """
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-        until = ["--deadline-remaining-seconds", str(seconds)]
-        ray = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", self.address]
-        subprocess.run([*ray, "--node-id", node, *reason, *until], env=self.environment, check=True)
+        self._ask("drain", [node, seconds])
 
     def _ask(self, command: str, argument: Any) -> Any:
         assert self._server.stdin and self._server.stdout
@@ -128,6 +125,17 @@ def _named(node: Any, name: str) -> list[int]:
     return found
 
 
+def _drain(address: str, node: str, seconds: int) -> None:
+    """What `ray drain-node` does."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    until_ms = int((time.time() + seconds) * 1000)
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, message = GcsClient(address=address).drain_node(node, reason, "spot", until_ms)
+    assert accepted, message
+
+
 def _add(cluster: Any, cpus: int, gpus: int) -> Any:
     """A node; tried again where a busy machine did not start it within the 30 s that Ray allows."""
     head = {} if cluster.head_node else {"include_dashboard": False, "_system_config": HEALTH}
@@ -154,6 +162,8 @@ def _serve() -> None:
             node = _add(cluster, *argument)
             nodes[node.node_id] = node
             answer = [node.node_id, cluster.address]
+        elif command == "drain":
+            _drain(cluster.address, *argument)
         elif command == "processes":
             answer = _named(nodes[argument[0]], argument[1])
         else:
