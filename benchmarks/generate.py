@@ -148,7 +148,8 @@ def compare(model: Prompted, rule: str, count: int, hf_count: int, repeat: int, 
 class Stopwatch:
     """Time spent inside functions, by the device's own clock where it has one."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
         self.spans: dict[str, list[tuple[Any, Any]]] = {}
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,7 +162,7 @@ class Stopwatch:
         return timed_function
 
     def now(self) -> Any:
-        if not torch.cuda.is_available():
+        if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
@@ -169,7 +170,7 @@ class Stopwatch:
 
     def seconds(self, name: str) -> float:
         wait()
-        return sum(a.elapsed_time(b) / 1e3 if torch.cuda.is_available() else b - a for a, b in self.spans[name])
+        return sum(a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in self.spans[name])
 
 
 def shares(make: Callable[..., GenerationEngine], studies: list[EngineItem]) -> dict[str, float]:
@@ -180,7 +181,8 @@ def shares(make: Callable[..., GenerationEngine], studies: list[EngineItem]) -> 
     """
     plain = Recorder()
     plain.refused = "steps are computed one by one"
-    engine, watch = make(recorder=plain), Stopwatch()
+    engine = make(recorder=plain)
+    watch = Stopwatch(engine.device)
     engine.prefill = watch.around("prompts", engine.prefill)  # type: ignore[method-assign]
     open_slots = engine.open
 
