@@ -20,13 +20,11 @@ what has no file. An error of the shard itself is not among those that are given
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import queue
 import shutil
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +39,12 @@ from megpt.generation.plan import Plan
 from megpt.output import RUN, Output, claim
 from megpt.progress import Progress, log
 from ray_jobs._shards import CALLS_PER_ACTOR, ShardWorker
+from ray_jobs._watch import watched
 from ray_jobs.failures import known_failure
 from ray_jobs.runtime import cluster, joined, require_resources, worker_slots
 
 # Passes in a row that may end without one more shard, as when actors die faster than they write.
 FRUITLESS_PASSES = 3
-LOOK_EVERY_S = 5.0
 # Of a worker's CPUs this share is left to the tasks that decode for it.
 DECODE_SHARE = 0.1
 
@@ -148,10 +146,11 @@ def _generate(config: Config, plan: Plan, fingerprint: str) -> None:
     with Progress("generate", plan.studies, start=finished) as progress:
         while missing:
             try:
-                for row in _watched(_pass(config, plan, missing, fingerprint), config):
-                    if row["error"]:
-                        raise from_json(str(row["error"]))
-                    progress.advance(int(row["studies"]), int(row["failed"]))
+                with contextlib.closing(watched(_pass(config, plan, missing, fingerprint), config.cluster)) as rows:
+                    for row in rows:
+                        if row["error"]:
+                            raise from_json(str(row["error"]))
+                        progress.advance(int(row["studies"]), int(row["failed"]))
             except ray.exceptions.RayError as error:
                 raise known_failure(error, str(config.output)) or error from error
             before, missing = missing, _missing(plan)
@@ -211,48 +210,6 @@ def _cpu_shares(config: Config) -> tuple[float, float]:
         task = max(task, left / (os.cpu_count() or 1))
     # Ray counts in ten-thousandths.
     return math.floor(cpus * (1 - DECODE_SHARE) * 1e4) / 1e4, max(math.floor(task * 1e4), 1) / 1e4
-
-
-def _watched(rows: ray.data.Dataset, config: Config) -> Iterator[dict[str, Any]]:
-    """The rows as they come. Ray waits for ever for a node that can hold a worker; this waits for `cluster.wait_s`.
-
-    Raises:
-        MegptError: no living node could hold a worker for that long.
-    """
-    found: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
-
-    def read() -> None:
-        try:
-            for row in rows.iter_rows():
-                found.put(row)
-            found.put(None)
-        except BaseException as error:
-            found.put(error)
-
-    threading.Thread(target=read, name="rows", daemon=True).start()
-    lost: float | None = None
-    while True:
-        try:
-            row = found.get(timeout=LOOK_EVERY_S)
-        except queue.Empty:
-            if worker_slots(config.cluster):
-                lost = None
-            elif lost is None:
-                lost = time.monotonic()
-                log(f"generate: no node is left that can hold a worker; waiting {config.cluster.wait_s:g} s for one")
-            elif time.monotonic() - lost >= config.cluster.wait_s:
-                raise MegptError(
-                    "no node is left that can hold a worker",
-                    where=f"after {config.cluster.wait_s:g} s (cluster.wait_s)",
-                    cause="the nodes that had the GPUs or CPUs asked for are gone; what was finished is kept",
-                    next="add a node and run the same command again: it resumes",
-                ) from None
-            continue
-        if row is None:
-            return
-        if isinstance(row, BaseException):
-            raise row
-        yield row
 
 
 def _finish(config: Config, output: Output, plan: Plan, fingerprint: str, seconds: float) -> dict[str, int]:
