@@ -129,7 +129,7 @@ def settings(studies: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFac
     return partial(small_config, studies=studies, llm=llm)
 
 
-@pytest.mark.timeout(1200)  # two minutes in all where nothing else runs; a busy machine is no wrong result
+@pytest.mark.timeout(1200)  # a busy machine is no wrong result
 class TestNodes:
     """One cluster for all of these; the order of the tests is the order of its life."""
 
