@@ -81,11 +81,11 @@ def _plan(config: Config, source: Source, output: Output) -> Plan:
     folder = output.path / WORK / "plan"
     plan = load_plan(folder)
     if plan is None:
-        log(f"prepare: listing the studies of {source.root} ({source.format})")
         studies = itertools.islice(source.studies(), config.limit)
         try:
             if (first := next(studies, None)) is None:
                 raise _empty(source)
+            log(f"prepare: listing the studies of {source.root} ({source.format})")
             plan = make_plan(
                 folder, itertools.chain([first], studies), shard_size=config.prepare.shard_size, seed=config.seed
             )
