@@ -102,8 +102,11 @@ class RayNodes:
 
 def _kill(node: Any) -> None:
     """SIGKILL the raylet's whole process tree first: on a lost machine no worker outlives its raylet."""
+    import psutil
+
     for process in _tree(node):
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _tree(node: Any) -> list[Any]:
