@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import socket
 from multiprocessing.connection import Connection
@@ -20,12 +21,13 @@ L2 = 0.05
 TEXTS = ["The heart is normal in size.", "No focal consolidation."]
 
 
-def measure(folder: str, stage: int) -> dict[str, Any]:
+def measure(folder: str, own: str, stage: int) -> dict[str, Any]:
     """Penalty, cross-entropy and the projector's gradients of one step at one stage."""
-    import deepspeed
     from deepspeed.utils import safe_get_full_grad
 
+    from megpt.config import TrainConfig
     from megpt.model import MeGPTForConditionalGeneration, MeGPTProcessor
+    from megpt.training.engine import make_engine
 
     model = MeGPTForConditionalGeneration.from_pretrained(folder)
     processor = MeGPTProcessor.from_pretrained(folder)
@@ -33,18 +35,11 @@ def measure(folder: str, stage: int) -> dict[str, Any]:
     model.config.loss_chunk = 4
     weight, gamma = model.projector.linear.weight, model.projector.norm.weight
     formula = L2 * (weight.square().sum() + gamma.square().sum()).item()
-    zero: dict[str, Any] = {"stage": stage}
-    if stage == 3:
-        zero["stage3_param_persistence_threshold"] = 0
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=[p for p in model.parameters() if p.requires_grad],
-        config={
-            "train_micro_batch_size_per_gpu": 2,
-            "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
-            "zero_optimization": zero,
-        },
-    )
+    zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
+    settings = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}, "zero_optimization": zero}
+    file = Path(own) / f"{stage}.json"
+    file.write_text(json.dumps(settings))
+    engine = make_engine(model, TrainConfig(deepspeed=str(file), global_batch_size=4, micro_batch_size=2))
     sharded = getattr(weight, "ds_status", None) is not None and weight.numel() == 0
     batch = processor(images=[films(2), films(1, seed=5)], return_tensors="pt")
     out = engine(**batch, labels=labels_for(processor, TEXTS))
@@ -55,27 +50,32 @@ def measure(folder: str, stage: int) -> dict[str, Any]:
     return {**result, "grads": {name: grad.tolist() for name, grad in grads.items()}}
 
 
-def work(rank: int, port: int, folder: str, pipe: Connection) -> None:
+def work(rank: int, port: int, folder: str, own: str, pipe: Connection) -> None:
     """One rank: every stage in turn."""
     import os
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    import deepspeed
+    import torch.distributed as dist
 
     torch.set_num_threads(1)
-    deepspeed.init_distributed("gloo")
-    pipe.send([measure(folder, stage) for stage in range(4)])
+    dist.init_process_group("gloo")
+    pipe.send([measure(folder, own, stage) for stage in range(4)])
+    dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_penalty_is_the_same_at_every_stage(tiny_checkpoint: Path) -> None:
+def test_penalty_is_the_same_at_every_stage(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     ends = [context.Pipe(duplex=False) for _ in range(2)]
-    ranks = [context.Process(target=work, args=(r, port, str(tiny_checkpoint), ends[r][1])) for r in range(2)]
+    own = [tmp_path / str(rank) for rank in range(2)]
+    for folder in own:
+        folder.mkdir()
+    given = [(rank, port, str(tiny_checkpoint), str(own[rank]), ends[rank][1]) for rank in range(2)]
+    ranks = [context.Process(target=work, args=arguments) for arguments in given]
     for rank, (_, sender) in zip(ranks, ends, strict=True):
         rank.start()
         sender.close()
