@@ -169,7 +169,7 @@ class TrainConfig(Section):
     """λ of λ(‖W_proj‖² + ‖γ_LN‖²), added to the cross-entropy."""
     max_report_tokens: Positive = 100
     """Report tokens that are learnt at most (training only: references for scoring are never cut)."""
-    loss_chunk: Positive = 1024
+    loss_chunk: Positive = 256
     """Report positions whose vocabulary logits exist at one time."""
     activation_checkpointing: bool = False
     """Recompute encoder and language-model activations in the backward pass instead of keeping them."""

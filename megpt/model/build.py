@@ -46,7 +46,7 @@ def build_model(
     bank: PromptBank | None,
     seed: int,
     l2: float = 1e-5,
-    loss_chunk: int = 1024,
+    loss_chunk: int = 256,
     dtype: torch.dtype = torch.float32,
     load_llm: bool = True,
 ) -> tuple[MeGPTForConditionalGeneration, MeGPTProcessor]:

@@ -49,7 +49,7 @@ class MeGPTConfig(PreTrainedConfig):
     lora_dropout: float = 0.0
     llm_lora: bool = False
     l2: float = 1e-5
-    loss_chunk: int = 1024
+    loss_chunk: int = 256
     prompts: dict[str, Any] | None = None
     frozen: dict[str, Any] | None = None
     complete: bool = False

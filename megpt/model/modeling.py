@@ -138,7 +138,9 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
         """Recompute activations of encoder and language model in the backward pass instead of keeping them."""
         settings = gradient_checkpointing_kwargs or {"use_reentrant": False}
-        self.language_model.gradient_checkpointing_enable(settings)
+        # Newer transformers warn of the old name, older ones know no other.
+        llm = self.language_model
+        getattr(llm, "activation_checkpointing_enable", llm.gradient_checkpointing_enable)(settings)
         if self.config.mode != "shallow" and hasattr(self.vision.trunk, "set_grad_checkpointing"):
             self.vision.trunk.set_grad_checkpointing(True)
 

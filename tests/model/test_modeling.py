@@ -6,7 +6,8 @@
   does not matter where padding views stand; more views give more tokens with `concat`, as many with `mean`.
 - Films pass through the vision encoder's evaluation mode while training: batch statistics and dropout stay.
 - Visual tokens carry the prompt of their own study; without the dynamic prompt there is one instruction.
-- Evaluation and training agree; activation checkpointing changes no gradient.
+- Evaluation and training agree; activation checkpointing changes no gradient and keeps less; a frozen encoder takes
+  films in parts on a CPU, for the same maps.
 - Bad input: an unknown encoder or language model (the nearest names), a size the encoder does not take, prompts of
   another encoder or none, zero views, NaN pixels, films of another size, a prompt or report beyond the context, an even
   kernel, weights that cannot be had or do not fit.
@@ -26,6 +27,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, Qwen2Config
 
 from megpt.errors import InputError
 from megpt.model import PromptBank, build_model
+from megpt.model.vision import CPU_FILMS
 
 TEXTS = ["The heart is normal in size.", "There is a small right pleural effusion. No pneumothorax is seen."]
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "num_beams": 1, "do_sample": False}
@@ -170,15 +172,37 @@ def test_training_mode_leaves_frozen_parts_alone(make_model: MakeModel) -> None:
 def test_activation_checkpointing_changes_no_gradient(
     make_model: MakeModel, other_llms: dict[str, str], mode: str
 ) -> None:
-    grads = []
+    grads, kept = [], [0, 0]
+
+    def count(saved: torch.Tensor) -> torch.Tensor:
+        kept[on] += saved.nbytes
+        return saved
+
     for on in (False, True):
         model, processor = make_model("vit", mode=mode, llm=other_llms["gpt2"])
         if on:
             model.gradient_checkpointing_enable()
         batch = processor(images=[films(2), films(1, seed=5)], return_tensors="pt")
-        model.train()(**batch, labels=labels_for(processor, TEXTS)).loss.backward()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
+            loss = model.train()(**batch, labels=labels_for(processor, TEXTS)).loss
+        loss.backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     assert all(torch.allclose(g, grads[1][n], atol=1e-6) for n, g in grads[0].items())
+    assert kept[1] < 0.7 * kept[0]
+
+
+def test_a_frozen_encoder_takes_films_in_parts(make_model: MakeModel) -> None:
+    model, _ = make_model("swin")
+    vision = model.train().vision
+    at_once: list[int] = []
+    vision.trunk.patch_embed.register_forward_pre_hook(lambda _, inputs: at_once.append(len(inputs[0])))
+    pixels = torch.randn(CPU_FILMS + 3, 3, vision.image_size, vision.image_size)
+    with torch.no_grad():
+        parts = vision(pixels)
+    assert at_once == [CPU_FILMS, 3]
+    whole = vision(pixels)
+    assert at_once[2:] == [CPU_FILMS + 3]
+    torch.testing.assert_close(parts, whole)
 
 
 def refused(match: str) -> Any:
