@@ -21,11 +21,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/megpt demo --config configs/phantom.yaml output=runs/demo
 
+# Two processes, a file of tests each at a time: much of a Ray test is waiting.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

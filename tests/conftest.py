@@ -21,6 +21,20 @@ import ray_jobs  # noqa: F401  (sets the environment that ray and deepspeed read
 settings.register_profile("megpt", deadline=None)
 settings.load_profile("megpt")
 
+FIRST = (
+    "test_train.py",
+    "test_generate_losses.py",
+    "test_demo.py",
+    "test_submit.py",
+    "test_zero.py",
+    "test_generate.py",
+    "test_runtime.py",
+    "test_resume.py",
+    "test_equality.py",
+    "test_train_watch.py",
+)
+"""Files that take a minute and more."""
+
 SENTENCES = (
     "The heart is normal in size. The lungs are clear.",
     "There is a small right pleural effusion. No pneumothorax is seen.",
@@ -28,6 +42,12 @@ SENTENCES = (
     "Human: <Img></Img> Generate a comprehensive and detailed diagnosis report for this chest xray image."
     " label:0 \nAssistant:",
 )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes, start the files of long tests first, so that none is left to wait for one at the end."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")
