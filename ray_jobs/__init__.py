@@ -14,3 +14,6 @@ os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
 # Ray connects by itself at the first call that needs it. A thread that is left over when a job has ended would so join
 # the cluster again, and crash the command while it exits.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+# A job that was killed keeps its claim on the cluster for this long, and the next one gets half of what is there so
+# long: Ray Data's actors spread to all of it later. A job that lives renews its claim each 10 s.
+os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")

@@ -25,7 +25,7 @@ from megpt.errors import InputError
 from megpt.output import claim
 from megpt.progress import Progress, console, log
 from megpt.study import Study
-from ray_jobs.runtime import cluster, require_resources
+from ray_jobs.runtime import cluster, quiet, require_resources
 
 # Studies encoded in one forward pass. Part of the result (in its last digits), hence no setting.
 BATCH = 16
@@ -110,9 +110,7 @@ def choose(config: Config) -> list[tuple[str, list[int]]]:
 
 def encode(config: Config, units: list[tuple[str, list[int]]], *, total: int) -> dict[str, np.ndarray]:
     """Study id → pooled feature (C,) float32, of every chosen study with a readable film."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    quiet(ray.data.DataContext.get_current())
     items = [{"path": path, "rows": np.array(rows)} for path, rows in units]
     pool = ray.data.ActorPoolStrategy(
         min_size=min(config.cluster.min_workers, len(items)), max_size=min(config.cluster.max_workers, len(items))

@@ -41,7 +41,7 @@ from megpt.progress import Progress, log
 from ray_jobs._shards import CALLS_PER_ACTOR, ShardWorker
 from ray_jobs._watch import watched
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import cluster, joined, require_resources, worker_slots
+from ray_jobs.runtime import cluster, joined, quiet, require_resources, worker_slots
 
 # Passes in a row that may end without one more shard, as when actors die faster than they write.
 FRUITLESS_PASSES = 3
@@ -187,8 +187,7 @@ def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> r
     )
     # Its own context, not the process's: other jobs may run in it.
     context = written.context
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    quiet(context)
     context.max_errored_blocks = -1
     # A pool grows when its actors are full, and these never hold more calls than they work on: 1.0 is full.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0

@@ -32,7 +32,7 @@ from megpt.errors import InputError, TooManyFailed
 from megpt.output import Output, claim, write_aside
 from megpt.progress import Progress, log
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import cluster, joined
+from ray_jobs.runtime import cluster, joined, quiet
 
 RUN = "run.json"
 PACKAGES = ("megpt", "ray", "pyarrow", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm")
@@ -105,9 +105,7 @@ def _empty(source: Source) -> InputError:
 
 def _prepare(config: Config, plan: Plan, left: list[Shard], out: Path) -> None:
     """Have each shard that is left written, by as many tasks as there are cores."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    quiet(ray.data.DataContext.get_current())
     settings, max_pixels, place = config.prepare, config.data.max_pixels, out.absolute()
 
     def task(row: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -25,6 +26,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from megpt.config import ClusterConfig
 from megpt.errors import InputError
 from megpt.progress import log
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
 
 # Ray Data's actors hold logical CPUs while its tasks need some too: with fewer than this a resumed job would wait
 # for ever. Logical CPUs cost nothing, so a small machine simply says it has more.
@@ -78,6 +82,18 @@ def _start_local(tries: int = 2) -> None:
             ray.shutdown()
             if not left or "timed out during startup" not in str(error):
                 raise
+
+
+def quiet(context: DataContext) -> None:
+    """Leave the terminal to megpt: what Ray Data has to say goes to ray-data/ among the session's logs alone.
+
+    It would print a traceback for each shard of a lost actor, which is done again by another.
+    """
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
 
 
 def joined() -> bool:
@@ -136,6 +152,10 @@ def _knock(address: str) -> bool:
 def worker_environment(config: ClusterConfig | None = None) -> dict[str, str]:
     """What every worker needs in its environment, whatever machine it runs on."""
     environment = {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    if joined():
+        # Ray Train has an actor that asks whether its run still lives, and frees its place if not. Where two clusters
+        # have a node on one machine it would ask the one that was started last, which does not know of the run.
+        environment["RAY_ADDRESS"] = os.environ["RAY_ADDRESS"]
     if "DS_ACCELERATOR" in os.environ:
         environment["DS_ACCELERATOR"] = os.environ["DS_ACCELERATOR"]
     elif not (_gpu_here() or joined() if config is None else config.gpus_per_worker):

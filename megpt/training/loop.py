@@ -145,7 +145,7 @@ class _Run:
         bank: Any = self.model.bank
         if not is_of_use(self.config, bank) or self.engine.zero_optimization_stage() == 3:
             return None
-        return PromptMemo(prompt_path(self.config, bank, folder), len(self.samples))
+        return PromptMemo(prompt_path(self.config, bank, folder), len(self.samples), len(bank.texts))
 
     def _prepare(self) -> int:
         """Weights and optimizer from the newest checkpoint; the steps it has done.

@@ -20,16 +20,18 @@ from megpt.model import PromptBank
 
 
 class PromptMemo:
-    """Prompt ids of `count` samples, in a file that starts as unknown."""
+    """Prompt ids of `count` samples, each of `prompts` ones, in a file that starts as unknown."""
 
-    def __init__(self, path: Path, count: int):
+    def __init__(self, path: Path, count: int, prompts: int):
         path.parent.mkdir(parents=True, exist_ok=True)
         # 0: not chosen yet; k + 1: prompt k.
+        self._prompts = prompts
         self._stored = torch.from_file(str(path), shared=True, size=count, dtype=torch.int32)
 
     def known(self, piece: Indices) -> Tensor:
-        """Prompt ids of a piece (B,) long, -1 where not chosen yet."""
-        return self._stored[torch.from_numpy(piece)].long() - 1
+        """Prompt ids of a piece (B,) long, -1 where not chosen yet, or where a damaged file names no prompt."""
+        ids = self._stored[torch.from_numpy(piece)].long() - 1
+        return ids.masked_fill((ids < 0) | (ids >= self._prompts), -1)
 
     def keep(self, piece: Indices, prompt_id: Tensor, failed: set[int]) -> None:
         """Remember what was chosen (B,), but for studies whose films could not be read this time."""

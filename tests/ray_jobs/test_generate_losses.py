@@ -136,6 +136,7 @@ def test_nodes_come_and_go(
             "  cause: the nodes that had the GPUs or CPUs asked for are gone; what was finished is kept\n"
             "  next:  add a node and run the same command again: it resumes\n"
         ), said
+        assert "Traceback" not in said, said
         before, first = done(), nodes.add(cpus=2, gpus=1)
         with ended(start()) as job:
             # The first node's actors stop in the middle of their shards, and stay there until they are killed.
@@ -152,7 +153,9 @@ def test_nodes_come_and_go(
             nodes.kill(first)
             assert job.wait(timeout=240) == 0, log.read_text()
     assert rows(output) == expected
-    assert f"generate: {LIMIT} studies, 1 of them without a report, in {output}" in log.read_text()
+    said = log.read_text()
+    assert f"generate: {LIMIT} studies, 1 of them without a report, in {output}" in said
+    assert "Traceback" not in said, said
 
 
 @pytest.fixture

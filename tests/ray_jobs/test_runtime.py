@@ -168,6 +168,13 @@ def test_workers_without_a_gpu_are_told_so(monkeypatch: pytest.MonkeyPatch) -> N
     assert worker_environment()["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
+def test_workers_are_told_their_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "RAY_ADDRESS" not in worker_environment()
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    assert worker_environment()["RAY_ADDRESS"] == "192.0.2.1:6379"
+
+
 @pytest.mark.parametrize(
     ("errors", "started"),
     [

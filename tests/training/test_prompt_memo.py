@@ -2,7 +2,7 @@
 
 - what is known is taken, what is not is chosen from that study's films alone
 - in the second epoch the frozen encoder does not run, and the losses are those of a run that chooses every time
-- a study whose films could not be read is asked again
+- a study whose films could not be read is asked again, and so is one of a damaged file
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from training_groups import losses, run_group, train
 
 from megpt.model import PromptBank
@@ -43,10 +45,18 @@ def test_known_and_unknown(settings, tmp_path, prompts, mode):
 
 
 def test_what_is_remembered(tmp_path):
-    memo = PromptMemo(tmp_path / "memo.bin", 5)
+    memo = PromptMemo(tmp_path / "memo.bin", 5, 8)
     assert memo.known(np.array([0, 4])).tolist() == [-1, -1]
     memo.keep(np.array([4, 0, 2]), torch.tensor([0, 7, 1]), failed={2})
-    assert PromptMemo(tmp_path / "memo.bin", 5).known(np.arange(5)).tolist() == [7, -1, -1, -1, 0]
+    assert PromptMemo(tmp_path / "memo.bin", 5, 8).known(np.arange(5)).tolist() == [7, -1, -1, -1, 0]
+
+
+@given(st.binary(min_size=20, max_size=20))
+def test_a_damaged_memory(tmp_path_factory, bits):
+    path = tmp_path_factory.mktemp("memo") / "memo.bin"
+    path.write_bytes(bits)
+    known = PromptMemo(path, 5, 3).known(np.arange(5))
+    assert all(-1 <= prompt < 3 for prompt in known.tolist())
 
 
 def counted(config):
