@@ -9,6 +9,8 @@ import os
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Loading and saving in transformers would draw its bars across ours.
+os.environ.setdefault("TQDM_DISABLE", "1")
 # Ray prints its scheduler's hints into the job's output; what a job waits for it says itself (ray_jobs/runtime.py).
 os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
 # Ray connects by itself at the first call that needs it. A thread that is left over when a job has ended would so join

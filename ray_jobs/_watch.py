@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+import functools
 import time
 from collections.abc import Generator
 from typing import Any
 
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from megpt.config import ClusterConfig
 from megpt.errors import MegptError
@@ -21,52 +21,41 @@ LOOK_EVERY_S = 5.0
 def watched(rows: ray.data.Dataset, config: ClusterConfig) -> Generator[dict[str, Any], None, None]:
     """The rows as they come. Ray waits for ever for a node that can hold a worker; this waits for `cluster.wait_s`.
 
+    Close it when done with it, or Ray Data's threads may outlive the connection to the cluster.
+
     Raises:
         MegptError: no living node could hold a worker for that long.
     """
-    found: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
-    left = threading.Event()
-
-    def read() -> None:
-        try:
-            for row in rows.iter_rows():
-                found.put(row)
-                if left.is_set():  # the generator's end ends the execution
-                    return
-            found.put(None)
-        except BaseException as error:
-            found.put(error)
-
-    threading.Thread(target=read, name="rows", daemon=True).start()
-    lost: float | None = None
-    try:
-        while True:
-            try:
-                row = found.get(timeout=LOOK_EVERY_S)
-            except queue.Empty:
-                lost = _look_for_nodes(config, lost)
-                continue
-            if row is None:
-                return
-            if isinstance(row, BaseException):
-                raise row
-            yield row
-    finally:
-        left.set()
+    context = rows.context
+    # Ray Data calls it to make a callback of each execution; what a callback raises ends the execution.
+    looking: Any = functools.partial(_Looking, config)
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, looking]
+    yield from rows.iter_rows()
 
 
-def _look_for_nodes(config: ClusterConfig, lost: float | None) -> float | None:
-    """Since when no living node could hold a worker; None when one can."""
-    if worker_slots(config):
-        return None
-    if lost is None:
-        log(f"generate: no node is left that can hold a worker; waiting {config.wait_s:g} s for one")
-        return time.monotonic()
-    if time.monotonic() - lost >= config.wait_s:
-        raise MegptError(
-            "no node is left that can hold a worker",
-            where=f"after {config.wait_s:g} s (cluster.wait_s)",
-            cause="the nodes that had the GPUs or CPUs asked for are gone; what was finished is kept",
-            next="add a node and run the same command again: it resumes",
-        )
-    return lost
+class _Looking(ExecutionCallback):
+    """Looks for nodes now and then, in Ray Data's scheduling loop."""
+
+    def __init__(self, config: ClusterConfig):
+        self._config = config
+        self._next_look = 0.0
+        self._lost: float | None = None
+        """Since when no living node could hold a worker."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + min(LOOK_EVERY_S, max(self._config.wait_s, 0.1))
+        if worker_slots(self._config):
+            self._lost = None
+        elif self._lost is None:
+            log(f"generate: no node is left that can hold a worker; waiting {self._config.wait_s:g} s for one")
+            self._lost = now
+        elif now - self._lost >= self._config.wait_s:
+            raise MegptError(
+                "no node is left that can hold a worker",
+                where=f"after {self._config.wait_s:g} s (cluster.wait_s)",
+                cause="the nodes that had the GPUs or CPUs asked for are gone; what was finished is kept",
+                next="add a node and run the same command again: it resumes",
+            )

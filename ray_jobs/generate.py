@@ -25,10 +25,12 @@ import math
 import os
 import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.annotations import RayDeprecationWarning
 
 from megpt.config import Config
 from megpt.data.sources import Source, open_source
@@ -176,15 +178,18 @@ def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> r
     )
     # One row a block: otherwise a small plan is one block, and one actor does everything.
     shards = ray.data.from_items([{"shard": n} for n in missing], override_num_blocks=len(missing))
-    written = shards.map_batches(
-        ShardWorker,
-        batch_size=1,
-        compute=pool,
-        num_cpus=cpus,
-        num_gpus=config.cluster.gpus_per_worker or None,
-        ray_remote_args_fn=lambda: {"max_task_retries": 0},
-        fn_constructor_args=(config.to_yaml(), plan, fingerprint, decode_cpus),
-    )
+    with warnings.catch_warnings():
+        # Ray calls every way to say this deprecated, and has no other yet.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        written = shards.map_batches(
+            ShardWorker,
+            batch_size=1,
+            compute=pool,
+            num_cpus=cpus,
+            num_gpus=config.cluster.gpus_per_worker or None,
+            ray_remote_args_fn=lambda: {"max_task_retries": 0},
+            fn_constructor_args=(config.to_yaml(), plan, fingerprint, decode_cpus),
+        )
     # Its own context, not the process's: other jobs may run in it.
     context = written.context
     quiet(context)

@@ -151,7 +151,7 @@ def _knock(address: str) -> bool:
 
 def worker_environment(config: ClusterConfig | None = None) -> dict[str, str]:
     """What every worker needs in its environment, whatever machine it runs on."""
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     if joined():
         # Ray Train has an actor that asks whether its run still lives, and frees its place if not. Where two clusters
         # have a node on one machine it would ask the one that was started last, which does not know of the run.
