@@ -124,9 +124,9 @@ def test_nodes_come_and_go(
         def done() -> int:
             return len(table.finished_shards(output))
 
-        only = nodes.add(cpus=1, gpus=1)
+        only = nodes.add(cpus=2, gpus=1)
         with ended(start()) as job:
-            wait_for(done, job)
+            wait_for(lambda: done() and len(nodes.processes(only, LAUNCHED)) == 2, job)
             nodes.kill(only)
             assert job.wait(timeout=120) == 1
         said = log.read_text()
@@ -148,7 +148,7 @@ def test_nodes_come_and_go(
             assert status.run(Config(), str(output)) == 0
             assert re.search(rf"running: \d+ of {LIMIT} studies done, [01] failed, \d+ left", capfd.readouterr().out)
             second = nodes.add(cpus=2, gpus=1)
-            wait_for(lambda: len(nodes.processes(second, LAUNCHED)) == 2, job)
+            wait_for(lambda: nodes.processes(second, LAUNCHED), job)
             assert nodes.processes(first, LAUNCHED) == [stopped]
             nodes.kill(first)
             assert job.wait(timeout=240) == 0, log.read_text()
