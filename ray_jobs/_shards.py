@@ -7,11 +7,10 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-import torch
 from PIL import Image
 
 from megpt.config import Config
@@ -19,10 +18,12 @@ from megpt.data.decode import UnreadableFilm
 from megpt.errors import MegptError, to_json
 from megpt.generation import table
 from megpt.generation.plan import Plan, Planned
-from megpt.generation.writer import Films, Prediction, ReportWriter
 from megpt.study import Study
 from ray_jobs._films import CHUNK, Pixels, decode
 from ray_jobs.failures import known_failure
+
+if TYPE_CHECKING:
+    from megpt.generation.writer import Films, Prediction
 
 # A shard's films are decoded while the one before it is generated: two calls in flight, one of them on the model.
 CALLS_PER_ACTOR = 2
@@ -38,7 +39,11 @@ class ShardWorker:
     """
 
     def __init__(self, config: str, plan: Plan, fingerprint: str, decode_cpus: float):
+        # Here and not above: the command that starts actors needs no torch, which takes seconds to import.
+        import torch
         import yaml
+
+        from megpt.generation.writer import ReportWriter
 
         self.config = Config.model_validate(yaml.safe_load(config))
         self.plan, self.fingerprint = plan, fingerprint

@@ -100,7 +100,11 @@ def test_the_checkpoint_is_a_hugging_face_folder(finished: Config) -> None:
 
 def test_an_ablation_has_a_row_per_variant(finished: Config, tmp_path: Path) -> None:
     config = demo.resolve(finished).overridden(
-        {"output": str(tmp_path / "ablation"), "ablate.variants": {"no_fem": {"model.fem": False}}}
+        {
+            "output": str(tmp_path / "ablation"),
+            "ablate.variants": {"no_fem": {"model.fem": False}},
+            "cluster.num_workers": 1,
+        }
     )
     assert ablate.run(config) == 0
     rows = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
