@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/megpt demo --config configs/phantom.yaml output=runs/demo
 
-# Two processes, a file of tests each at a time: much of a Ray test is waiting.
+# Two processes, each a file of tests at a time; files of long tests first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) lint

@@ -13,9 +13,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from megpt.config import ClusterConfig
 from megpt.errors import MegptError
 from megpt.progress import log
-from ray_jobs.runtime import worker_slots
-
-LOOK_EVERY_S = 5.0
+from ray_jobs.runtime import LOOK_EVERY_S, worker_slots
 
 
 def watched(rows: ray.data.Dataset, config: ClusterConfig) -> Generator[dict[str, Any], None, None]:
@@ -28,13 +26,13 @@ def watched(rows: ray.data.Dataset, config: ClusterConfig) -> Generator[dict[str
     """
     context = rows.context
     # Ray Data calls it to make a callback of each execution; what a callback raises ends the execution.
-    looking: Any = functools.partial(_Looking, config)
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, looking]
+    watch: Any = functools.partial(_NodeWatch, config)
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, watch]
     yield from rows.iter_rows()
 
 
-class _Looking(ExecutionCallback):
-    """Looks for nodes now and then, in Ray Data's scheduling loop."""
+class _NodeWatch(ExecutionCallback):
+    """Looks for nodes each second, in Ray Data's scheduling loop."""
 
     def __init__(self, config: ClusterConfig):
         self._config = config
@@ -46,7 +44,7 @@ class _Looking(ExecutionCallback):
         now = time.monotonic()
         if now < self._next_look:
             return
-        self._next_look = now + min(LOOK_EVERY_S, max(self._config.wait_s, 0.1))
+        self._next_look = now + LOOK_EVERY_S
         if worker_slots(self._config):
             self._lost = None
         elif self._lost is None:

@@ -139,8 +139,8 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         """Recompute activations of encoder and language model in the backward pass instead of keeping them."""
         settings = gradient_checkpointing_kwargs or {"use_reentrant": False}
         # Newer transformers warn of the old name, older ones know no other.
-        llm = self.language_model
-        getattr(llm, "activation_checkpointing_enable", llm.gradient_checkpointing_enable)(settings)
+        new = hasattr(self.language_model, "activation_checkpointing_enable")
+        getattr(self.language_model, f"{'activation' if new else 'gradient'}_checkpointing_enable")(settings)
         if self.config.mode != "shallow" and hasattr(self.vision.trunk, "set_grad_checkpointing"):
             self.vision.trunk.set_grad_checkpointing(True)
 

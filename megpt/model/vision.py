@@ -17,9 +17,10 @@ Layout = dict[str, Any]
 """{"channels": C, "grid": [h, w], "order": "nchw" | "nhwc" | "tokens", "prefix": tokens before the grid's, "idle":
 names of parameters that no feature depends on, such as a classifier's norm}."""
 
-CPU_FILMS = 8
-"""Films a frozen encoder takes at a time on a CPU. Activations of more do not fit its caches: 32 films at once take
-1.1 to 1.4 times as long, and four times the memory, for the same maps (Swin-T, ViT-S, ResNet-50)."""
+CPU_PIXELS = 8 * 224 * 224
+"""Pixels of the films that a frozen encoder takes at a time on a CPU. Activations of more do not fit its caches: 32
+films of 224 x 224 at once take 1.1 to 1.4 times as long as 8, and four times the memory, for the same maps (Swin-T,
+ViT-S, ResNet-50). Of small films it takes more, or each layer's fixed costs would count."""
 
 
 class VisionEncoder(nn.Module):
@@ -39,8 +40,9 @@ class VisionEncoder(nn.Module):
         return int(self.layout["channels"])
 
     def forward(self, pixels: Tensor) -> Tensor:
-        if pixels.device.type == "cpu" and len(pixels) > CPU_FILMS and not torch.is_grad_enabled():
-            return torch.cat([self.one_pass(part) for part in pixels.split(CPU_FILMS)])
+        at_once = max(1, CPU_PIXELS // self.image_size**2)
+        if pixels.device.type == "cpu" and len(pixels) > at_once and not torch.is_grad_enabled():
+            return torch.cat([self.one_pass(part) for part in pixels.split(at_once)])
         return self.one_pass(pixels)
 
     def one_pass(self, pixels: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ class PromptMemo:
 
     def __init__(self, path: Path, count: int, prompts: int):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # 0: not chosen yet; k + 1: prompt k.
         self._prompts = prompts
+        # 0: not chosen yet; k + 1: prompt k.
         self._stored = torch.from_file(str(path), shared=True, size=count, dtype=torch.int32)
 
     def known(self, piece: Indices) -> Tensor:

@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, Qwen2Config
 
 from megpt.errors import InputError
 from megpt.model import PromptBank, build_model
-from megpt.model.vision import CPU_FILMS
+from megpt.model.vision import CPU_PIXELS
 
 TEXTS = ["The heart is normal in size.", "There is a small right pleural effusion. No pneumothorax is seen."]
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "num_beams": 1, "do_sample": False}
@@ -196,12 +196,13 @@ def test_a_frozen_encoder_takes_films_in_parts(make_model: MakeModel) -> None:
     vision = model.train().vision
     at_once: list[int] = []
     vision.trunk.patch_embed.register_forward_pre_hook(lambda _, inputs: at_once.append(len(inputs[0])))
-    pixels = torch.randn(CPU_FILMS + 3, 3, vision.image_size, vision.image_size)
+    most = CPU_PIXELS // vision.image_size**2
+    pixels = torch.randn(most + 3, 3, vision.image_size, vision.image_size)
     with torch.no_grad():
         parts = vision(pixels)
-    assert at_once == [CPU_FILMS, 3]
+    assert at_once == [most, 3]
     whole = vision(pixels)
-    assert at_once[2:] == [CPU_FILMS + 3]
+    assert at_once[2:] == [most + 3]
     torch.testing.assert_close(parts, whole)
 
 
