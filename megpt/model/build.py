@@ -12,6 +12,7 @@ from megpt.config import ModelConfig
 from megpt.errors import InputError
 from megpt.model import language
 from megpt.model.configuration import MeGPTConfig
+from megpt.model.fingerprints import files_fingerprint, fingerprint_of
 from megpt.model.frame import tokenise_bank
 from megpt.model.modeling import MeGPTForConditionalGeneration
 from megpt.model.processing import MeGPTImageProcessor, MeGPTProcessor
@@ -31,7 +32,7 @@ def build_encoder(config: ModelConfig, *, seed: int) -> tuple[VisionEncoder, str
     if config.vision_weights != "none":
         load_weights(encoder, config.vision, config.vision_weights, config.vision_args)
     encoder.requires_grad_(False).eval()
-    return encoder, language.fingerprint_of(encoder.state_dict())
+    return encoder, fingerprint_of(encoder.state_dict())
 
 
 def build_image_processor(encoder: VisionEncoder) -> MeGPTImageProcessor:
@@ -118,7 +119,7 @@ def _frozen(config: ModelConfig, vision: str) -> dict[str, Any]:
     """The parts a partial checkpoint refers to: source and fingerprint of each."""
     path = Path(config.llm)
     source = str(path.absolute()) if path.is_dir() else config.llm
-    found = language.files_fingerprint(language.weight_files(config.llm))
+    found = files_fingerprint(language.weight_files(config.llm))
     frozen = {"language_model": {"source": source, "fingerprint": found}}
     # In mode deep the encoder is saved itself, and only the choice of prompts needs it as it was.
     if config.vision_weights != "none" and (config.mode != "deep" or config.dynamic_prompt):

@@ -8,8 +8,6 @@ nothing. LoRA lies in peft adapter folders beside. Safetensors only.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,28 +15,26 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from megpt.errors import InputError, MegptError
 from megpt.model import language, lora
 from megpt.model.card import write_card
-from megpt.model.configuration import LANGUAGE_ADAPTER, VISION_ADAPTER, MeGPTConfig
-from megpt.model.language import INDEX
+from megpt.model.configuration import MeGPTConfig
+from megpt.model.files import INDEX, LANGUAGE_ADAPTER, VISION_ADAPTER, local_folder
 from megpt.model.parts import (
     chosen_dtype,
     held_tensors,
     load_encoders,
     load_language_part,
-    local_folder,
     one_device,
     part_of,
     read_tensors,
     retokenise,
 )
 from megpt.model.projector import Projector
-from megpt.model.prompts import CENTROIDS, PromptBank
+from megpt.model.prompts import PromptBank
 from megpt.model.vision import VisionEncoder
 
 
@@ -199,38 +195,3 @@ class Checkpointed(PreTrainedModel):
         model.name_or_path = str(folder)
         cast(Any, model).to(device=one_device(device_map), dtype=kind)
         return model.eval()
-
-
-def fingerprint(checkpoint: Any) -> str:
-    """A short hash of what a checkpoint computes: trained weights, frozen parts, prompts and shape.
-
-    Args:
-        checkpoint: a checkpoint folder, or a model; a model and the folder it was saved to give the same.
-    """
-    if isinstance(checkpoint, (str, Path)):
-        folder = Path(checkpoint)
-        config, bank = MeGPTConfig.from_pretrained(local_folder(str(folder))), PromptBank.load(folder)
-        tensors = read_tensors(folder)
-        for name in (VISION_ADAPTER, LANGUAGE_ADAPTER):
-            if (folder / name / lora.WEIGHTS).exists():
-                tensors |= {f"{name}.{k}": v for k, v in load_file(folder / name / lora.WEIGHTS).items()}
-    else:
-        config, bank = checkpoint.config, checkpoint.bank
-        tensors = held_tensors(checkpoint.state_dict(), config) | checkpoint.adapter_tensors()
-    return _fingerprint(config, bank, tensors)
-
-
-def _fingerprint(config: MeGPTConfig, bank: PromptBank, tensors: Mapping[str, Tensor]) -> str:
-    frozen = config.frozen or {}
-    # A full checkpoint and a partial one of the same model compute the same.
-    referred = [part if part != "vision" or config.mode != "deep" else "prompt_encoder" for part in frozen]
-    own = {k: v for k, v in tensors.items() if k.split(".")[0] not in referred}
-    shape = [getattr(config, key) for key in ("vision", "image_size", "mode", "fem", "fem_domain", "views", "doconv")]
-    parts = [
-        language.fingerprint_of(own),
-        json.dumps({part: entry["fingerprint"] for part, entry in frozen.items()}, sort_keys=True),
-        json.dumps(shape),
-        json.dumps(list(bank.texts)),
-        language.fingerprint_of({} if bank.centroids is None else {CENTROIDS: bank.centroids}),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -10,9 +10,6 @@ from transformers.configuration_utils import SubConfigSpec
 
 from megpt.config import ModelConfig
 
-# Files of a checkpoint folder beside those that transformers names.
-VISION_ADAPTER, LANGUAGE_ADAPTER = "adapter_vision", "adapter_language_model"
-
 
 class MeGPTConfig(PreTrainedConfig):
     """The model's shape. Fields named as in `megpt.config.ModelConfig` mean the same.

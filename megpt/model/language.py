@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -27,9 +24,9 @@ from transformers import (
 from transformers.utils import cached_file
 
 from megpt.errors import InputError, did_you_mean
+from megpt.model.files import ADAPTER, INDEX, WEIGHTS
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER, PEFT_PREFIX = "adapter_model.safetensors", "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 
 @contextlib.contextmanager
@@ -222,39 +219,3 @@ def weight_files(name: str) -> list[Path]:
             return [Path(str(cached_file(name, WEIGHTS)))]
         shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
         return [Path(str(cached_file(name, shard))) for shard in shards]
-
-
-def files_fingerprint(files: list[Path]) -> str:
-    """A short hash of all tensors in safetensors files, the same however they are cut into shards."""
-    return _files_fingerprint(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
-
-
-@lru_cache(maxsize=16)
-def _files_fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
-    with ThreadPoolExecutor(4) as pool:
-        digests = [d for part in pool.map(_tensor_digests, (f for f, _, _ in files)) for d in part]
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
-
-
-def _tensor_digests(path: Path) -> list[str]:
-    lines = []
-    with safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-            lines.append(tensor_digest(name, file.get_tensor(name)))
-    return lines
-
-
-def tensor_digest(name: str, tensor: Tensor) -> str:
-    """The hash of one tensor's name, type, shape and values."""
-    tensor = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-    if tensor.numel():
-        raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-        digest.update(raw)
-    return digest.hexdigest()
-
-
-def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
-    """A short hash of named tensors, in the manner of `files_fingerprint`."""
-    lines = sorted(tensor_digest(name, tensor) for name, tensor in tensors.items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]

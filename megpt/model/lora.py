@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from megpt.errors import InputError
+from megpt.model.files import ADAPTER
 
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+SETTINGS = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
 
 
@@ -185,7 +186,7 @@ def save_adapters(trunk: nn.Module, folder: Path, *, base: str, state: Mapping[s
     layers = adapted(trunk)
     first = next(iter(layers.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(adapter_tensors(trunk, state), folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(adapter_tensors(trunk, state), folder / ADAPTER, metadata={"format": "pt"})
     most = max(len(layer.blocks) for layer in layers.values())
     odd = {path: len(layer.blocks) for path, layer in layers.items() if len(layer.blocks) != most}
     settings = LoraConfig(
@@ -208,7 +209,7 @@ def load_adapters(trunk: nn.Module, folder: Path) -> None:
         InputError: it is missing, or belongs to another encoder or rank.
     """
     try:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(folder / ADAPTER)
         json.loads((folder / SETTINGS).read_text())
         for path, layer in adapted(trunk).items():
             a = tensors[f"{PEFT_PREFIX}{path}.lora_A.weight"]

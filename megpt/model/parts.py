@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from megpt.errors import InputError
 from megpt.model import language
 from megpt.model.configuration import MeGPTConfig
+from megpt.model.files import DAMAGE, damaged, weight_files
+from megpt.model.fingerprints import files_fingerprint, fingerprint_of
 from megpt.model.frame import tokenise_bank
-from megpt.model.language import INDEX, WEIGHTS
 from megpt.model.prompts import PromptBank
 from megpt.model.vision import VisionEncoder, load_weights
 
@@ -60,38 +59,12 @@ def chosen_dtype(dtype: torch.dtype | str | None, config: MeGPTConfig) -> torch.
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 
-def local_folder(name: str) -> Path:
-    """The folder of a checkpoint, fetched from the hub when it is no local one."""
-    if (Path(name) / "config.json").exists():
-        return Path(name)
-    if not Path(name).exists() and name.count("/") == 1:
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(name))
-        except Exception as error:
-            raise InputError(f"no checkpoint at {name!r}", cause=f"{type(error).__name__} from the hub") from error
-    raise InputError(
-        f"no checkpoint at {name!r}", cause="it holds no config.json", next="run `megpt train`, or check the path"
-    )
-
-
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files. Raises InputError for a missing or damaged one."""
-    names = [WEIGHTS]
     try:
-        if (folder / INDEX).exists():
-            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        tensors: dict[str, Tensor] = {}
-        for name in names:
-            tensors.update(load_file(folder / Path(name).name))
-        return tensors
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise InputError(
-            f"the weights in {folder} cannot be read",
-            cause=f"{type(error).__name__}: a file is missing or damaged",
-            next="copy the checkpoint folder again, whole",
-        ) from error
+        return {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
+    except DAMAGE as error:
+        raise damaged(folder, error) from error
 
 
 def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -115,7 +88,7 @@ def load_language_part(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str
     if "language_model" not in left_out(config):
         return language.restore_language_model(cast(Any, config.text_config), part_of(tensors, "language_model"), dtype)
     source = llm or config.frozen["language_model"]["source"]  # type: ignore[index]
-    found = language.files_fingerprint(language.weight_files(source))
+    found = files_fingerprint(language.weight_files(source))
     check_fingerprint(config, "language_model", found, source)
     return language.load_language_model(source, dtype)
 
@@ -135,7 +108,7 @@ def load_encoders(
             return encoder
         source = weights or config.frozen["vision"]["source"]  # type: ignore[index]
         load_weights(encoder, config.vision, source, arguments)
-        check_fingerprint(config, "vision", language.fingerprint_of(encoder.state_dict()), source)
+        check_fingerprint(config, "vision", fingerprint_of(encoder.state_dict()), source)
         return encoder
 
     original = None

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from megpt.config import FitPromptsConfig
 from megpt.errors import InputError
+from megpt.model.files import CENTROIDS, PROMPTS, check_prompts, read_prompts
 
 INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
-PROMPTS, CENTROIDS = "prompts.yaml", "centroids.safetensors"
 TIE = 1e-5
 HEADER = "# One prompt per image cluster. The texts may be edited; the order and number of entries may not.\n"
 
@@ -38,15 +37,7 @@ class PromptBank:
     encoder: str | None = field(default=None)
 
     def __post_init__(self) -> None:
-        if not self.texts or any(not isinstance(t, str) or not t.strip() for t in self.texts):
-            raise InputError("a prompt bank needs a text for every cluster", where=PROMPTS)
-        if self.centroids is not None and len(self.centroids) != len(self.texts):
-            raise InputError(
-                f"{len(self.texts)} prompts for {len(self.centroids)} clusters",
-                where=f"{PROMPTS} and {CENTROIDS}",
-                cause="an entry was added to or removed from prompts.yaml",
-                next="restore the entry, or run `megpt fit-prompts` again with another fit_prompts.num_clusters",
-            )
+        check_prompts(self.texts, None if self.centroids is None else len(self.centroids))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -97,31 +88,9 @@ class PromptBank:
         Raises:
             InputError: no bank there, or one that cannot be read.
         """
-        folder = Path(folder)
-        path = folder / PROMPTS
-        try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-            entries = tree["prompts"]
-            centroids = None
-            if (folder / CENTROIDS).exists():
-                centroids = load_file(folder / CENTROIDS)["centroids"]
-            return cls(
-                texts=tuple(entry["text"] for entry in entries),
-                centroids=centroids,
-                sizes=tuple(entry["studies"] for entry in entries if "studies" in entry),
-                examples=tuple(tuple(map(str, entry["examples"])) for entry in entries if "examples" in entry),
-                encoder=tree.get("encoder"),
-            )
-        except FileNotFoundError:
-            raise InputError(
-                f"no {PROMPTS} in {folder}", next="run `megpt fit-prompts` and set prompts= to its output"
-            ) from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, SafetensorError) as error:
-            raise InputError(
-                f"the prompt bank in {folder} cannot be read",
-                cause=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                next=f"each entry of {PROMPTS} needs `text: …`; or run `megpt fit-prompts` again",
-            ) from error
+        found = read_prompts(folder := Path(folder))
+        centroids = load_file(folder / CENTROIDS)["centroids"] if (folder / CENTROIDS).exists() else None
+        return cls(**found, centroids=centroids)
 
 
 def fit_prompt_bank(

@@ -167,6 +167,34 @@ def test_fingerprint_sees_a_weight(make_model: MakeModel) -> None:
     assert fingerprint(model) != was
 
 
+def test_a_folder_is_named_without_torch(tiny_checkpoint: Path) -> None:
+    """The command that only starts actors would wait longer for the import than for all else it does."""
+    program = f"""
+import sys
+from megpt.model import fingerprint
+print(fingerprint({str(tiny_checkpoint)!r}))
+assert not {{"torch", "transformers"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == (fingerprint(load(tiny_checkpoint)), "")
+
+
+def test_damage_is_told_by_the_fingerprint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_checkpoint, folder)
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for data in (whole[:-1], whole[:5], b"", b"\xff" * len(whole)):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=r"^the weights in .* cannot be read\n  cause: \w+: a file is missing or "):
+            fingerprint(folder)
+    path.unlink()
+    with pytest.raises(InputError, match="cause: FileNotFoundError: a file is missing"):
+        fingerprint(folder)
+    with pytest.raises(InputError, match="it holds no config"):
+        fingerprint(tmp_path / "nowhere")
+
+
 def test_export_folds(make_model: MakeModel, tmp_path: Path) -> None:
     model, processor = make_model("vit")
     nn.init.normal_(model.projector.enhancer.doconv.d_diff, std=0.1)
