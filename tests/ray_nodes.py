@@ -25,6 +25,8 @@ from typing import Any
 
 # A dead node is noticed after about 5 s instead of 30.
 HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+# Ray would start a process for each CPU before any is asked for; jobs, which bring an environment, cannot use them.
+FRUGAL = {"prestart_worker_first_driver": False}
 OBJECT_STORE = 120 * 2**20
 TRIES = 4
 
@@ -141,7 +143,7 @@ def _drain(address: str, node: str, seconds: int) -> None:
 
 def _add(cluster: Any, cpus: int, gpus: int) -> Any:
     """A node; tried again where a busy machine did not start it within the 30 s that Ray allows."""
-    head = {} if cluster.head_node else {"include_dashboard": False, "_system_config": HEALTH}
+    head = {} if cluster.head_node else {"include_dashboard": False, "_system_config": HEALTH | FRUGAL}
     for attempt in range(TRIES):
         try:
             return cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=OBJECT_STORE, **head)
