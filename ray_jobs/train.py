@@ -17,6 +17,7 @@ from typing import Any
 
 from megpt.config import Config
 from megpt.errors import InputError, MegptError, TooManyFailed
+from megpt.model.files import CENTROIDS, PROMPTS
 from megpt.output import Output, claim
 from megpt.progress import log
 from megpt.training.deepspeed_config import check_batch_sizes, deepspeed_settings
@@ -117,7 +118,7 @@ def identity(config: Config) -> dict[str, Any]:
     train = {k: v for k, v in config.train.model_dump(mode="json").items() if k not in INDIFFERENT}
     prompts = None
     if config.prompts and config.model.dynamic_prompt:
-        files = sorted(p for p in Path(config.prompts).iterdir() if p.name in ("prompts.yaml", "centroids.safetensors"))
+        files = sorted(p for p in Path(config.prompts).iterdir() if p.name in (PROMPTS, CENTROIDS))
         prompts = hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
     return {
         "seed": config.seed,

@@ -43,8 +43,8 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / Path(name).name for name in sorted(set(names))]
 
 
-DAMAGE = (OSError, SafetensorError, ValueError, KeyError)
-"""What reading missing or damaged weights raises."""
+DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading missing or damaged weights raises; the last two where JSON holds another kind of value."""
 
 
 def damaged(folder: Path, error: Exception) -> InputError:

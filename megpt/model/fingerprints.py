@@ -40,12 +40,17 @@ TYPES = {
     "I16": "int16",
     "I32": "int32",
     "I64": "int64",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
     "F16": "float16",
     "BF16": "bfloat16",
     "F32": "float32",
     "F64": "float64",
+    "C64": "complex64",
 }
 SHAPE = ("vision", "image_size", "mode", "fem", "fem_domain", "views", "doconv")
 """Of config.json, what the outputs depend on beside weights and prompts."""
@@ -70,12 +75,12 @@ def fingerprint(checkpoint: Any) -> str:
     config, bank = checkpoint.config, checkpoint.bank
     tensors = held_tensors(checkpoint.state_dict(), config) | checkpoint.adapter_tensors()
     centroids = {} if bank.centroids is None else {"centroids": bank.centroids.float()}
-    return _combined(config.to_dict(), digests_of(tensors), bank.texts, digests_of(centroids))
+    return _combined(config.to_dict(), _digests_of(tensors), bank.texts, _digests_of(centroids))
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
     """A short hash of named tensors, in the manner of `files_fingerprint`."""
-    return _joined(digests_of(tensors).values())
+    return _joined(_digests_of(tensors).values())
 
 
 def files_fingerprint(files: Sequence[Path]) -> str:
@@ -83,7 +88,7 @@ def files_fingerprint(files: Sequence[Path]) -> str:
     return _joined(digest for _, digest in _files_digests(_stamped(files)))
 
 
-def digests_of(tensors: Mapping[str, Tensor]) -> Digests:
+def _digests_of(tensors: Mapping[str, Tensor]) -> Digests:
     """Of tensors in memory."""
     return {name: _tensor_digest(name, tensor) for name, tensor in tensors.items()}
 
