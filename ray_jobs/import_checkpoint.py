@@ -43,8 +43,12 @@ def run(config: Config, file: str, *, dry_run: bool = False) -> int:
     if dry_run:
         log("import-checkpoint: it fits; nothing was written")
         return 0
-    identity = {"file": digest, "model": config.model.model_dump(mode="json"), "merge_lora": merge}
-    identity["prompts"] = list(bank.texts) if bank else None
+    identity = {
+        "file": digest,
+        "model": config.model.model_dump(mode="json"),
+        "merge_lora": merge,
+        "prompts": list(bank.texts) if bank else None,
+    }
     with claim(config.output, job="import-checkpoint", identity=identity, config=config) as output:
         if output.done:
             log(f"import-checkpoint: {output.path} is finished, nothing to do")

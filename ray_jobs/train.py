@@ -167,11 +167,11 @@ def trainer(config: Config) -> Any:
         worker,
         train_loop_config={"config": config.model_dump(mode="json")},
         scaling_config=scaling(config.cluster),
-        run_config=RunConfig(  # type: ignore[arg-type]
+        run_config=RunConfig(
             name="train",
             storage_path=str(Path(str(config.output)) / ".ray"),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
-            callbacks=[GroupWatch(config)],  # type: ignore[list-item]
+            callbacks=[GroupWatch(config)],  # pyrefly: ignore[bad-argument-type]
             # Each lost worker would otherwise print the tracebacks of all; they stay in Ray's own log files.
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),

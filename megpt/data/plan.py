@@ -98,8 +98,7 @@ def make_plan(folder: Path, studies: Iterable[Study], *, shard_size: int, seed: 
     split_by = "archive" if seen.splits else "patient" if seen.has_reports else "none"
     plan = Plan(str(folder), shards, split_by, len(seen.twice))
     with write_aside(folder / PLAN) as temporary:
-        tree = asdict(plan)
-        del tree["folder"]
+        tree = {name: value for name, value in asdict(plan).items() if name != "folder"}
         temporary.write_text(json.dumps(tree, indent=1) + "\n")
     return plan
 

@@ -41,14 +41,14 @@ from megpt.model.vision import VisionEncoder
 class Checkpointed(PreTrainedModel):
     """save_pretrained, from_pretrained and export of the model."""
 
-    config: MeGPTConfig
+    config: MeGPTConfig  # pyrefly: ignore[bad-override-mutable-attribute]
     bank: PromptBank
     vision: VisionEncoder
     prompt_encoder: VisionEncoder | None
     projector: Projector
     language_model: Any
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(  # pyrefly: ignore[bad-override]
         self,
         save_directory: str | os.PathLike[str],
         *,
@@ -147,7 +147,7 @@ class Checkpointed(PreTrainedModel):
         return tensors
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *model_args: Any,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
@@ -83,7 +84,7 @@ def cluster_terms(texts: Sequence[str], labels: np.ndarray, k: int, count: int) 
         stop_words="english", ngram_range=(1, 2), token_pattern=r"(?u)\b[a-zA-Z][a-zA-Z-]{2,}\b", binary=True, min_df=1
     )
     try:
-        counts = vectorizer.fit_transform(texts)
+        counts: Any = vectorizer.fit_transform(texts)
     except ValueError:  # no word in any report
         return [[] for _ in range(k)]
     words = vectorizer.get_feature_names_out()

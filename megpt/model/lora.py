@@ -113,7 +113,7 @@ def query_value_blocks(name: str, layer: nn.Module, attention: nn.Module) -> lis
         third = layer.out_features // 3
         if getattr(attention, "head_first", False):
             # Rows are grouped by head first: [q k v] of head 0, [q k v] of head 1, …
-            width = int(attention.dim_head)  # type: ignore[arg-type]
+            width = int(attention.dim_head)  # pyrefly: ignore[bad-argument-type]
             return [[r for r in rows if r // width % 3 == part] for part in (0, 2)]
         return [rows[:third], rows[2 * third :]]
     if leaf == "kv":

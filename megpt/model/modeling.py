@@ -309,7 +309,7 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         return out.last_hidden_state
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(  # pyrefly: ignore[bad-override]
         self,
         pixel_values: Tensor | None = None,
         view_mask: Tensor | None = None,

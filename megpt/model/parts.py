@@ -87,7 +87,7 @@ def check_fingerprint(config: MeGPTConfig, part: str, found: str, source: str) -
 def load_language_part(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | None, dtype: torch.dtype) -> Any:
     if "language_model" not in left_out(config):
         return language.restore_language_model(cast(Any, config.text_config), part_of(tensors, "language_model"), dtype)
-    source = llm or config.frozen["language_model"]["source"]  # type: ignore[index]
+    source = llm or config.frozen["language_model"]["source"]  # pyrefly: ignore[unsupported-operation]
     found = files_fingerprint(language.weight_files(source))
     check_fingerprint(config, "language_model", found, source)
     return language.load_language_model(source, dtype)
@@ -106,7 +106,7 @@ def load_encoders(
             if state := part_of(tensors, part):
                 encoder.load_state_dict(state)
             return encoder
-        source = weights or config.frozen["vision"]["source"]  # type: ignore[index]
+        source = weights or config.frozen["vision"]["source"]  # pyrefly: ignore[unsupported-operation]
         load_weights(encoder, config.vision, source, arguments)
         check_fingerprint(config, "vision", fingerprint_of(encoder.state_dict()), source)
         return encoder

@@ -38,7 +38,7 @@ class MeGPTImageProcessor(BaseImageProcessor):
         self.image_size = int(image_size)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, images: Sequence[Sequence[Film] | Film] | Film, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
         """Prepare a batch of studies.

@@ -19,14 +19,14 @@ class PenalisedLinear(nn.Linear):
     empty shard, and the penalty would silently be 0.
     """
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # pyrefly: ignore[bad-override-param-name]
         return F.linear(x, self.weight, self.bias), self.weight.float().square().sum()
 
 
 class PenalisedLayerNorm(nn.LayerNorm):
     """A LayerNorm that also returns ‖γ‖² (see `PenalisedLinear`)."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # pyrefly: ignore[bad-override-param-name]
         y = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return y, self.weight.float().square().sum()
 

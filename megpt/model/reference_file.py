@@ -94,7 +94,7 @@ def _unknown_names(path: Path) -> tuple[str, ...]:
     """The names in the pickle that torch's weights-only reader does not know; found without running anything."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except (ValueError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, UnicodeDecodeError):
+    except (ValueError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError):
         raise InputError(
             f"{path} is not a torch checkpoint",
             cause="it is damaged, or torch older than 1.6 wrote it",

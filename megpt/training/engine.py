@@ -54,7 +54,7 @@ def make_engine(model: nn.Module, train: TrainConfig) -> Any:
         deepspeed.ops.__compatible_ops__ = {}
     settings = deepspeed_settings(train, world_size=dist.get_world_size())
     if train.activation_checkpointing:
-        model.gradient_checkpointing_enable()  # type: ignore[operator]
+        model.gradient_checkpointing_enable()  # pyrefly: ignore[not-callable]
     _import_muon_plain()
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _scalars_as_vectors(model), _time_limit(train.timeout_s):
@@ -126,7 +126,7 @@ def whole_model(engine: Any) -> Iterator[nn.Module]:
     offload = engine.optimizer.parameter_offload
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
         for parameter in model.parameters():
-            parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
+            parameter.ds_active_sub_modules.clear()  # pyrefly: ignore[missing-attribute]
         for hook in (*offload.forward_hooks, *offload.backward_hooks):
             hook.remove()
         offload.forward_hooks, offload.backward_hooks = [], []

@@ -49,7 +49,7 @@ def export(
         if kind in (MASTER, BUFFER):
             weights[name] = value.to(weights[name].dtype).view(shapes.get(name, value.shape))
     scores = {"best_metric": found[1]} if found else None
-    model.save_pretrained(output, state_dict=weights, scores=scores)  # type: ignore[operator]
+    model.save_pretrained(output, state_dict=weights, scores=scores)  # pyrefly: ignore[not-callable]
     processor.save_pretrained(output)
     rows = failed_rows(samples, failed)
     with write_aside(output / FAILED) as temporary:

@@ -134,7 +134,7 @@ def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
 
     DeepSpeed's `safe_set_full_*` fail there when a parameter does not divide by the number of workers.
     """
-    size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    size = parameter.ds_tensor.numel()  # pyrefly: ignore[missing-attribute]
     begin = dist.get_rank() * size
     part = value.flatten()[begin : begin + size]
     return F.pad(part, (0, size - len(part)))

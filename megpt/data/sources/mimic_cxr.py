@@ -196,7 +196,7 @@ class MimicCxrSource(Source):
             return self._zip.read(info)
         except KeyError:
             return None
-        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
             raise InputError(
                 f"a report in {self._reports_at} cannot be read", where=name, cause=type(error).__name__
             ) from None
