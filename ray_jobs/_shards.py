@@ -21,6 +21,7 @@ from megpt.generation.plan import Plan, Planned
 from megpt.study import Study
 from ray_jobs._films import CHUNK, Pixels, decode
 from ray_jobs.failures import known_failure
+from ray_jobs.runtime import uncollected
 
 if TYPE_CHECKING:
     from megpt.generation.writer import Films, Prediction
@@ -40,10 +41,11 @@ class ShardWorker:
 
     def __init__(self, config: str, plan: Plan, fingerprint: str, decode_cpus: float):
         # Here and not above: the command that starts actors needs no torch, which takes seconds to import.
-        import torch
-        import yaml
+        with uncollected():
+            import torch
+            import yaml
 
-        from megpt.generation.writer import ReportWriter
+            from megpt.generation.writer import ReportWriter
 
         self.config = Config.model_validate(yaml.safe_load(config))
         self.plan, self.fingerprint = plan, fingerprint

@@ -25,7 +25,7 @@ from megpt.errors import InputError
 from megpt.output import claim
 from megpt.progress import Progress, console, log
 from megpt.study import Study
-from ray_jobs.runtime import cluster, quiet, require_resources
+from ray_jobs.runtime import cluster, quiet, require_resources, uncollected
 
 # Studies encoded in one forward pass. Part of the result (in its last digits), hence no setting.
 BATCH = 16
@@ -138,10 +138,11 @@ class Encoder:
     """Ray Data's actor: files of studies in, one row per study out: study_id, readable, feature (C,)."""
 
     def __init__(self, config: str):
-        import torch
-        import yaml
+        with uncollected():
+            import torch
+            import yaml
 
-        from megpt.model.build import build_encoder, build_image_processor
+            from megpt.model.build import build_encoder, build_image_processor
 
         self.config = Config.model_validate(yaml.safe_load(config))
         self.device = "cuda" if self.config.cluster.gpus_per_worker else "cpu"

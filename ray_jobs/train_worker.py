@@ -16,6 +16,7 @@ from megpt.config import Config
 from megpt.errors import MegptError, from_json, to_json
 from megpt.output import write_aside
 from megpt.training.logbook import FIGURES
+from ray_jobs.runtime import uncollected
 
 ERROR = "error.json"
 SUMMARY = "summary.json"
@@ -31,10 +32,11 @@ def worker(arguments: dict[str, Any]) -> None:
     output = Path(str(config.output))
     if (output / "steps" / ERROR).exists():
         return  # the group was restarted because another worker raised it
-    from megpt.training.inputs import drop_samples
-    from megpt.training.loop import Hooks, train_loop
-    from megpt.training.parts import make_parts
-    from ray_jobs.train_validate import best_score, validator
+    with uncollected():
+        from megpt.training.inputs import drop_samples
+        from megpt.training.loop import Hooks, train_loop
+        from megpt.training.parts import make_parts
+        from ray_jobs.train_validate import best_score, validator
 
     # Ray Train prints each report in full, by a logger of this name.
     logging.getLogger(train_context.__file__).setLevel(logging.WARNING)
