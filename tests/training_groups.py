@@ -17,7 +17,10 @@ from megpt.training.parts import make_parts
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["torch", "deepspeed", "transformers.models.llama.modeling_llama", "timm", "megpt.training.parts"]
+    [
+        *["torch", "deepspeed.runtime.engine", "transformers.models.llama.modeling_llama", "timm"],
+        *["pandas", "pyarrow.dataset", "pyarrow.pandas_compat", "megpt.training.parts", "megpt.training.loop"],
+    ]
 )
 
 
