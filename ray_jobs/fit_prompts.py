@@ -39,11 +39,13 @@ def run(config: Config, *, dry_run: bool = False) -> int:
         InputError: no studies/ table, an encoder that cannot be had, or fewer studies than clusters.
     """
     from megpt.model.build import build_encoder
+    from megpt.model.clusters import candidates
     from megpt.model.prompts import fit_prompt_bank
 
     config.require("output", "studies")
     units = choose(config)
     wanted = sum(len(rows) for _, rows in units)
+    candidates(config.fit_prompts, wanted)  # too few are found out before their films are encoded
     _, identity = build_encoder(config.model, seed=config.seed)
     if dry_run:
         log(f"fit-prompts: would encode {wanted} training studies with {config.model.vision} and cluster them")

@@ -24,27 +24,35 @@ def fit_clusters(x: np.ndarray, settings: FitPromptsConfig, seed: int) -> tuple[
     Raises:
         InputError: fewer rows than clusters.
     """
-    if settings.num_clusters == "silhouette":
-        candidates = [k for k in sorted(set(settings.candidates)) if 2 <= k < len(x)]
-        if not candidates:
-            raise InputError(
-                f"fit_prompts.candidates = {list(settings.candidates)}: none lies between 2 and the {len(x)} studies",
-                next="add a smaller candidate, or set fit_prompts.num_clusters",
-            )
-    else:
-        candidates = [settings.num_clusters]
-    if len(x) < candidates[0]:
-        raise InputError(
-            f"fit_prompts.num_clusters = {candidates[0]}, but there are only {len(x)} training studies with a report",
-            next=f"set fit_prompts.num_clusters={max(1, len(x) // 2)}",
-        )
-    fits = [_fit(x, k, seed) for k in candidates]
+    fits = [_fit(x, k, seed) for k in candidates(settings, len(x))]
     centres, labels = fits[0] if len(fits) == 1 else max(fits, key=lambda fit: _silhouette(x, fit[1], seed))
     sizes = np.bincount(labels, minlength=len(centres))
     order = np.argsort(-sizes, kind="stable")
     order = order[sizes[order] > 0]
     centres = np.ascontiguousarray(centres[order], dtype=np.float32)
     return centres, nearest(x, centres)
+
+
+def candidates(settings: FitPromptsConfig, studies: int) -> list[int]:
+    """The numbers of clusters that so many studies are divided into, of which the best is kept.
+
+    Raises:
+        InputError: fewer studies than clusters.
+    """
+    if settings.num_clusters == "silhouette":
+        found = [k for k in sorted(set(settings.candidates)) if 2 <= k < studies]
+        if not found:
+            raise InputError(
+                f"fit_prompts.candidates = {list(settings.candidates)}: none lies between 2 and the {studies} studies",
+                next="add a smaller candidate, or set fit_prompts.num_clusters",
+            )
+        return found
+    if studies < settings.num_clusters:
+        raise InputError(
+            f"fit_prompts.num_clusters = {settings.num_clusters}, but there are only {studies} training studies",
+            next=f"set fit_prompts.num_clusters={max(1, studies // 2)}",
+        )
+    return [settings.num_clusters]
 
 
 def _fit(x: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

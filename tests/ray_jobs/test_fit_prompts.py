@@ -102,7 +102,12 @@ def test_draw_is_even_and_by_seed(studies: Path, tmp_path: Path) -> None:
     assert sum(len(rows) for _, rows in fit_prompts.choose(settings.updated(limit=25))) == 25
 
 
-@pytest.mark.slow
-def test_fewer_studies_than_clusters(studies: Path, tmp_path: Path, ray_cluster: None) -> None:
-    with pytest.raises(InputError, match=r"fit_prompts.num_clusters = 12"):
+def test_fewer_studies_than_clusters(studies: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as told:
         fit_prompts.run(config(studies, tmp_path / "out", num_clusters=12).updated(limit=5))
+    assert str(told.value) == (
+        "fit_prompts.num_clusters = 12, but there are only 5 training studies\n  next:  set fit_prompts.num_clusters=2"
+    )
+    with pytest.raises(InputError, match=r"none lies between 2 and the 2 studies"):
+        fit_prompts.run(config(studies, tmp_path / "out", num_clusters="silhouette").updated(limit=2))
+    assert not (tmp_path / "out").exists()
