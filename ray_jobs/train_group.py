@@ -18,6 +18,7 @@ from megpt.errors import MegptError
 from megpt.progress import log
 from ray_jobs.failures import cause_of
 from ray_jobs.runtime import asked, where
+from ray_jobs.train_worker import ERROR
 
 # How long Ray Train waits for one placement before it looks at the cluster again. A lost node is counted as there until
 # the cluster has noticed, so the first placement after a loss may never be filled.
@@ -50,15 +51,17 @@ def set_time_limits(config: ClusterConfig, timeout_s: float) -> None:
 
 
 class GroupWatch(ControllerCallback):
-    """Says why a group of workers has ended, and ends a run whose workers the cluster cannot place any more.
+    """Says why a group of workers has ended, and ends a run that more workers cannot help.
 
-    Ray Train itself looks for a place for ever: after a lost node that nothing replaces, the run would stand still
-    without a word. Runs in Ray Train's controller, which turns what it raises into the run's error.
+    That is one whose worker has left an error that no restart can mend, or whose workers the cluster cannot place any
+    more: Ray Train itself looks for a place for ever, and after a lost node that nothing replaces the run would stand
+    still without a word. Runs in Ray Train's controller, which turns what it raises into the run's error.
     """
 
     def __init__(self, config: Config):
         self.cluster, self.timeout_s, self.where = config.cluster, config.train.timeout_s, where(config.cluster)
         self.mark = Path(str(config.output)) / MARK
+        self.error = Path(str(config.output)) / "steps" / ERROR
         self._since: float | None = None
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
@@ -67,6 +70,8 @@ class GroupWatch(ControllerCallback):
 
     def _tell(self, previous_state: Any, current_state: Any) -> None:
         if type(current_state).__name__ == "RestartingState" and type(previous_state) is not type(current_state):
+            if self.error.exists():
+                raise MegptError("a worker has said why the run cannot go on", where=str(self.error))
             log(f"{AGAIN}: {cause_of(current_state.training_failed_error, self.timeout_s)}")
         if type(previous_state).__name__ == "PreemptingState" and type(current_state).__name__ == "ShuttingDownState":
             # A node that goes before its deadline looks to Ray Train like any other that is lost. When that has used

@@ -31,7 +31,7 @@ def worker(arguments: dict[str, Any]) -> None:
     config = Config.model_validate(arguments["config"])
     output = Path(str(config.output))
     if (output / "steps" / ERROR).exists():
-        return  # the group was restarted because another worker raised it
+        return  # another worker raised it, and the controller did not see the file yet
     with uncollected():
         from megpt.training.inputs import drop_samples
         from megpt.training.loop import Hooks, train_loop

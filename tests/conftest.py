@@ -31,6 +31,10 @@ FIRST = (
     "test_runtime.py",
     "test_resume.py",
     "test_equality.py",
+    "test_fit_prompts.py",
+    "test_prepare.py",
+    "test_engine.py",
+    "test_plan.py",
     "test_train_watch.py",
 )
 """Files that take a minute and more."""

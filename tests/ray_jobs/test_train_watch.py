@@ -3,7 +3,7 @@
 - bad commands end before anything is read: batch sizes, an unknown score, a missing logger, missing folders
 - settings that only change speed are not part of a run's identity; those that change the weights are, and so are the
   studies and the weights that it starts from: a changed table or model on a running output is refused, and named
-- an error that a worker leaves reaches the command as itself, once
+- an error that a worker leaves reaches the command as itself, once, and no workers are started again for it
 - rows of the log are shown once, also when a restarted group writes them again, and a half-written row waits
 - a hung collective and a dead worker are named as the cause
 - workers that cannot be placed any more end the run after cluster.wait_s, and not while they start or run
@@ -218,6 +218,19 @@ def test_a_group_that_ends_by_a_preemption(tmp_path, capsys):
     watch.after_controller_state_update(RunningState(), RestartingState(lost))
     told = " ".join(capsys.readouterr().err.split())
     assert told == f"{AGAIN}: the process of worker 1 died, or its node"
+
+
+def test_an_error_that_no_restart_mends_ends_the_run(tmp_path, capsys):
+    watch = GroupWatch(config(output=str(tmp_path)))
+    failed = RestartingState(WorkerGroupError("x", {0: RayTaskError("f", "traceback", MegptError("the loss is nan"))}))
+    watch.after_controller_state_update(RunningState(), failed)
+    assert AGAIN in capsys.readouterr().err
+    (tmp_path / "steps").mkdir()
+    tell_error(tmp_path, MegptError("the loss is nan"))
+    with pytest.raises(MegptError, match=r"^a worker has said why the run cannot go on"):
+        watch.after_controller_state_update(RunningState(), failed)
+    assert AGAIN not in capsys.readouterr().err
+    assert str(take_error(tmp_path)) == "the loss is nan"
 
 
 def test_ctrl_c():
