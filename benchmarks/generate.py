@@ -183,7 +183,7 @@ def shares(make: Callable[..., GenerationEngine], studies: list[EngineItem]) -> 
     plain.refused = "steps are computed one by one"
     engine = make(recorder=plain)
     watch = Stopwatch(engine.device)
-    engine.prefill = watch.around("prompts", engine.prefill)  # type: ignore[method-assign]
+    engine.prefill = watch.around("prompts", engine.prefill)
     open_slots = engine.open
 
     def opened(*args: Any, **kwargs: Any) -> Any:
@@ -193,16 +193,16 @@ def shares(make: Callable[..., GenerationEngine], studies: list[EngineItem]) -> 
         watched = watch.around("rules", advance)
 
         def unwatched_begin(*args: Any) -> Any:  # counted with its prompt
-            rule.advance = advance  # type: ignore[method-assign]
+            rule.advance = advance
             state = begin(*args)
-            rule.advance = watched  # type: ignore[method-assign]
+            rule.advance = watched
             return state
 
-        rule.begin, rule.advance = unwatched_begin, watched  # type: ignore[method-assign]
+        rule.begin, rule.advance = unwatched_begin, watched
         slots.step = watch.around("steps", slots.step)
         return slots
 
-    engine.open = opened  # type: ignore[method-assign]
+    engine.open = opened
     whole, _ = timed(lambda: engine, studies)
     spent = {name: watch.seconds(name) for name in ("prompts", "steps", "rules")}
     parts = {

@@ -108,13 +108,13 @@ def measure(way: str, options: argparse.Namespace, pipe: Any) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     if way == "reference":
-        model.vision.forward = model.vision.one_pass  # type: ignore[method-assign]
+        model.vision.forward = model.vision.one_pass
     if "checkpointed" in way:
         model.gradient_checkpointing_enable()
     if "cached" in way:
         with torch.no_grad():
             maps = model.vision(pixels[mask].to(trained[0].dtype))
-        model.vision.forward = lambda films: maps  # type: ignore[method-assign]
+        model.vision.forward = lambda films: maps
 
     def step() -> float:
         if way == "reference":

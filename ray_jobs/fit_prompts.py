@@ -90,12 +90,18 @@ def _identity(config: Config, encoder: str) -> dict[str, Any]:
 
 
 def choose(config: Config) -> list[tuple[str, list[int]]]:
-    """Each file of the training split with the rows of it that are encoded: all, or an even draw by seed."""
+    """Each file of the training split with the rows of it that are encoded: all, or an even draw by seed.
+
+    Raises:
+        InputError: there is no training study.
+    """
     files = [path for _, path in tables.study_files(str(config.studies), "train")]
     counts = []
     for path in files:
         with tables.open_parquet(path) as file:
             counts.append(file.metadata.num_rows)
+    if not sum(counts):
+        raise InputError("the training split holds no study", where=str(config.studies), next="see its failed.parquet")
     total = min(sum(counts), config.limit or sum(counts))
     chosen = np.arange(total)
     if total > config.fit_prompts.max_studies:

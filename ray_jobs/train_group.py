@@ -61,7 +61,7 @@ class GroupWatch(ControllerCallback):
     def __init__(self, config: Config):
         self.cluster, self.timeout_s, self.where = config.cluster, config.train.timeout_s, where(config.cluster)
         self.mark = Path(str(config.output)) / MARK
-        self.error = Path(str(config.output)) / "steps" / ERROR
+        self.error = Path(str(config.output)) / ERROR
         self._since: float | None = None
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:

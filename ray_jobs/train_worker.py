@@ -18,7 +18,7 @@ from megpt.output import write_aside
 from megpt.training.logbook import FIGURES
 from ray_jobs.runtime import uncollected
 
-ERROR = "error.json"
+ERROR = Path("steps") / "error.json"
 SUMMARY = "summary.json"
 
 
@@ -30,7 +30,7 @@ def worker(arguments: dict[str, Any]) -> None:
     """
     config = Config.model_validate(arguments["config"])
     output = Path(str(config.output))
-    if (output / "steps" / ERROR).exists():
+    if (output / ERROR).exists():
         return  # another worker raised it, and the controller did not see the file yet
     with uncollected():
         from megpt.training.inputs import drop_samples
@@ -75,13 +75,13 @@ def gauges() -> Callable[[dict[str, float]], None]:
 
 def tell_error(output: Path, error: MegptError) -> None:
     """Leave an error for the command that watches."""
-    with write_aside(output / "steps" / ERROR) as temporary:
+    with write_aside(output / ERROR) as temporary:
         temporary.write_text(to_json(error), encoding="utf-8")
 
 
 def take_error(output: Path) -> MegptError | None:
     """The error that a worker has left, once."""
-    path = output / "steps" / ERROR
+    path = output / ERROR
     if not path.exists():
         return None
     told = from_json(path.read_text(encoding="utf-8"))

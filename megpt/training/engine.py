@@ -51,7 +51,7 @@ def make_engine(model: nn.Module, train: TrainConfig) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if os.environ["DS_ACCELERATOR"] == "cpu":
         # Else it would look for a compiler at every start and build a shared-memory reduction that only inference uses.
-        deepspeed.ops.__compatible_ops__ = {}
+        deepspeed.ops.__compatible_ops__ = {}  # pyrefly: ignore[missing-attribute]
     settings = deepspeed_settings(train, world_size=dist.get_world_size())
     if train.activation_checkpointing:
         model.gradient_checkpointing_enable()  # pyrefly: ignore[not-callable]
@@ -59,7 +59,10 @@ def make_engine(model: nn.Module, train: TrainConfig) -> Any:
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _scalars_as_vectors(model), _time_limit(train.timeout_s):
         engine, *_ = deepspeed.initialize(
-            model=model, model_parameters=parameters, config=settings, dist_init_required=False
+            model=model,
+            model_parameters=parameters,  # pyrefly: ignore[bad-argument-type]
+            config=settings,
+            dist_init_required=False,
         )
     return engine
 

@@ -110,6 +110,7 @@ def _is_plain(engine: Any) -> bool:
 def _get(engine: Any, parameter: nn.Parameter, kind: str) -> Tensor:
     if _is_plain(engine):
         return parameter if kind == MASTER else engine.optimizer.state[parameter][kind]
+    # pyrefly: ignore[bad-return]
     return safe_get_full_fp32_param(parameter) if kind == MASTER else safe_get_full_optimizer_state(parameter, kind)
 
 

@@ -58,7 +58,7 @@ def pairs_of(generated: list[str | None], references: list[str]) -> Pairs:
 
 def scored(generated: list[str | None], references: list[str], **more: object) -> Evaluation:
     arguments = {"training_reports": None, "cleaner": "none", "settings": SETTINGS, "seed": 1, **more}
-    return evaluate(pairs_of(generated, references), **arguments)  # type: ignore[arg-type]
+    return evaluate(pairs_of(generated, references), **arguments)
 
 
 def test_contract() -> None:

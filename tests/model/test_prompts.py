@@ -79,7 +79,7 @@ def test_saved_text_is_plain(tmp_path: Path) -> None:
     assert [entry["studies"] for entry in tree["prompts"]] == [30, 30] and len(tree["prompts"][0]["examples"]) == 5
     loaded = PromptBank.load(tmp_path)
     assert loaded.texts == bank.texts and loaded.sizes == bank.sizes and loaded.examples == bank.examples
-    assert loaded.encoder == "abc" and torch.equal(loaded.centroids, bank.centroids)  # type: ignore[arg-type]
+    assert loaded.encoder == "abc" and torch.equal(loaded.centroids, bank.centroids)
 
 
 def test_reports_without_words() -> None:

@@ -40,7 +40,7 @@ def attribute_dict(monkeypatch: pytest.MonkeyPatch) -> type:
     name = "lightning.fabric.utilities.data"
     cls = type("AttributeDict", (dict,), {"__module__": name})
     module = types.ModuleType(name)
-    module.AttributeDict = cls  # type: ignore[attr-defined]
+    module.AttributeDict = cls
     for part in ("lightning", "lightning.fabric", "lightning.fabric.utilities"):
         monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
     monkeypatch.setitem(sys.modules, name, module)
@@ -96,7 +96,7 @@ def test_python_functions_are_refused_unrun(tmp_path: Path, function, arguments)
 def test_other_functions_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     called = []
     module = types.ModuleType("innocent_looking")
-    module.helper = lambda *arguments: called.append(arguments)  # type: ignore[attr-defined]
+    module.helper = lambda *arguments: called.append(arguments)
     module.helper.__module__, module.helper.__qualname__ = "innocent_looking", "helper"
     monkeypatch.setitem(sys.modules, "innocent_looking", module)
     read = read_reference(save(tmp_path / "a.pth", Call(module.helper, "x")))

@@ -58,8 +58,8 @@ def job(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_surface() -> None:
     assert set(JOBS) == SURFACE
     assert POSITIONAL == {"import-checkpoint": "file", "status": "folder"}
-    choices = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    for name, sub in choices.items():  # type: ignore[union-attr]
+    choices = parser()._subparsers._group_actions[0].choices
+    for name, sub in choices.items():
         assert {option for action in sub._actions for option in action.option_strings} == OPTIONS, name
         positional = [action.dest for action in sub._actions if not action.option_strings]
         assert positional == ([POSITIONAL[name]] if name in POSITIONAL else []) + ["overrides"]
@@ -137,7 +137,7 @@ def test_an_output_from_another_config(capsys: pytest.CaptureFixture[str], tmp_p
         with claim(config.output, job="evaluate", identity={"seed": config.seed}, config=config):
             return 0
 
-    job.run = take  # type: ignore[attr-defined]
+    job.run = take
     out = tmp_path / "out"
     assert run(capsys, "evaluate", "seed=1", f"output={out}") == (0, "")
     before = {p: p.read_bytes() for p in out.iterdir()}
@@ -159,7 +159,7 @@ def test_zero_gpus_asked_as_one(capsys: pytest.CaptureFixture[str], job: ModuleT
             require_resources(config.cluster)
         return 0
 
-    job.run = place  # type: ignore[attr-defined]
+    job.run = place
     assert run(capsys, "evaluate", "cluster.gpus_per_worker=1") == (
         2,
         "error: cluster.gpus_per_worker = 1 × 1 workers, but the cluster has 0 GPUs\n"
@@ -174,7 +174,7 @@ def test_a_full_disk_is_exit_code_1(capsys: pytest.CaptureFixture[str], job: Mod
         Path("/dev/full").write_text("x")
         return 0
 
-    job.run = fill  # type: ignore[attr-defined]
+    job.run = fill
     code, text = run(capsys, "evaluate", "output=/dev/shm/x")
     assert code == 1 and text.startswith("error: no space left to write /dev/shm/x\n  where: ")
     assert text.endswith("  next:  free space and run the same command again: it resumes")
@@ -219,7 +219,7 @@ def test_exit_codes(
     def fail(config: Config, *, dry_run: bool = False) -> int:
         raise error
 
-    job.run = fail  # type: ignore[attr-defined]
+    job.run = fail
     assert run(capsys, "evaluate") == (code, text)
     if isinstance(error, Exception):
         with pytest.raises(type(error)):
@@ -233,7 +233,7 @@ def test_the_job_gets_the_config_and_its_code_is_the_exit_code(job: ModuleType) 
         seen.append((config, dry_run))
         return 3
 
-    job.run = take  # type: ignore[attr-defined]
+    job.run = take
     assert main(["evaluate", "--dry-run", "--limit", "7", "evaluate.bootstrap=5"]) == 3
     ((config, dry_run),) = seen
     assert dry_run and config.limit == 7 and config.evaluate.bootstrap == 5

@@ -23,7 +23,6 @@ from ray_jobs import ablate, demo
 pytestmark = pytest.mark.slow
 
 TINY = [
-    "cluster.num_workers=1",  # two of each kind: test_train.py, test_fit_prompts.py, test_generate_losses.py
     "phantom.num_studies=100",
     "phantom.broken=3",
     "prepare.max_failed_fraction=0.3",
@@ -104,6 +103,7 @@ def test_an_ablation_has_a_row_per_variant(finished: Config, tmp_path: Path) -> 
         {
             "output": str(tmp_path / "ablation"),
             "ablate.variants": {"no_fem": {"model.fem": False}},
+            "cluster.num_workers": 1,
         }
     )
     assert ablate.run(config) == 0

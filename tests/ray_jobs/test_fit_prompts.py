@@ -4,7 +4,7 @@
   cluster's own reports; a study without a readable film is left out.
 - The same bank, bit for bit, from one worker and from two.
 - Running again finds nothing to do; `--dry-run` writes nothing; an even draw by seed when there are too many studies.
-- Fewer studies than clusters is bad input.
+- Fewer studies than clusters, and none at all, are bad input.
 """
 
 from __future__ import annotations
@@ -61,6 +61,13 @@ def config(studies: Path, output: Path, workers: int = 1, **settings: object) ->
             "fit_prompts": {"num_clusters": 3, "terms": 2, **settings},
         }
     )
+
+
+def test_no_training_study(tmp_path: Path) -> None:
+    write_studies(tmp_path / "studies", "train", [], 0)
+    with pytest.raises(InputError, match=r"^the training split holds no study\n"):
+        fit_prompts.run(config(tmp_path / "studies", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def test_run_json_and_a_second_start(
 def test_the_hf_backend_writes_the_same(
     finished: Path, archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
-    generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "generate.backend=hf"))
+    generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "generate.backend=hf", "cluster.num_workers=2"))
     assert rows(tmp_path / "out") == rows(finished)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["backend"] == "hf"
 
@@ -170,7 +170,7 @@ def command(archive: Path, checkpoint: Path, output: Path) -> list[str]:
     return [sys.executable, "-m", "ray_jobs", "generate", *overrides, *(f"generate.{rule}" for rule in rules)]
 
 
-def wait_for(condition, seconds: float = 240) -> None:  # type: ignore[no-untyped-def]
+def wait_for(condition, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"

@@ -147,7 +147,7 @@ def test_nodes_come_and_go(
             assert done() < SHARDS - 4, "all was done before a node could be lost"
             assert status.run(Config(), str(output)) == 0
             assert re.search(rf"running: \d+ of {LIMIT} studies done, [01] failed, \d+ left", capfd.readouterr().out)
-            second = nodes.add(cpus=1, gpus=1)
+            second = nodes.add(cpus=2, gpus=1)
             wait_for(lambda: nodes.processes(second, LAUNCHED), job)
             assert nodes.processes(first, LAUNCHED) == [stopped]
             nodes.kill(first)
@@ -201,7 +201,7 @@ def test_a_disk_that_fills(
     kept = {path.name: path.stat().st_mtime_ns for path in (output / "reports").glob("part-*")}
     assert 0 < len(kept) < SHARDS
     ballast.unlink()
-    assert main([*command, "cluster.num_workers=1"]) == 0
+    assert main(command) == 0
     assert rows(output) == expected
     again = {path.name: path.stat().st_mtime_ns for path in (output / "reports").glob("part-*")}
     assert kept.items() <= again.items()

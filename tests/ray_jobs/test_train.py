@@ -1,8 +1,8 @@
 """`megpt train` under Ray Train, on several raylets of which any may die.
 
-- a node killed and replaced, the command killed and run again, a worker that hangs: the final weights and moments, the
-  curve and the validation scores are those of an uninterrupted run without Ray, bit for bit; each restart is told with
-  its cause, a hang with `train.timeout_s`; the worker that hung is not left behind
+- a training process killed, a node killed and replaced, the command killed and run again, a worker that hangs: the
+  final weights and moments, the curve and the validation scores are those of an uninterrupted run without Ray, bit for
+  bit; each restart is told with its cause, a hang with `train.timeout_s`; the worker that hung is not left behind
 - a film that cannot be read is named in failed.parquet through all of it; a finished run has nothing to do
 - validation by two workers on an odd number of studies scores each once: the pinned score is what one process finds
 - notice of preemption: a checkpoint at once, whatever `train.save_every` says; it costs no restart of
@@ -205,13 +205,15 @@ class TestNodes:
         config = settings(tmp_path / "run", **self.run(), **TWO, train__max_failures=2)
         command = Command(config, nodes)
         command.wait_for_step(4)
+        os.kill(workers(nodes, self.second)[0], signal.SIGKILL)
+        command.wait_for_step(8)
         nodes.kill(self.second)
         TestNodes.second = nodes.add(cpus=2)
-        command.wait_for_step(9)
+        command.wait_for_step(12)
         command.process.kill()
         command.process.wait()
         told = f"{AGAIN}: the process of worker "
-        assert command.said().count(told) == 1 and "Traceback" not in command.said()
+        assert command.said().count(told) == 2 and "Traceback" not in command.said()
 
         command = Command(config.overridden({"train.timeout_s": 30}), nodes)
         command.wait_for(lambda: "\nstep 15/20 " in command.said())

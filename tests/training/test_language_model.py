@@ -80,5 +80,5 @@ def test_no_text_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def _tokenizer():  # type: ignore[no-untyped-def]
+def _tokenizer():
     return train_tokenizer(TEXTS, 300)
