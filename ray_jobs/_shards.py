@@ -39,7 +39,7 @@ class ShardWorker:
     decoded, or writes its file.
     """
 
-    def __init__(self, config: str, plan: Plan, fingerprint: str, decode_cpus: float):
+    def __init__(self, config: str, plan: Plan, archive: str, fingerprint: str, decode_cpus: float):
         # Here and not above: the command that starts actors needs no torch, which takes seconds to import.
         with uncollected():
             import torch
@@ -48,7 +48,7 @@ class ShardWorker:
             from megpt.generation.writer import ReportWriter
 
         self.config = Config.model_validate(yaml.safe_load(config))
-        self.plan, self.fingerprint = plan, fingerprint
+        self.plan, self.archive, self.fingerprint = plan, archive, fingerprint
         self.model = threading.Lock()
         self.writer = ReportWriter(str(self.config.checkpoint), self.config.generate, self.config.seed)
         task: Any = decode  # Ray's types know functions without keywords only
@@ -113,7 +113,9 @@ class ShardWorker:
     def _start(self, chunk: list[Planned]) -> Any:
         data = self.config.data
         side = self.writer.processor.image_size
-        return self.decode.remote(chunk, side=side, max_views=data.max_views, max_pixels=data.max_pixels)
+        return self.decode.remote(
+            chunk, archive=self.archive, side=side, max_views=data.max_views, max_pixels=data.max_pixels
+        )
 
     def _decoded(self, chunk: list[Planned], task: Any) -> list[Pixels]:
         """What a task has decoded. A film that kills its process, as broken ones can, costs its own study only."""

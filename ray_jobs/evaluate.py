@@ -29,7 +29,7 @@ from megpt.evaluation.pairs import fingerprint, read_pairs, training_reports
 from megpt.evaluation.table import per_study
 from megpt.output import Output, claim, write_aside
 from megpt.progress import Progress, log
-from ray_jobs.runtime import cluster, joined
+from ray_jobs.runtime import cluster, joined, require_one_cpu
 
 METRICS, TABLE, PAGE = "metrics.json", "per_study.parquet", "index.html"
 
@@ -53,6 +53,7 @@ def run(config: Config, *, dry_run: bool = False) -> int:
         log(f"evaluate: {counts}")
         training = training_texts(config)
         with cluster(config.cluster):
+            require_one_cpu(config.cluster)
             evaluation = evaluate(
                 pairs,
                 training_reports=training,

@@ -75,7 +75,7 @@ def run(config: Config, *, dry_run: bool = False) -> int:
         if _missing(plan):
             with cluster(config.cluster):
                 require_resources(config.cluster)
-                _generate(config, plan, fingerprint)
+                _generate(config, plan, source, fingerprint)
         counts = _finish(config, output, plan, fingerprint, time.monotonic() - began)
     log(f"generate: {counts['studies']} studies, {counts['error']} of them without a report, in {output.path}")
     return _verdict(config, counts, output.path)
@@ -141,14 +141,16 @@ def _missing(plan: Plan) -> list[int]:
     return sorted(set(range(plan.shards)) - table.finished_shards(plan.folder))
 
 
-def _generate(config: Config, plan: Plan, fingerprint: str) -> None:
+def _generate(config: Config, plan: Plan, source: Source, fingerprint: str) -> None:
     """Passes over the shards that have no file, until there are none."""
     missing, fruitless = _missing(plan), 0
     finished = plan.studies - sum(map(plan.rows_in, missing))
+    archive = str(source.root.absolute())
     with Progress("generate", plan.studies, start=finished) as progress:
         while missing:
             try:
-                with contextlib.closing(watched(_pass(config, plan, missing, fingerprint), config.cluster)) as rows:
+                written = _pass(config, plan, missing, archive, fingerprint)
+                with contextlib.closing(watched(written, config.cluster)) as rows:
                     for row in rows:
                         if row["error"]:
                             raise from_json(str(row["error"]))
@@ -166,7 +168,7 @@ def _generate(config: Config, plan: Plan, fingerprint: str) -> None:
             progress.advance(plan.studies - sum(map(plan.rows_in, missing)) - progress.done)
 
 
-def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> ray.data.Dataset:
+def _pass(config: Config, plan: Plan, missing: list[int], archive: str, fingerprint: str) -> ray.data.Dataset:
     """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""
     cpus, decode_cpus = _cpu_shares(config)
     pool = ray.data.ActorPoolStrategy(
@@ -188,7 +190,7 @@ def _pass(config: Config, plan: Plan, missing: list[int], fingerprint: str) -> r
             num_cpus=cpus,
             num_gpus=config.cluster.gpus_per_worker or None,
             ray_remote_args_fn=lambda: {"max_task_retries": 0},
-            fn_constructor_args=(config.to_yaml(), plan, fingerprint, decode_cpus),
+            fn_constructor_args=(config.to_yaml(), plan, archive, fingerprint, decode_cpus),
         )
     # Its own context, not the process's: other jobs may run in it.
     context = written.context

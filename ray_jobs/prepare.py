@@ -32,7 +32,7 @@ from megpt.errors import InputError, TooManyFailed
 from megpt.output import Output, claim, write_aside
 from megpt.progress import Progress, log
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import cluster, joined, quiet
+from ray_jobs.runtime import cluster, joined, quiet, require_one_cpu
 
 RUN = "run.json"
 PACKAGES = ("megpt", "ray", "pyarrow", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm")
@@ -63,7 +63,8 @@ def run(config: Config, *, dry_run: bool = False) -> int:
         left = unfinished(output.path, plan)
         if left:
             with cluster(config.cluster):
-                _prepare(config, plan, left, output.path)
+                require_one_cpu(config.cluster)
+                _prepare(config, plan, left, source, output.path)
         counts = _finish(config, source, plan, output, time.monotonic() - began)
     log(f"prepare: {counts['studies'] - counts['failed']} studies in {output.path}, {counts['failed']} failed")
     return _verdict(config, output.path, counts)
@@ -103,14 +104,15 @@ def _empty(source: Source) -> InputError:
     )
 
 
-def _prepare(config: Config, plan: Plan, left: list[Shard], out: Path) -> None:
+def _prepare(config: Config, plan: Plan, left: list[Shard], source: Source, out: Path) -> None:
     """Have each shard that is left written, by as many tasks as there are cores."""
     quiet(ray.data.DataContext.get_current())
-    settings, max_pixels, place = config.prepare, config.data.max_pixels, out.absolute()
+    settings, max_pixels = config.prepare, config.data.max_pixels
+    place, archive = out.absolute(), source.root.absolute()
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
         shard = Shard(row["split"], row["number"], row["studies"])
-        result = prepare_shard(place, plan, shard, settings, max_pixels=max_pixels)
+        result = prepare_shard(place, plan, shard, settings, archive=archive, max_pixels=max_pixels)
         return {"studies": result["studies"], "failed": result["failed"]}
 
     # One row a block: otherwise a small plan is one block, and one worker does everything.

@@ -177,11 +177,13 @@ def uncollected() -> Iterator[None]:
     Importing torch and transformers makes hundreds of thousands of objects that all stay; looking them through again
     and again is a sixth of the time it takes.
     """
+    collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
 
 
 def worker_slots(config: ClusterConfig) -> int:
@@ -229,6 +231,11 @@ def require_resources(config: ClusterConfig) -> None:
     raise _cannot_hold(config) if worker_slots(config) < config.min_workers else _busy(config)
 
 
+def require_one_cpu(config: ClusterConfig) -> None:
+    """`require_resources` for a job of plain tasks, which goes on as soon as one of them has a place."""
+    require_resources(config.model_copy(update={"num_workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}))
+
+
 def _demand(config: ClusterConfig) -> PlacementGroup:
     bundle = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
     return placement_group([{k: v for k, v in bundle.items() if v}] * config.min_workers, strategy="PACK")
@@ -256,8 +263,14 @@ def _cannot_hold(config: ClusterConfig) -> InputError:
         + (f", room for {worker_slots(config)} workers" if enough else ""),
         where=where(config),
         cause="no GPU is there" if gpu_short and not have.get("GPU") else "more is asked than the cluster can hold",
-        next="set cluster.gpus_per_worker=0" if gpu_short else "set a smaller cluster.num_workers",
+        next=_smaller(config, key, have.get(name, 0)),
     )
+
+
+def _smaller(config: ClusterConfig, key: str, have: float) -> str:
+    if key == "gpus_per_worker" and not have:
+        return "set cluster.gpus_per_worker=0"
+    return f"set a smaller cluster.{'num_workers' if config.min_workers > 1 else key}, or add a node"
 
 
 def _busy(config: ClusterConfig) -> InputError:

@@ -21,7 +21,7 @@ from megpt.data import dicom
 from megpt.data.dicom import UnreadableFilm
 from megpt.study import Study, View
 
-__all__ = ["UnreadableFilm", "check_film", "kind_of", "load_film", "load_films", "read_film", "shrink"]
+__all__ = ["MISSING", "UnreadableFilm", "check_film", "kind_of", "load_film", "load_films", "read_film", "shrink"]
 
 # Pillow's own limit warns and refuses at fixed sizes; here `max_pixels` decides, for every format alike.
 Image.MAX_IMAGE_PIXELS = None
@@ -30,6 +30,8 @@ ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Draft to twice the wanted size: at most one grey level off a decode at full size.
 DRAFT_MARGIN = 2
 HEADER_BYTES = 132
+# The reason of a film that is not where it should be: not in the archive, or the archive not on this machine.
+MISSING = "missing file"
 
 Box = tuple[float, float, float, float]
 
@@ -173,7 +175,7 @@ def _open_path(uri: str | None) -> BinaryIO:
             raise UnreadableFilm("not a file")
         return open(uri, "rb")  # noqa: PTH123 (closed by the caller)
     except (FileNotFoundError, NotADirectoryError):
-        raise UnreadableFilm("missing file") from None
+        raise UnreadableFilm(MISSING) from None
     except (OSError, ValueError) as error:
         raise UnreadableFilm(f"cannot be opened ({type(error).__name__})") from None
 

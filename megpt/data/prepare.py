@@ -19,8 +19,9 @@ from typing import Any
 from PIL import Image
 
 from megpt.config import PrepareConfig
-from megpt.data.decode import UnreadableFilm, check_film, load_film, read_film
+from megpt.data.decode import MISSING, UnreadableFilm, check_film, load_film, read_film
 from megpt.data.plan import Plan, Shard
+from megpt.data.sources.base import check_mounted
 from megpt.data.studies import RowWriter, part_path, read_rows, write_rows
 from megpt.output import write_aside
 from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
@@ -30,11 +31,14 @@ WORK, FAILED = ".work", "failed.parquet"
 PROBE_SIZE = 32
 
 
-def prepare_shard(out: Path, plan: Plan, shard: Shard, settings: PrepareConfig, *, max_pixels: int) -> dict[str, Any]:
+def prepare_shard(
+    out: Path, plan: Plan, shard: Shard, settings: PrepareConfig, *, archive: Path, max_pixels: int
+) -> dict[str, Any]:
     """Prepare the studies of one shard; returns its mark: counts of studies, failed ones, films, and reasons.
 
     Raises:
-        MegptError: the disk is full or cannot be written.
+        MegptError: the disk is full or cannot be written, or films are missing because this machine does not see the
+            archive.
     """
     mark = _mark(out, shard)
     if mark.exists():
@@ -62,6 +66,8 @@ def prepare_shard(out: Path, plan: Plan, shard: Shard, settings: PrepareConfig, 
         with RowWriter(temporary, STUDIES_SCHEMA) as writer:
             for row in usable():
                 writer.write(row)
+        if MISSING in reasons:
+            check_mounted(archive)
         if failed:
             write_rows(_failed_part(out, shard), failed, FAILED_SCHEMA)
     if counts["failed"] == shard.studies:

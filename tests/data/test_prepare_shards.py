@@ -4,12 +4,14 @@
 - an archive without splits: patients are never parted, the seed decides, all is `test` where there are no reports
 - a plan that was cut off is made again, a finished one is loaded; repeated or empty ids and an empty archive are errors
 - films are resized, embedded or linked; unreadable ones are dropped; a study without any left goes to failed.parquet
+- a machine that does not see the archive ends the shard; no film is called missing for it
 - a shard that was done is not done again; killed between any two writes it is, and gives the same files
 """
 
 from __future__ import annotations
 
 import io
+import socket
 
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +26,7 @@ from megpt.data.plan import load_plan, make_plan
 from megpt.data.prepare import clear, marks, merge_failed, prepare_shard, unfinished
 from megpt.data.sources import open_source
 from megpt.data.studies import read_studies
-from megpt.errors import InputError
+from megpt.errors import InputError, MegptError
 from megpt.study import FAILED_SCHEMA, Study
 
 LIMIT = 10**7
@@ -142,7 +144,9 @@ def prepared(tmp_path, archive, **changes):
     source = open_source(archive, data=DataConfig())
     out = tmp_path / "out"
     plan = make_plan(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
-    results = {shard.name: prepare_shard(out, plan, shard, options, max_pixels=LIMIT) for shard in plan.shards}
+    results = {
+        shard.name: prepare_shard(out, plan, shard, options, archive=archive, max_pixels=LIMIT) for shard in plan.shards
+    }
     return out, plan, results, options
 
 
@@ -224,23 +228,46 @@ def test_killed_between_any_two_writes(tmp_path, archive, monkeypatch, after):
 
         patch.setattr(prepare, "write_aside", killing)
         if suffix is None:
-            prepare_shard(out, plan, plan.shards[0], options, max_pixels=LIMIT)
+            prepare_shard(out, plan, plan.shards[0], options, archive=archive, max_pixels=LIMIT)
         else:
             with pytest.raises(KeyboardInterrupt):
-                prepare_shard(out, plan, plan.shards[0], options, max_pixels=LIMIT)
+                prepare_shard(out, plan, plan.shards[0], options, archive=archive, max_pixels=LIMIT)
     assert len(unfinished(out, plan)) == (1 if suffix is None else 2)
     for shard in plan.shards:
-        prepare_shard(out, plan, shard, options, max_pixels=LIMIT)
+        prepare_shard(out, plan, shard, options, archive=archive, max_pixels=LIMIT)
     merge_failed(out, plan)
     assert unfinished(out, plan) == []
     assert files_of(out) == files_of(whole)
+
+
+@pytest.mark.parametrize("mount_point", [False, True], ids=["no folder", "an empty mount point"])
+def test_a_machine_that_does_not_see_the_archive(tmp_path, archive, mount_point):
+    source, out, options = open_source(archive, data=DataConfig()), tmp_path / "out", PrepareConfig(image_size=32)
+    plan = make_plan(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
+    archive.rename(tmp_path / "elsewhere")
+    if mount_point:
+        archive.mkdir()
+    with pytest.raises(MegptError) as caught:
+        prepare_shard(out, plan, plan.shards[0], options, archive=archive, max_pixels=LIMIT)
+    assert caught.value.exit_code == 1 and str(caught.value) == (
+        f"the archive {archive} cannot be seen from node {socket.gethostname()}\n"
+        "  cause: its file system is not mounted there, or was lost; what was finished is kept\n"
+        "  next:  mount it, or take the node out of the cluster, and run the same command again: it resumes"
+    )
+    assert unfinished(out, plan) == list(plan.shards) and not files_of(out)
+    if mount_point:
+        archive.rmdir()
+    (tmp_path / "elsewhere").rename(archive)
+    assert prepare_shard(out, plan, plan.shards[0], options, archive=archive, max_pixels=LIMIT)["failed"] == 2
 
 
 def test_a_done_shard_is_not_done_again(tmp_path, archive):
     out, plan, results, options = prepared(tmp_path, archive)
     table = out / "split=train" / "part-00000.parquet"
     table.write_bytes(b"untouched")
-    assert prepare_shard(out, plan, plan.shards[0], options, max_pixels=LIMIT) == results["train-00000"]
+    assert (
+        prepare_shard(out, plan, plan.shards[0], options, archive=archive, max_pixels=LIMIT) == results["train-00000"]
+    )
     assert table.read_bytes() == b"untouched"
 
 

@@ -6,6 +6,7 @@
 - more failures than max_failed_fraction: exit code 3, the table complete
 - SIGKILL of the driver, or of an actor, and the same command again: the table of an uninterrupted run
 - a second job on the same output is refused; so is another config
+- a node that does not see the archive ends the job; no film is called missing for it
 - a film that kills the process that decodes it becomes an error of its study
 - an archive that cannot be planned (no such split, an id twice) leaves nothing behind
 - a dry run writes nothing
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -226,9 +228,9 @@ def test_an_actor_is_killed(
 def test_a_film_that_kills_its_process(archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None) -> None:
     settings = config(archive, tiny_checkpoint, tmp_path)
     plan = plans.make_plan(tmp_path, generate._source(settings), split="test", limit=5, shard_size=5)
-    worker = _shards.ShardWorker(settings.to_yaml(), plan, "mark", 0.1)
+    worker = _shards.ShardWorker(settings.to_yaml(), plan, str(archive), "mark", 0.1)
 
-    def crash(planned: list[plans.Planned], **options: int) -> list[_films.Pixels]:
+    def crash(planned: list[plans.Planned], **options: Any) -> list[_films.Pixels]:
         if any(one.study.study_id == "study003" for one in planned):
             os.kill(os.getpid(), signal.SIGKILL)
         return _films.decode(planned, **options)
@@ -237,6 +239,27 @@ def test_a_film_that_kills_its_process(archive: Path, tiny_checkpoint: Path, tmp
     found = {study.study_id: films for study, films in worker._films(plan.shard(0))}
     assert [name for name, films in found.items() if not isinstance(films, list)] == ["study000", "study003"]
     assert str(found["study003"]) == "decoding it ends the process"
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_see_the_archive(tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None) -> None:
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for n in range(3):
+        (archive / f"{n}.png").write_bytes(film(np.random.default_rng(n)))
+    settings = config(archive, tiny_checkpoint, tmp_path / "out")
+    plan = plans.make_plan(tmp_path / "out", generate._source(settings), split="all", limit=None, shard_size=3)
+    worker = _shards.ShardWorker(settings.to_yaml(), plan, str(archive), "mark", 0.1)
+    (archive / "1.png").unlink()
+    archive.rename(tmp_path / "elsewhere")
+    told = from_json(worker._answer(0)["error"])
+    assert told.exit_code == 1
+    assert str(told).startswith(f"the archive {archive} cannot be seen from node ")
+    assert not table.finished_shards(tmp_path / "out")
+    (tmp_path / "elsewhere").rename(archive)
+    counts = worker._answer(0)
+    assert (counts["error"], counts["studies"], counts["failed"]) == ("", 3, 1)
+    assert [row["error"] for row in rows(tmp_path / "out").values()] == [None, "missing file", None]
 
 
 def _descends(pid: int) -> bool:

@@ -80,7 +80,7 @@ def expected(archive: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Temp
     found = []
     for number in range(plan.shards):
         planned = plan.shard(number)
-        pixels = decode(planned, side=64, max_views=None, max_pixels=10**8)
+        pixels = decode(planned, archive=str(archive), side=64, max_views=None, max_pixels=10**8)
         films = [_shards._films(study) for study in pixels]
         pairs = zip((one.study for one in planned), films, strict=True)
         found += [prediction.to_row(model="any") for prediction in writer.write(pairs)]

@@ -4,7 +4,8 @@
 - A worker is not split over nodes: two nodes of 2 CPUs hold no worker of 3, and the error says for how many there is
   room.
 - On a joined cluster the job waits, saying so, until a node comes; then it goes on.
-- After `cluster.wait_s` it ends, and tells a cluster that is too small from one that is busy.
+- After `cluster.wait_s` it ends, and tells a cluster that is too small from one that is busy; `prepare`, which asks for
+  no workers, does the same.
 - A node killed from one moment to the next is noticed, and its task runs again on another.
 - A local cluster that did not start in Ray's time is started a second time; any other error stays what it is.
 - An address where nothing answers, and a wrong token, are one screen, exit code 2.
@@ -54,6 +55,9 @@ with cluster(ClusterConfig()):
         print(error)
     else:
         print("placed")
+    if "prepare" in sys.argv:
+        from ray_jobs.__main__ import main
+        print(main(["prepare", *sys.argv[sys.argv.index("prepare") + 1 :]]))
 """
 
 SURVIVE = """
@@ -104,7 +108,7 @@ class TestLocal:
         with pytest.raises(InputError) as caught:
             require_resources(ClusterConfig(num_workers=1000))
         assert "cluster.cpus_per_worker = 1 × 1000 workers, but the cluster has" in str(caught.value)
-        assert "next:  set a smaller cluster.num_workers" in str(caught.value)
+        assert "next:  set a smaller cluster.num_workers, or add a node" in str(caught.value)
 
     def test_what_fits_passes_and_the_minimum_is_enough(self) -> None:
         require_resources(ClusterConfig(num_workers=2, cpus_per_worker=2))
@@ -225,18 +229,24 @@ class TestNodes:
             "cluster.cpus_per_worker = 3 × 1 workers, but the cluster has 4 CPUs, room for 0 workers\n"
             f"  where: the cluster at {nodes.address}, after 1 s\n"
             "  cause: more is asked than the cluster can hold\n"
-            "  next:  set a smaller cluster.num_workers"
+            "  next:  set a smaller cluster.cpus_per_worker, or add a node"
         )
 
-    def test_a_busy_cluster_is_told_from_a_small_one(self, nodes: RayNodes) -> None:
-        answer, log = wait_for(ClusterConfig(num_workers=2, cpus_per_worker=1, wait_s=3), nodes, "hold")
+    def test_a_busy_cluster_is_told_from_a_small_one(self, nodes: RayNodes, tmp_path: Path) -> None:
+        (tmp_path / "archive").mkdir()
+        (tmp_path / "archive/film.png").write_bytes(b"")
+        prepare = ["prepare", f"source={tmp_path}/archive", f"output={tmp_path}/out", "cluster.wait_s=3"]
+        answer, log = wait_for(ClusterConfig(num_workers=2, cpus_per_worker=1, wait_s=3), nodes, "hold", *prepare)
         assert "waiting up to 3 s (cluster.wait_s) for 2 × 1 CPU: the cluster can hold 4 of 2 now" in log
         assert answer == (
             "no room for 2 × 1 CPU: other jobs hold what the cluster has\n"
             f"  where: the cluster at {nodes.address}, after 3 s\n"
             "  cause: the cluster is large enough, but busy\n"
-            "  next:  run the same command later, or wait longer with cluster.wait_s=3600"
+            "  next:  run the same command later, or wait longer with cluster.wait_s=3600\n"
+            "2"
         )
+        assert "waiting up to 3 s (cluster.wait_s) for 1 × 1 CPU: the cluster can hold 4 of 1 now" in log
+        assert "error: no room for 1 × 1 CPU: other jobs hold what the cluster has\n" in log
 
     def test_a_wrong_token_is_refused(self, nodes: RayNodes) -> None:
         code = "from ray_jobs.runtime import cluster\nwith cluster(): pass"

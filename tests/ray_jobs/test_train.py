@@ -194,7 +194,7 @@ class TestNodes:
             "error: cluster.cpus_per_worker = 2 × 2 workers, but the cluster has 2 CPUs\n"
             f"  where: the cluster at {nodes.address}, after 1 s\n"
             "  cause: more is asked than the cluster can hold\n"
-            "  next:  set a smaller cluster.num_workers",
+            "  next:  set a smaller cluster.num_workers, or add a node",
         )
         assert not (tmp_path / "run" / "steps").exists()
 

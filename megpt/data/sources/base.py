@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
 from megpt.config import DataConfig
-from megpt.errors import InputError
+from megpt.errors import InputError, MegptError
 from megpt.study import Study, View
 
 # What radiology tables call the splits.
@@ -118,6 +119,27 @@ class Inside:
 
     def _holds(self, real: str) -> bool:
         return real == str(self.root) or real.startswith(str(self.root).rstrip("/") + "/")
+
+
+def check_mounted(root: Path) -> None:
+    """Tell an archive that this machine does not see from films that are not in it.
+
+    Without this a node that lacks the archive's file system would call each film of its shards missing. A mount point
+    on which nothing is mounted is an empty folder.
+
+    Raises:
+        MegptError: `root` is not there, or is an empty folder.
+    """
+    try:
+        here = root.is_file() or any(root.iterdir())
+    except OSError:
+        here = False
+    if not here:
+        raise MegptError(
+            f"the archive {root} cannot be seen from node {socket.gethostname()}",
+            cause="its file system is not mounted there, or was lost; what was finished is kept",
+            next="mount it, or take the node out of the cluster, and run the same command again: it resumes",
+        )
 
 
 def split_name(value: str | None, *, where: str) -> str:
