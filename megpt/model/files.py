@@ -44,13 +44,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError)
-"""What reading missing or damaged weights raises; the last two where JSON holds another kind of value."""
+"""What reading a missing or damaged file raises; the last two where JSON holds another kind of value."""
 
 
-def damaged(folder: Path, error: Exception) -> InputError:
-    """The error for a folder whose weights raised one of `DAMAGE`."""
+def damaged(what: str, error: Exception) -> InputError:
+    """The error for what raised one of `DAMAGE`."""
     return InputError(
-        f"the weights in {folder} cannot be read",
+        f"{what} cannot be read",
         cause=f"{type(error).__name__}: a file is missing or damaged",
         next="copy the checkpoint folder again, whole",
     )

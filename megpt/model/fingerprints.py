@@ -75,7 +75,7 @@ def fingerprint(checkpoint: Any) -> str:
     config, bank = checkpoint.config, checkpoint.bank
     tensors = held_tensors(checkpoint.state_dict(), config) | checkpoint.adapter_tensors()
     centroids = {} if bank.centroids is None else {"centroids": bank.centroids.float()}
-    return _combined(config.to_dict(), _digests_of(tensors), bank.texts, _digests_of(centroids))
+    return _combined(_outline(config.to_dict()), _digests_of(tensors), bank.texts, _digests_of(centroids))
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
@@ -142,27 +142,37 @@ def _file_digests(path: Path, prefix: str = "") -> list[tuple[str, str]]:
 def _of_folder(folder: Path) -> str:
     folder = local_folder(str(folder))
     texts = read_prompts(folder)["texts"]
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        outline = _outline(json.loads(path.read_text(encoding="utf-8")))
+    except DAMAGE as error:
+        raise damaged(str(path), error) from error
+    try:
         digests = dict(_files_digests(_stamped(weight_files(folder))))
         for name in (VISION_ADAPTER, LANGUAGE_ADAPTER):
             if (path := folder / name / ADAPTER).exists():
                 digests |= dict(_file_digests(path, f"{name}."))
         centroids = _file_digests(folder / CENTROIDS) if (folder / CENTROIDS).exists() else []
-        return _combined(config, digests, texts, dict(centroids))
     except DAMAGE as error:
-        raise damaged(folder, error) from error
+        raise damaged(f"the weights in {folder}", error) from error
+    return _combined(outline, digests, texts, dict(centroids))
 
 
-def _combined(config: Mapping[str, Any], tensors: Digests, texts: Sequence[str], centroids: Digests) -> str:
-    frozen = config.get("frozen") or {}
+def _outline(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of config.json, what the fingerprint depends on: `SHAPE`, and the fingerprint of each frozen part."""
+    frozen = {part: entry["fingerprint"] for part, entry in (config.get("frozen") or {}).items()}
+    return {key: config[key] for key in SHAPE} | {"frozen": frozen}
+
+
+def _combined(outline: Mapping[str, Any], tensors: Digests, texts: Sequence[str], centroids: Digests) -> str:
+    frozen = outline["frozen"]
     # A full checkpoint and a partial one of the same model compute the same.
-    referred = [part if part != "vision" or config["mode"] != "deep" else "prompt_encoder" for part in frozen]
+    referred = [part if part != "vision" or outline["mode"] != "deep" else "prompt_encoder" for part in frozen]
     own = [digest for name, digest in tensors.items() if name.split(".")[0] not in referred]
     parts = [
         _joined(own),
-        json.dumps({part: entry["fingerprint"] for part, entry in frozen.items()}, sort_keys=True),
-        json.dumps([config[key] for key in SHAPE]),
+        json.dumps(frozen, sort_keys=True),
+        json.dumps([outline[key] for key in SHAPE]),
         json.dumps(list(texts)),
         _joined(centroids.values()),
     ]

@@ -64,7 +64,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         return {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
     except DAMAGE as error:
-        raise damaged(folder, error) from error
+        raise damaged(f"the weights in {folder}", error) from error
 
 
 def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
