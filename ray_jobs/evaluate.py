@@ -66,6 +66,8 @@ def run(config: Config, *, dry_run: bool = False) -> int:
         output.finish(n=evaluation.metrics["n"], n_failed=evaluation.metrics["n_failed"])
     for warning in evaluation.metrics["warnings"]:
         log(f"evaluate: {warning}")
+    for name, reason in evaluation.metrics["notes"].items():
+        log(f"evaluate: no {name}: {reason}")
     log(f"evaluate: {output.path / METRICS}, open {output.path / PAGE}")
     return 0
 

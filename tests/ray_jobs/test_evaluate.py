@@ -4,7 +4,7 @@
 - references that the predictions lack are taken from `studies`
 - running again finds nothing to do; another cleaner on the same output is refused
 - no folder, not predictions, not finished, a study twice, no reference, no study: exit code 2 and the next command
-- --dry-run writes nothing; --limit takes the first N
+- --dry-run writes nothing; --limit takes the first N; what could not be computed is said
 - no report text on the screen
 """
 
@@ -96,12 +96,14 @@ def test_three_files(tmp_path: Path, ray_cluster: None, capfd: pytest.CaptureFix
 
 
 @pytest.mark.slow
-def test_limit_and_no_studies(tmp_path: Path, ray_cluster: None) -> None:
+def test_limit_and_no_studies(tmp_path: Path, ray_cluster: None, capfd: pytest.CaptureFixture[str]) -> None:
     predictions(tmp_path / "predictions", [row(i) for i in range(8)])
     assert evaluate.run(config(tmp_path, "limit=3")) == 0
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["n"] == 3 and metrics["baselines"]["constant"] is None and "constant" in metrics["notes"]
     assert "no film at hand" in (tmp_path / "out/index.html").read_text()
+    said = capfd.readouterr().err
+    assert "evaluate: no constant: the training split's reports are not known; set studies=PATH\n" in said
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
