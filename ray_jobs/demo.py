@@ -196,11 +196,13 @@ def run(config: Config, *, dry_run: bool = False) -> int:
                 finished = (output.path / stage.folder / SUCCESS).exists()
                 began = time.monotonic()
                 memory.restart()
-                stage.run(_config_of(stage, config))
-                if not finished:
-                    before = spent.get(stage.name, Cost(0, 0))
-                    spent[stage.name] = Cost(before.seconds + time.monotonic() - began, max(before.gib, memory.gib))
-                    _write_costs(output.path, spent)
+                try:
+                    stage.run(_config_of(stage, config))
+                finally:
+                    if not finished:
+                        before = spent.get(stage.name, Cost(0, 0))
+                        spent[stage.name] = Cost(before.seconds + time.monotonic() - began, max(before.gib, memory.gib))
+                        _write_costs(output.path, spent)
         metrics = json.loads((output.path / "evaluation" / evaluate.METRICS).read_text(encoding="utf-8"))
         output.finish(jobs={name: cost._asdict() for name, cost in spent.items()})
     console.print(scores_table(metrics))
@@ -218,7 +220,7 @@ def _config_of(stage: Stage, config: Config) -> Config:
 
 
 class Cost(NamedTuple):
-    """What a job took, over all its starts: seconds, and the most memory at one time in GiB."""
+    """What a job took, over all its starts that were not killed: seconds, and the most memory at one time in GiB."""
 
     seconds: float
     gib: float

@@ -3,6 +3,7 @@
 - `megpt demo` leaves every job's output under its folder: one report per readable or unreadable study, an honest score;
 - every study of the archive is in studies/ or in failed.parquet, none in both;
 - the same command again finds nothing to do; another config on the same output is refused;
+- a job that fails ends it, and what that job took is kept;
 - the checkpoint is an ordinary Hugging Face folder;
 - an ablation trains, generates and evaluates each variant, and a variant that shares the encoder shares the prompts.
 """
@@ -17,7 +18,7 @@ import pytest
 
 from megpt.config import Config, load_config
 from megpt.data.studies import count_studies, read_studies
-from megpt.errors import InputError
+from megpt.errors import InputError, TooManyFailed
 from ray_jobs import ablate, demo
 
 pytestmark = pytest.mark.slow
@@ -83,6 +84,14 @@ def test_again_there_is_nothing_to_do(finished: Config) -> None:
 def test_another_config_is_refused(finished: Config) -> None:
     with pytest.raises(InputError, match=r"exists from another config\n.*train\.lr"):
         demo.run(finished.overridden({"train.lr": 0.5}))
+
+
+def test_what_a_failed_job_took_is_kept(ray_cluster: None, tmp_path: Path) -> None:
+    few = ["phantom.num_studies=20", "phantom.broken=3", "prepare.max_failed_fraction=0", f"output={tmp_path / 'out'}"]
+    with pytest.raises(TooManyFailed, match=r"of 20 studies are unreadable"):
+        demo.run(load_config("configs/phantom.yaml", few))
+    costs = json.loads((tmp_path / "out" / "costs.json").read_text())
+    assert list(costs) == ["draw", "prepare"] and costs["prepare"]["seconds"] > 0
 
 
 def test_the_checkpoint_is_a_hugging_face_folder(finished: Config) -> None:
