@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution import context as train_context
 from ray.util.metrics import Gauge
 
 from megpt.config import Config
-from megpt.errors import MegptError, from_json, to_json
+from megpt.errors import InputError, MegptError, from_json, to_json
 from megpt.output import write_aside
 from megpt.training.logbook import FIGURES
 from ray_jobs.runtime import uncollected
@@ -51,6 +51,8 @@ def worker(arguments: dict[str, Any]) -> None:
     try:
         summary = train_loop(config, lambda: make_parts(config), output=output, hooks=hooks)
     except MegptError as error:
+        if isinstance(error, InputError):
+            drop_samples(config)  # what was made of an input that is to be mended
         tell_error(output, error)
         raise
     if context.get_world_rank() == 0:

@@ -4,6 +4,8 @@
 - the same at another world size, and under ZeRO-3: within 1e-4
 - killed in a validation, a run does that validation first when it is started again, also at its last step
 - a checkpoint that was cut short is passed over with a warning, and the one before is used
+- workers that do not have the same studies, and a run whose studies have changed since its checkpoint, end with a
+  screen: the numbers of the samples would mean others
 - a loss that is not a number ends the run with its step, its cause and no checkpoint of it
 """
 
@@ -12,18 +14,25 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import make_studies
 from training_groups import losses, run_group, start_group, train
 
+from megpt.data.studies import write_studies
 from megpt.errors import MegptError
+from megpt.study import View
 from megpt.training.checkpoints import STATE, CheckpointStore
-from megpt.training.loop import Hooks
+from megpt.training.inputs import drop_samples
+from megpt.training.loop import Hooks, train_loop
+from megpt.training.parts import make_parts
 
 pytestmark = pytest.mark.slow
 STEPS = {"train__max_steps": 12, "train__save_every": 2}
@@ -118,3 +127,42 @@ def test_a_loss_that_is_not_a_number(settings, tmp_path):
         run_group(2, train, config)
     assert "next:  lower train.lr" in str(raised.value)
     assert MegptError.__name__ in str(raised.value)
+
+
+def train_on_less(config):
+    """As `train`, but the second worker's node sees a part of the studies only."""
+    less = config.updated(limit=20) if os.environ["RANK"] == "1" else config
+    return train_loop(config, lambda: make_parts(less), output=Path(config.output))
+
+
+def test_workers_with_other_studies(settings, tmp_path):
+    with pytest.raises(AssertionError) as raised:
+        run_group(2, train_on_less, settings(tmp_path / "run"))
+    host = socket.gethostname()
+    assert (
+        "InputError: the workers do not have the same studies to train on\n"
+        f"  where: 22 on {host}, 20 on {host}\n"
+        "  cause: a node does not see all films of the archive: it is not mounted there, or is another copy\n"
+        "  next:  mount the same archive on every node and run the same command again"
+    ) in str(raised.value)
+    assert CheckpointStore(tmp_path / "run" / "steps", keep=2).newest() is None
+
+
+def test_a_film_that_has_gone_since(settings, tmp_path):
+    studies = []
+    for number, study in enumerate(make_studies(12)):
+        (path := tmp_path / f"{number}.jpg").write_bytes(study.views[0].data)
+        studies.append(replace(study, views=(View("film", uri=str(path)),)))
+    write_studies(tmp_path / "studies", "train", studies, 0)
+    config = settings(tmp_path / "run", studies=tmp_path / "studies", train__max_steps=2)
+    run_group(1, train, config)
+    (tmp_path / "3.jpg").unlink()
+    drop_samples(config)
+    with pytest.raises(AssertionError) as raised:
+        run_group(1, train, config.overridden({"train.max_steps": 4}))
+    assert (
+        "InputError: the studies to train on are not those of the 2 steps that are done\n"
+        "  where: 12 then, 11 now\n"
+        "  cause: films have left the archive since, or come back\n"
+        "  next:  make the archive what it was and run the same command again, or set another output=PATH"
+    ) in str(raised.value)

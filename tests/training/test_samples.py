@@ -4,7 +4,8 @@
 - samples are numbered by study id, however the table is cut into files
 - labels end with the end token, but not where the report was cut
 - a second call reads what the first one wrote, and writes it again where it was damaged since
-- nothing to train on is an error that says why
+- nothing to train on is an error that says why; once that is mended, the same call finds what is there
+- the fingerprint tells other studies, and other lengths or films of the same ones
 - an unreadable film met in training becomes a row without labels, remembered by name
 """
 
@@ -88,6 +89,23 @@ def test_nothing_to_train_on(tmp_path):
     with pytest.raises(InputError, match="no study can be trained on") as raised:
         opened(tmp_path / "s", [film_study("d", " ")])
     assert "where: 1 × no text to learn" in str(raised.value)
+    assert len(opened(tmp_path / "s", [film_study("d", "text")])) == 1
+
+
+def test_the_fingerprint(tmp_path):
+    def of(name, *studies):
+        return opened(tmp_path / name, studies).fingerprint
+
+    a, b = film_study("a", "one"), film_study("b", "one two")
+    two_films = Study("b", views=b.views * 2, report="one two", split="train")
+    assert of("1", a, b) == of("2", b, a)
+    others = [
+        of("3", a),
+        of("4", a, film_study("c", "one two")),
+        of("5", a, film_study("b", "one")),
+        of("6", a, two_films),
+    ]
+    assert len({of("1"), *others}) == 5
 
 
 @pytest.mark.parametrize("threads", [0, 2])
