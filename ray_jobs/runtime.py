@@ -263,11 +263,12 @@ def _cannot_hold(config: ClusterConfig) -> InputError:
         + (f", room for {worker_slots(config)} workers" if enough else ""),
         where=where(config),
         cause="no GPU is there" if gpu_short and not have.get("GPU") else "more is asked than the cluster can hold",
-        next=_smaller(config, key, have.get(name, 0)),
+        next=_remedy(config, key, have.get(name, 0)),
     )
 
 
-def _smaller(config: ClusterConfig, key: str, have: float) -> str:
+def _remedy(config: ClusterConfig, key: str, have: float) -> str:
+    """What to change about a demand for more of `key` than the cluster has."""
     if key == "gpus_per_worker" and not have:
         return "set cluster.gpus_per_worker=0"
     return f"set a smaller cluster.{'num_workers' if config.min_workers > 1 else key}, or add a node"

@@ -12,7 +12,6 @@ come from the checkpoint, in float32. Nothing else feeds into a step.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +24,9 @@ from torch import nn
 
 from megpt.config import Config
 from megpt.data.order import Cutting, GlobalOrder
-from megpt.errors import InputError
 from megpt.progress import log
 from megpt.training import state
+from megpt.training.agreement import require_same_as_before, require_same_on_every_worker
 from megpt.training.batches import Loader, MicroBatch
 from megpt.training.checkpoints import CheckpointStore
 from megpt.training.engine import (
@@ -105,7 +104,7 @@ class _Run:
         self.model, self.processor, self.samples = parts.model, parts.processor, parts.samples
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = local_device()
-        self._check_samples()
+        require_same_on_every_worker(self.samples)
         self.order = GlobalOrder(len(self.samples), self.train_config.global_batch_size, config.seed)
         self.schedule = Schedule.of(self.train_config, self.order.steps_per_epoch)
         self.store = CheckpointStore(output / STEPS, keep=self.train_config.keep)
@@ -140,19 +139,6 @@ class _Run:
         if kind is None:
             self.store.close()
 
-    def _check_samples(self) -> None:
-        """Each worker counts on the others having the same samples under the same numbers."""
-        seen: list[Any] = [None] * self.world
-        dist.all_gather_object(seen, (self.samples.fingerprint, socket.gethostname(), len(self.samples)))
-        if len({fingerprint for fingerprint, _, _ in seen}) > 1:
-            counts = dict.fromkeys(f"{studies} on {host}" for _, host, studies in seen)
-            raise InputError(
-                "the workers do not have the same studies to train on",
-                where=", ".join(list(counts)[:4]),
-                cause="a node does not see all films of the archive: it is not mounted there, or is another copy",
-                next="mount the same archive on every node and run the same command again",
-            )
-
     def _make_cache(self, folder: Path) -> FeatureCache:
         dtype = torch.bfloat16 if self.train_config.precision == "bf16" else torch.float32
         path = feature_path(self.config, folder)
@@ -175,13 +161,7 @@ class _Run:
             self.engine = make_engine(self.model, self.train_config)
             return 0
         found = self.store.at(Path(path))
-        if found.meta.get("samples", self.samples.fingerprint) != self.samples.fingerprint:
-            raise InputError(
-                f"the studies to train on are not those of the {found.step} steps that are done",
-                where=f"{found.meta['num_samples']} then, {len(self.samples)} now",
-                cause="films have left the archive since, or come back",
-                next="make the archive what it was and run the same command again, or set another output=PATH",
-            )
+        require_same_as_before(self.samples, found.meta)
         tensors = found.tensors()
         state.load_weights(self.model, tensors)
         self.engine = make_engine(self.model, self.train_config)

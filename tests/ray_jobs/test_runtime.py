@@ -30,7 +30,7 @@ from ray_nodes import RayNodes
 from megpt.config import ClusterConfig
 from megpt.errors import InputError, MegptError
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import _start_local, require_resources, worker_environment, worker_slots
+from ray_jobs.runtime import _remedy, _start_local, require_resources, worker_environment, worker_slots
 
 WAIT = """
 import sys
@@ -150,6 +150,23 @@ class TestLocal:
         known = known_failure(caught.value, str(tmp_path))
         assert known is not None and known.exit_code == 1
         assert str(known).startswith("no space left to write ")
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "have", "told"),
+    [
+        ({"num_workers": 8, "gpus_per_worker": 1}, "gpus_per_worker", 0, "set cluster.gpus_per_worker=0"),
+        (
+            {"num_workers": 8, "gpus_per_worker": 1},
+            "gpus_per_worker",
+            4,
+            "set a smaller cluster.num_workers, or add a node",
+        ),
+        ({"gpus_per_worker": 8}, "gpus_per_worker", 4, "set a smaller cluster.gpus_per_worker, or add a node"),
+    ],
+)
+def test_what_to_change(config: dict[str, int], key: str, have: float, told: str) -> None:
+    assert _remedy(ClusterConfig.model_validate(config), key, have) == told
 
 
 def test_an_unforeseen_error_stays_unknown() -> None:

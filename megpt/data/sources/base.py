@@ -131,7 +131,9 @@ def check_mounted(root: Path) -> None:
         MegptError: `root` is not there, or is an empty folder.
     """
     try:
-        here = root.is_file() or any(root.iterdir())
+        if not (here := root.is_file()):
+            with os.scandir(root) as entries:  # not a list of them: a heap may hold a million films
+                here = next(entries, None) is not None
     except OSError:
         here = False
     if not here:
