@@ -3,10 +3,8 @@
     megpt prepare --config configs/phantom.yaml source=/data/mimic-cxr-jpg output=runs/studies
 
 The archive's manifest is streamed into a plan on disk (megpt/data/shards.py); each task of Ray Data takes one shard of
-it and writes that shard's files (megpt/data/prepare.py). Only shard names and counts pass through Ray, so memory does not
-depend on the archive. A killed job is started again by the same command and does the shards that are left.
-
-    OUT/split=train|val|test/part-*.parquet     OUT/failed.parquet     OUT/run.json     OUT/_SUCCESS
+it and writes that shard's files (megpt/data/prepare.py). Only shard names and counts pass through Ray, so memory does
+not depend on the archive. A killed job is started again by the same command and does the shards that are left.
 """
 
 from __future__ import annotations
