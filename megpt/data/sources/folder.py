@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source
-from megpt.films.decode import HEADER_BYTES, kind_of
+from megpt.films.decode import HEADER_BYTES, film_type
 from megpt.study import Study
 
 FILM_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".dic", ".ima"})
@@ -73,6 +73,6 @@ def is_film(path: Path) -> bool:
         if not path.is_file():
             return False
         with path.open("rb") as file:
-            return kind_of(file.read(HEADER_BYTES)) is not None
+            return film_type(file.read(HEADER_BYTES)) is not None
     except OSError:
         return False
