@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from megpt.data.sources.base import check_mounted
+from megpt.data.studies import Listed, with_films
 from megpt.films.decode import MISSING, UnreadableFilm, load_films
 from megpt.films.resize import to_square
-from megpt.generation.plan import Planned, with_films
 
 # Studies whose films one task decodes: small enough to start at once, large enough to pay for a task.
 CHUNK = 32
@@ -17,7 +17,7 @@ CHUNK = 32
 Pixels = list[np.ndarray] | str
 
 
-def decode(planned: list[Planned], *, archive: str, side: int, max_views: int | None, max_pixels: int) -> list[Pixels]:
+def decode(listed: list[Listed], *, archive: str, side: int, max_views: int | None, max_pixels: int) -> list[Pixels]:
     """Films of each study as grey squares (side, side) uint8, or why there are none.
 
     The films are squared here, before the processor would do it: there are many CPU tasks, but only one engine thread.
@@ -26,7 +26,7 @@ def decode(planned: list[Planned], *, archive: str, side: int, max_views: int | 
         MegptError: films are missing because this node does not see the archive.
     """
     decoded: list[Pixels] = []
-    for study in with_films(planned):
+    for study in with_films(listed):
         try:
             films = load_films(study, size=side, max_views=max_views, max_pixels=max_pixels)
             decoded.append([np.asarray(to_square(f, side)) for f in films])

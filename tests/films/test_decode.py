@@ -42,7 +42,9 @@ def reason(view: View, **options) -> str:
     return caught.value.reason
 
 
-@pytest.mark.parametrize("data, expected", [(jpeg(), "jpeg"), (png(), "png"), (dicom_bytes(), "dicom"), (b"GIF89a", None)])
+@pytest.mark.parametrize(
+    "data, expected", [(jpeg(), "jpeg"), (png(), "png"), (dicom_bytes(), "dicom"), (b"GIF89a", None)]
+)
 def test_the_type_is_read_from_the_bytes(data, expected):
     assert film_type(data[:132]) == expected
 
