@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -185,7 +185,7 @@ def with_films(studies: Iterable[Listed]) -> Iterator[Study]:
         MegptError: a table has changed since the studies were listed.
     """
     file: str | None = None
-    rows, films = range(0), pa.chunked_array([], pa.null())
+    rows, films = range(0), cast(Any, None)
     for listed in studies:
         if listed.file is None:
             yield listed.study

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from megpt.films import dicom
-from megpt.films.dicom import UnreadableFilm
+from megpt.films.dicom import UnreadableFilm, refuse_large
 from megpt.films.resize import shrink
 from megpt.study import Study, View
 
@@ -111,7 +111,7 @@ def check_film(view: View, *, max_pixels: int) -> None:
                 dicom.check(file, max_pixels=max_pixels)
             else:
                 with Image.open(file, formats=("JPEG", "PNG")) as image:
-                    _refuse_large(image.size, max_pixels)
+                    refuse_large(image.size, max_pixels)
         except UnreadableFilm:
             raise
         except Exception as error:
@@ -162,16 +162,11 @@ def _open_path(uri: str | None) -> BinaryIO:
         raise UnreadableFilm(f"cannot be opened ({type(error).__name__})") from None
 
 
-def _refuse_large(size: tuple[int, int], max_pixels: int) -> None:
-    if size[0] * size[1] > max_pixels:
-        raise UnreadableFilm(f"{size[0]}x{size[1]} pixels, more than data.max_pixels")
-
-
 def _load_picture(file: BinaryIO, *, size: int | None, max_pixels: int) -> Image.Image:
     """JPEG or PNG → mode "L", shrunk to `size`."""
     with Image.open(file, formats=("JPEG", "PNG")) as image:
         full, box = image.size, None
-        _refuse_large(full, max_pixels)
+        refuse_large(full, max_pixels)
         if image.format == "JPEG" and size is not None:
             drafted = image.draft("L", (size * DRAFT_MARGIN, size * DRAFT_MARGIN))
             box = drafted[1] if drafted else None

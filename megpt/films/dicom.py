@@ -110,8 +110,13 @@ def _refuse(dataset: Dataset, max_pixels: int) -> None:
     rows, columns = dataset.get("Rows"), dataset.get("Columns")
     if not isinstance(rows, int) or not isinstance(columns, int) or rows < 1 or columns < 1:
         raise UnreadableFilm("DICOM without an image")
-    if rows * columns > max_pixels:
-        raise UnreadableFilm(f"{columns}x{rows} pixels, more than data.max_pixels")
+    refuse_large((columns, rows), max_pixels)
+
+
+def refuse_large(size: tuple[int, int], max_pixels: int) -> None:
+    """Raise UnreadableFilm for a film of this width and height that has more pixels than allowed."""
+    if size[0] * size[1] > max_pixels:
+        raise UnreadableFilm(f"{size[0]}x{size[1]} pixels, more than data.max_pixels")
 
 
 def _refuse_frame(frame: bytes, dataset: Dataset, max_pixels: int) -> None:

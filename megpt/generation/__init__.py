@@ -24,15 +24,7 @@ _HOMES = {
     "ReportWriter": "writer",
 }
 
-__all__ = [
-    "Decoding",
-    "EngineItem",
-    "EngineResult",
-    "GenerationEngine",
-    "HFBackend",
-    "Prediction",
-    "ReportWriter",
-]
+__all__ = ["Decoding", "EngineItem", "EngineResult", "GenerationEngine", "HFBackend", "Prediction", "ReportWriter"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ from megpt.config import DataConfig
 from megpt.data.sources.base import Inside, Source, split_name
 from megpt.data.sources.reading import Report, csv_header, csv_rows, parse_report
 from megpt.errors import InputError
-from megpt.study import CHEXPERT, SPLITS, Study, View
+from megpt.study import CHEXPERT, Study, View
 
 RECORDS = ("cxr-record-list.csv.gz", "cxr-record-list.csv")
 # Reports are a few kilobytes; anything this large is not one.
@@ -75,7 +75,7 @@ class MimicCxrSource(Source):
                 findings=report.findings if report else None,
                 impression=report.impression if report else None,
                 labels=labels.get(study_id) if labels else None,
-                split=splits.get(study_id) if splits else "",
+                split=splits.get(study_id, ""),
             )
 
     # --- films
@@ -141,13 +141,12 @@ class MimicCxrSource(Source):
 
     # --- splits and labels
 
-    def _splits(self) -> _Lookup | None:
+    def _splits(self) -> dict[str, str]:
+        """study_id → its split; {} if there is no table of splits."""
         table = self._table("split")
-        if table is None:
-            return None
-        rows = csv_rows(table, ("study_id", "split"))
+        rows = csv_rows(table, ("study_id", "split")) if table else ()
         named = ((row["study_id"], split_name(row["split"], where=f"{table}, line {line}")) for line, row in rows)
-        return _Lookup((study_id, SPLITS.index(split)) for study_id, split in named if split)
+        return {study_id: split for study_id, split in named if split}
 
     def _labels(self) -> _LabelLookup | None:
         table = self._table("chexpert") or self._table("negbio")
@@ -213,17 +212,6 @@ class MimicCxrSource(Source):
                 raise InputError(f"{path} is too large to be a report")
             return Path(path).read_bytes()
         return None
-
-
-class _Lookup:
-    """study_id → its split, stored as a number."""
-
-    def __init__(self, pairs: Iterable[tuple[str, int]]):
-        self._codes = dict(pairs)
-
-    def get(self, study_id: str) -> str:
-        code = self._codes.get(study_id)
-        return "" if code is None else SPLITS[code]
 
 
 class _LabelLookup:

@@ -11,7 +11,7 @@ from megpt.config import DataConfig
 from megpt.data.sources.base import Source
 from megpt.data.studies import READ_ROWS, Listed, open_parquet, split_folders, study_files
 from megpt.errors import InputError
-from megpt.study import Study
+from megpt.study import Study, View
 
 # Rows without films are small.
 LIST_ROWS = 5_000
@@ -61,13 +61,12 @@ class TableSource(Source):
     def _study(self, split: str, row: dict[str, Any]) -> Study:
         """The study of a row; its relative uris are resolved from the table's own folder."""
         study = Study.from_row({**row, "views": row["views"] or ()}, split=split)
-        if all(view.uri is None or view.uri.startswith("/") for view in study.views):
-            return study
-        resolved = (
-            view if view.uri is None or view.uri.startswith("/") else replace(view, uri=self._inside.resolve(view.uri))
-            for view in study.views
-        )
-        return replace(study, views=tuple(resolved))
+        return replace(study, views=tuple(map(self._resolved, study.views)))
+
+    def _resolved(self, view: View) -> View:
+        if view.uri is None or view.uri.startswith("/"):
+            return view
+        return replace(view, uri=self._inside.resolve(view.uri))
 
 
 def has_columns(path: Path, *names: str) -> bool:
