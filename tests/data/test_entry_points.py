@@ -163,6 +163,12 @@ def test_a_built_in_name_is_kept(install, archive: Path, capsys) -> None:
     )
 
 
+def test_a_built_in_format_that_fails_is_not_skipped(archive: Path, monkeypatch) -> None:
+    monkeypatch.setitem(FORMATS, "nih", "no_such_module_of_formats:Nih")
+    with pytest.raises(ModuleNotFoundError):
+        open_source(archive, data=DataConfig())
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_built_in_formats(name: str) -> None:
     assert load_format(name).format == name and load_format(name).about

@@ -204,12 +204,17 @@ def leaky(tmp_path):
     (archive / "link.png").symlink_to(tmp_path / "secret.png")
     (archive / "inside.png").symlink_to(archive / "films" / "good.png")
     (archive / "linked").symlink_to(tmp_path)
+    write(tmp_path / "archive-of-others" / "film.png", png())
+    (archive / "sibling.png").symlink_to(tmp_path / "archive-of-others" / "film.png")
     return archive
 
 
 @pytest.mark.parametrize(
     "path",
-    ["../secret.png", "films/../../secret.png", "linked/secret.png", "link.png", "/etc/passwd", "a\0b", "", "..\\x"],
+    [
+        *("../secret.png", "films/../../secret.png", "linked/secret.png", "link.png", "sibling.png"),
+        *("/etc/passwd", "a\0b", "", "..\\x"),
+    ],
 )
 def test_paths_that_lead_out_are_refused(leaky, path):
     assert Inside(leaky).resolve(path) is None
@@ -238,6 +243,7 @@ def test_links_in_a_folder_tree_are_refused(leaky):
         "films/good.png": False,
         "inside.png": False,
         "link.png": True,
+        "sibling.png": True,
     }
 
 

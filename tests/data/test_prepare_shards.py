@@ -28,7 +28,8 @@ from megpt.data.shards import ShardList
 from megpt.data.sources import open_source
 from megpt.data.studies import Listed, read_studies
 from megpt.errors import InputError, MegptError
-from megpt.study import FAILED_SCHEMA, Study
+from megpt.films.decode import UnreadableFilm
+from megpt.study import FAILED_SCHEMA, Study, View
 
 LIMIT = 10**7
 
@@ -95,6 +96,15 @@ def test_studies_that_the_archive_does_not_place_follow_their_patient(tmp_path):
 def test_patients_in_two_splits_are_counted(tmp_path):
     studies = [Study("a", "p", split="train"), Study("b", "p", split="test"), Study("c", "q", split="test")]
     assert make_list(tmp_path / "p", studies, shard_size=5, seed=0).notes["patients_in_two_splits"] == 1
+    again = [*studies, Study("d", "p", split="train"), Study("e", "", split="val"), Study("f", "", split="test")]
+    assert make_list(tmp_path / "q", again, shard_size=5, seed=0).notes["patients_in_two_splits"] == 1
+
+
+@pytest.mark.parametrize("section", ["report", "findings", "impression"])
+def test_one_report_is_enough_to_divide_by_patient(tmp_path, section):
+    texts = [Study("a", split="", **{section: "Clear."}), *(Study(f"s{n}", split="") for n in range(99))]
+    shards = make_list(tmp_path / "p", texts, shard_size=50, seed=0)
+    assert shards.notes["split_by"] == "patient" and set(placed(shards).values()) == {"train", "val", "test"}
 
 
 @pytest.mark.parametrize(
@@ -190,6 +200,21 @@ def test_failed_studies_are_a_source_again(tmp_path, archive):
     again = list(open_source(path, data=DataConfig()).studies())
     assert [s.study_id for s in again] == ["s2", "s4", "s5"]
     assert prepare.prepare_study(again[0], PrepareConfig(image_size=32), max_pixels=LIMIT).views[0].data
+
+
+def test_a_study_without_a_readable_film_has_the_first_films_reason(archive):
+    study = Study("s", views=(View("a", uri=str(archive / "films/absent.png")), View("b", data=b"GIF89a")))
+    with pytest.raises(UnreadableFilm, match=r"^missing file$"):
+        prepare.prepare_study(study, PrepareConfig(), max_pixels=LIMIT)
+
+
+def test_the_quality_of_stored_films(tmp_path, archive):
+    sizes = []
+    for quality in (60, 95):
+        out, *_ = prepared(tmp_path / str(quality), archive, jpeg_quality=quality)
+        (film,) = next(read_studies(out)).views
+        sizes.append(len(film.data))
+    assert sizes[0] < sizes[1]
 
 
 def test_embed_keeps_the_files_as_they_are(tmp_path, archive):
