@@ -68,15 +68,17 @@ def test_small_shards_share_a_file(tmp_path: Path, shard_size: int, files: int, 
 
 def test_later_segments_begin_new_files_and_shards(tmp_path: Path) -> None:
     """The record allows a list to grow at its end, without a change to what is there."""
-    shards = ShardList(tmp_path, 2, (("train", 3), ("test", 1), ("train", 5001)))
+    shards = ShardList(tmp_path, 2, (("train", 3), ("test", 1), ("train", 5001), ("train", 1)))
     assert [(s.name, s.studies, s.file, s.row) for s in list(shards)[:4]] == [
         ("train-00000", 2, "train-00000.parquet", 0),
         ("train-00001", 1, "train-00000.parquet", 2),
         ("test-00000", 1, "test-00000.parquet", 0),
         ("train-00002", 2, "train-00001.parquet", 0),
     ]
-    last = shards[len(shards) - 1]
-    assert (last.name, last.studies, last.file, last.row) == ("train-02502", 1, "train-00002.parquet", 0)
+    assert [(s.name, s.studies, s.file, s.row) for s in list(shards)[-2:]] == [
+        ("train-02502", 1, "train-00002.parquet", 0),
+        ("train-02503", 1, "train-00003.parquet", 0),
+    ]
 
 
 def test_films_inside_a_table(tmp_path: Path) -> None:

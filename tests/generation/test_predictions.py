@@ -62,6 +62,15 @@ def test_the_list_is_written_once(source: Source, tmp_path: Path) -> None:
     assert Predictions.open(tmp_path / "out") is None
 
 
+def test_studies_without_a_split_belong_to_every_one(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "archive" / name).mkdir(parents=True)
+        (tmp_path / "archive" / name / "film.dcm").write_bytes(b"")
+    plain = open_source(tmp_path / "archive", data=DataConfig(format="folder"))
+    for split in ("test", "all"):
+        assert Predictions.create(tmp_path / split, plain, split=split, limit=None, shard_size=2).shards.studies == 2
+
+
 def test_shards_left(source: Source, tmp_path: Path) -> None:
     predictions = Predictions.create(tmp_path / "out", source, split="all", limit=None, shard_size=10)
     assert (predictions.left(), predictions.finished(), finished_shards(tmp_path / "out")) == ([0, 1, 2, 3], [], set())
