@@ -2,6 +2,7 @@
 
 - its shard list is written once, without the films' bytes, and read back; a cut-off one counts as absent
 - shards are left until they have a file; a shard's file is whole or absent
+- the status and its rate are those of the files since the last start
 - failed.parquet has the failed studies with their films, as a source; run.json has counts, launches and versions
 - a file that is missing, damaged, or holds other studies than its shard is refused by name
 - a split without studies, a repeated id and an empty id are errors that name the archive
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,25 @@ def test_the_end_of_a_run(source: Source, tmp_path: Path) -> None:
     assert [row["error"] for row in pq.read_table(path).to_pylist()] == ["broken"] * 3
     again = list(open_source(path, data=DataConfig()).studies())
     assert again == [study(n) for n in (3, 4, 21)]
+
+
+def test_the_rate_is_that_of_the_last_start(source: Source, tmp_path: Path) -> None:
+    predictions = Predictions.create(tmp_path / "out", source, split="test", limit=None, shard_size=8)
+    assert predictions.status().lines() == [
+        "stopped: 0 of 30 studies done, 0 failed, 30 left",
+        "run the same command again: it resumes",
+    ]
+    for at in (50, 200):
+        predictions.record_launch(started=at)
+    for shard, at in enumerate((100, 210, 220)):
+        os.utime(predictions.write_shard(shard, rows([study(shard)], failed=["study001"])), (at, at))
+    assert predictions.status().rate == 16 / 20
+    assert predictions.status().lines()[:2] == [
+        "stopped: 24 of 30 studies done, 1 failed, 6 left",
+        "rate: 0.8 studies/s",
+    ]
+    (tmp_path / "out" / "_SUCCESS").touch()
+    assert predictions.status().lines()[0].startswith("finished: 24 of 30")
 
 
 def test_a_table_that_was_changed_is_not_called_complete(source: Source, tmp_path: Path) -> None:
