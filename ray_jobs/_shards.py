@@ -14,10 +14,10 @@ import ray
 from PIL import Image
 
 from megpt.config import Config
+from megpt.data.studies import Listed
 from megpt.errors import MegptError, to_json
 from megpt.films.decode import UnreadableFilm
-from megpt.generation import table
-from megpt.generation.plan import Plan, Planned
+from megpt.generation.predictions import Predictions
 from megpt.study import Study
 from ray_jobs._films import CHUNK, Pixels, decode
 from ray_jobs.failures import known_failure
@@ -39,7 +39,7 @@ class ShardWorker:
     decoded, or writes its file.
     """
 
-    def __init__(self, config: str, plan: Plan, archive: str, fingerprint: str, decode_cpus: float):
+    def __init__(self, config: str, predictions: Predictions, archive: str, fingerprint: str, decode_cpus: float):
         # Here and not above: the command that starts actors needs no torch, which takes seconds to import.
         with uncollected():
             import torch
@@ -48,7 +48,7 @@ class ShardWorker:
             from megpt.generation.writer import ReportWriter
 
         self.config = Config.model_validate(yaml.safe_load(config))
-        self.plan, self.archive, self.fingerprint = plan, archive, fingerprint
+        self.predictions, self.archive, self.fingerprint = predictions, archive, fingerprint
         self.model = threading.Lock()
         self.writer = ReportWriter(str(self.config.checkpoint), self.config.generate, self.config.seed)
         task: Any = decode  # Ray's types know functions without keywords only
@@ -69,33 +69,33 @@ class ShardWorker:
             return {"shard": number, "studies": 0, "failed": 0, "seconds": 0.0, "error": to_json(known)}
 
     def _shard(self, number: int) -> dict[str, Any]:
-        path = table.shard_path(self.plan.folder, number)
         began = time.monotonic()
-        if not path.exists():  # a shard whose actor died between the rename and the reply is not done again
-            planned = self.plan.shard(number)
-            films = self._films(planned)
+        # A shard whose actor died between the rename and the reply is not done again.
+        if not self.predictions.path(number).exists():
+            listed = self.predictions.studies(number)
+            films = self._films(listed)
             with self.model:
-                predictions = list(self.writer.write(films))
-            table.write_shard(self.plan.folder, number, self._rows(planned, predictions))
+                written = list(self.writer.write(films))
+            self.predictions.write_shard(number, self._rows(listed, written))
         return {
             "shard": number,
-            "studies": self.plan.rows_in(number),
-            "failed": table.count_failed(path),
+            "studies": self.predictions.count([number]),
+            "failed": self.predictions.count_failed(number),
             "seconds": time.monotonic() - began,
         }
 
-    def _rows(self, planned: list[Planned], predictions: list[Prediction]) -> Iterator[dict[str, Any]]:
-        """In the plan's order, so that the same shard gives the same file."""
+    def _rows(self, listed: list[Listed], predictions: list[Prediction]) -> Iterator[dict[str, Any]]:
+        """In the list's order, so that the same shard gives the same file."""
         by_id = {p.study.study_id: p for p in predictions}
         data = self.config.data
-        for one in planned:
-            yield by_id[one.study.study_id].to_row(
+        for entry in listed:
+            yield by_id[entry.study.study_id].to_row(
                 model=self.fingerprint, section=data.section, max_views=data.max_views
             )
 
-    def _films(self, planned: list[Planned]) -> Iterator[tuple[Study, Films]]:
-        """Films in the plan's order; decoding runs `decode_workers` chunks ahead, and starts now."""
-        chunks = [planned[n : n + CHUNK] for n in range(0, len(planned), CHUNK)]
+    def _films(self, listed: list[Listed]) -> Iterator[tuple[Study, Films]]:
+        """Films in the list's order; decoding runs `decode_workers` chunks ahead, and starts now."""
+        chunks = [listed[n : n + CHUNK] for n in range(0, len(listed), CHUNK)]
 
         ahead = 1 + self.config.generate.decode_workers
         waiting = deque(self._start(chunk) for chunk in chunks[:ahead])
@@ -105,19 +105,19 @@ class ShardWorker:
                 decoded = self._decoded(chunk, waiting.popleft())
                 if number + ahead < len(chunks):
                     waiting.append(self._start(chunks[number + ahead]))
-                for one, pixels in zip(chunk, decoded, strict=True):
-                    yield one.study, _films(pixels)
+                for entry, pixels in zip(chunk, decoded, strict=True):
+                    yield entry.study, _films(pixels)
 
         return stream()
 
-    def _start(self, chunk: list[Planned]) -> Any:
+    def _start(self, chunk: list[Listed]) -> Any:
         data = self.config.data
         side = self.writer.processor.image_size
         return self.decode.remote(
             chunk, archive=self.archive, side=side, max_views=data.max_views, max_pixels=data.max_pixels
         )
 
-    def _decoded(self, chunk: list[Planned], task: Any) -> list[Pixels]:
+    def _decoded(self, chunk: list[Listed], task: Any) -> list[Pixels]:
         """What a task has decoded. A film that kills its process, as broken ones can, costs its own study only."""
         try:
             decoded: list[Pixels] = ray.get(task)
@@ -127,7 +127,7 @@ class ShardWorker:
         except ray.exceptions.RayError:
             if len(chunk) == 1:
                 return ["decoding it ends the process"]
-            return [self._decoded([one], self._start([one]))[0] for one in chunk]
+            return [self._decoded([entry], self._start([entry]))[0] for entry in chunk]
 
 
 def _films(pixels: Pixels) -> Films:

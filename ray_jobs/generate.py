@@ -2,7 +2,7 @@
 
     megpt generate --config configs/phantom.yaml source=/data/archive checkpoint=runs/demo/checkpoint output=runs/out
 
-A plan on disk cuts the archive into shards (megpt/generation/plan.py). Ray Data hands shard numbers to a pool of
+A shard list on disk cuts the archive into shards (megpt/data/shards.py). Ray Data hands shard numbers to a pool of
 actors, each with the model on its GPU or share of one; an actor asks CPU tasks to decode its shard's films a chunk
 ahead of itself, writes the reports, and then the shard's one file. Nothing else passes through the object store, so
 memory depends neither on the archive nor on the shard's size.
@@ -35,9 +35,7 @@ from ray.util.annotations import RayDeprecationWarning
 from megpt.config import Config
 from megpt.data.sources import Source, open_source
 from megpt.errors import InputError, MegptError, TooManyFailed, from_json
-from megpt.generation import plan as plans
-from megpt.generation import table
-from megpt.generation.plan import Plan
+from megpt.generation.predictions import FAILED, LIST, Predictions, read_run, remove_leftovers, studies_of_split
 from megpt.output import RUN, Output, claim
 from megpt.progress import Progress, log
 from ray_jobs._shards import CALLS_PER_ACTOR, ShardWorker
@@ -67,16 +65,16 @@ def run(config: Config, *, dry_run: bool = False) -> int:
     with claim(config.output, job="generate", identity=identity, config=config) as output:
         if output.done:
             log(f"generate: {output.path} is finished, nothing to do")
-            return _verdict(config, table.read_run(output.path)["counts"], output.path)
+            return _verdict(config, read_run(output.path)["counts"], output.path)
         began = time.monotonic()
-        table.remove_leftovers(output.path)
-        plan = plans.load_plan(output.path) or _plan(config, output.path, source)
-        table.record_launch(output.path, started=time.time(), host=os.uname().nodename, studies=plan.studies)
-        if _missing(plan):
+        remove_leftovers(output.path)
+        predictions = Predictions.open(output.path) or _list_shards(config, output.path, source)
+        predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=predictions.shards.studies)
+        if predictions.left():
             with cluster(config.cluster):
                 require_resources(config.cluster)
-                _generate(config, plan, source, fingerprint)
-        counts = _finish(config, output, plan, fingerprint, time.monotonic() - began)
+                _generate(config, predictions, source, fingerprint)
+        counts = _finish(config, output, predictions, fingerprint, time.monotonic() - began)
     log(f"generate: {counts['studies']} studies, {counts['error']} of them without a report, in {output.path}")
     return _verdict(config, counts, output.path)
 
@@ -118,38 +116,34 @@ def _identity(config: Config, source: Source, fingerprint: str) -> dict[str, Any
     }
 
 
-def _plan(config: Config, folder: Path, source: Source) -> Plan:
-    """The plan of a first start. An archive that cannot be planned leaves no output behind: exit code 2 promises it."""
+def _list_shards(config: Config, folder: Path, source: Source) -> Predictions:
+    """The shard list of a first start. An archive that cannot be listed leaves no output behind (exit code 2)."""
     rules = config.generate
     try:
-        return plans.make_plan(folder, source, split=rules.split, limit=config.limit, shard_size=rules.shard_size)
+        return Predictions.create(folder, source, split=rules.split, limit=config.limit, shard_size=rules.shard_size)
     except InputError:
-        shutil.rmtree(folder / plans.FOLDER, ignore_errors=True)
+        shutil.rmtree(folder / LIST, ignore_errors=True)
         (folder / RUN).unlink(missing_ok=True)
         raise
 
 
 def _say_what_would_be_done(config: Config, source: Source) -> int:
-    studies = sum(1 for _ in plans.manifest(source, config.generate.split))
+    studies = sum(1 for _ in studies_of_split(source, config.generate.split))
     studies = min(studies, config.limit or studies)
     shards = -(-studies // config.generate.shard_size)
     log(f"generate: would write {studies} reports from {source.root} in {shards} shards to {config.output}")
     return 0
 
 
-def _missing(plan: Plan) -> list[int]:
-    return sorted(set(range(plan.shards)) - table.finished_shards(plan.folder))
-
-
-def _generate(config: Config, plan: Plan, source: Source, fingerprint: str) -> None:
+def _generate(config: Config, predictions: Predictions, source: Source, fingerprint: str) -> None:
     """Passes over the shards that have no file, until there are none."""
-    missing, fruitless = _missing(plan), 0
-    finished = plan.studies - sum(map(plan.rows_in, missing))
+    missing, fruitless = predictions.left(), 0
+    studies = predictions.shards.studies
     archive = str(source.root.absolute())
-    with Progress("generate", plan.studies, start=finished) as progress:
+    with Progress("generate", studies, start=studies - predictions.count(missing)) as progress:
         while missing:
             try:
-                written = _pass(config, plan, missing, archive, fingerprint)
+                written = _pass(config, predictions, missing, archive, fingerprint)
                 with contextlib.closing(watched(written, config.cluster)) as rows:
                     for row in rows:
                         if row["error"]:
@@ -157,7 +151,7 @@ def _generate(config: Config, plan: Plan, source: Source, fingerprint: str) -> N
                         progress.advance(int(row["studies"]), int(row["failed"]))
             except ray.exceptions.RayError as error:
                 raise known_failure(error, str(config.output)) or error from error
-            before, missing = missing, _missing(plan)
+            before, missing = missing, predictions.left()
             fruitless = fruitless + 1 if len(missing) == len(before) else 0
             if fruitless == FRUITLESS_PASSES:
                 raise MegptError(
@@ -165,10 +159,12 @@ def _generate(config: Config, plan: Plan, source: Source, fingerprint: str) -> N
                     cause="too little memory for the model or the films, or nodes that come and go",
                     next="see the workers' logs in Ray's session folder; set a smaller generate.slots or shard_size",
                 )
-            progress.advance(plan.studies - sum(map(plan.rows_in, missing)) - progress.done)
+            progress.advance(studies - predictions.count(missing) - progress.done)
 
 
-def _pass(config: Config, plan: Plan, missing: list[int], archive: str, fingerprint: str) -> ray.data.Dataset:
+def _pass(
+    config: Config, predictions: Predictions, missing: list[int], archive: str, fingerprint: str
+) -> ray.data.Dataset:
     """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""
     cpus, decode_cpus = _cpu_shares(config)
     pool = ray.data.ActorPoolStrategy(
@@ -178,7 +174,7 @@ def _pass(config: Config, plan: Plan, missing: list[int], archive: str, fingerpr
         max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
         enable_true_multi_threading=True,
     )
-    # One row a block: otherwise a small plan is one block, and one actor does everything.
+    # One row a block: otherwise a small list is one block, and one actor does everything.
     shards = ray.data.from_items([{"shard": n} for n in missing], override_num_blocks=len(missing))
     with warnings.catch_warnings():
         # Ray calls every way to say this deprecated, and has no other yet.
@@ -190,7 +186,7 @@ def _pass(config: Config, plan: Plan, missing: list[int], archive: str, fingerpr
             num_cpus=cpus,
             num_gpus=config.cluster.gpus_per_worker or None,
             ray_remote_args_fn=lambda: {"max_task_retries": 0},
-            fn_constructor_args=(config.to_yaml(), plan, archive, fingerprint, decode_cpus),
+            fn_constructor_args=(config.to_yaml(), predictions, archive, fingerprint, decode_cpus),
         )
     # Its own context, not the process's: other jobs may run in it.
     context = written.context
@@ -218,23 +214,16 @@ def _cpu_shares(config: Config) -> tuple[float, float]:
     return math.floor(cpus * (1 - DECODE_SHARE) * 1e4) / 1e4, max(math.floor(task * 1e4), 1) / 1e4
 
 
-def _finish(config: Config, output: Output, plan: Plan, fingerprint: str, seconds: float) -> dict[str, int]:
-    """Prove that the table is complete, then failed.parquet, run.json and, last, _SUCCESS."""
-    reasons = table.check_complete(output.path, plan)
-    counts = {"studies": plan.studies, **{name: reasons.get(name, 0) for name in ("stop", "length", "error")}}
-    table.write_failed(output.path, plan)
-    table.write_run(
-        output.path,
-        job="generate",
+def _finish(
+    config: Config, output: Output, predictions: Predictions, fingerprint: str, seconds: float
+) -> dict[str, int]:
+    """Prove that the table is complete, then write failed.parquet, run.json and, last, _SUCCESS."""
+    counts = predictions.finish(
+        seconds=seconds,
+        config=config.model_dump(mode="json"),
         backend=config.generate.backend,
         decoding={**config.generate.model_dump(mode="json"), "seed": config.seed},
         model=fingerprint,
-        counts=counts,
-        shards=plan.shards,
-        seconds=round(seconds, 3),
-        launches=table.launches(output.path),
-        versions=table.versions(),
-        config=config.model_dump(mode="json"),
     )
     output.finish(**counts)
     return counts
@@ -245,8 +234,8 @@ def _verdict(config: Config, counts: dict[str, int], folder: Path) -> int:
     if failed > allowed * counts["studies"]:
         raise TooManyFailed(
             f"{failed} of {counts['studies']} studies failed, more than generate.max_failed_fraction={allowed:g}",
-            where=str(folder / table.FAILED),
+            where=str(folder / FAILED),
             cause="see its column `error`",
-            next=f"repair those films, then: megpt generate source={folder / table.FAILED} output=ANOTHER …",
+            next=f"repair those films, then: megpt generate source={folder / FAILED} output=ANOTHER …",
         )
     return 0

@@ -2,9 +2,10 @@
 
     megpt prepare --config configs/phantom.yaml source=/data/mimic-cxr-jpg output=runs/studies
 
-The archive's manifest is streamed into a plan on disk (megpt/data/shards.py); each task of Ray Data takes one shard of
-it and writes that shard's files (megpt/data/prepare.py). Only shard names and counts pass through Ray, so memory does
-not depend on the archive. A killed job is started again by the same command and does the shards that are left.
+The archive's studies are streamed into a shard list on disk (megpt/data/shards.py). Each task of Ray Data takes one
+shard of it and writes that shard's files (megpt/data/prepare.py). Only shards' names and counts pass through Ray, so
+memory does not depend on the archive. A killed job is resumed by the same command, which prepares the shards that are
+left.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,8 @@ import ray
 import ray.data
 
 from megpt.config import Config
-from megpt.data.prepare import FAILED, WORK, clear, marks, merge_failed, prepare_shard, unfinished
-from megpt.data.shards import Plan, Shard, load_plan, make_plan
+from megpt.data.prepare import FAILED, WORK, clear, list_shards, marks, merge_failed, prepare_shard, unfinished
+from megpt.data.shards import Shard, ShardList
 from megpt.data.sources import Source, open_source
 from megpt.errors import InputError, TooManyFailed
 from megpt.output import Output, claim, write_aside
@@ -57,13 +59,13 @@ def run(config: Config, *, dry_run: bool = False) -> int:
             log(f"prepare: {output.path} is finished, nothing to do")
             return _verdict(config, output.path, json.loads((output.path / RUN).read_text())["counts"])
         began = time.monotonic()
-        plan = _plan(config, source, output)
-        left = unfinished(output.path, plan)
+        shards = _list_shards(config, source, output)
+        left = unfinished(output.path, shards)
         if left:
             with cluster(config.cluster):
                 require_one_cpu(config.cluster)
-                _prepare(config, plan, left, source, output.path)
-        counts = _finish(config, source, plan, output, time.monotonic() - began)
+                _prepare(config, shards, left, source, output.path)
+        counts = _finish(config, source, shards, output, time.monotonic() - began)
     log(f"prepare: {counts['studies'] - counts['failed']} studies in {output.path}, {counts['failed']} failed")
     return _verdict(config, output.path, counts)
 
@@ -76,24 +78,24 @@ def _identity(config: Config, source: Source) -> dict[str, Any]:
     return {"source": archive, "data": data, "prepare": prepare, "limit": config.limit, "seed": config.seed}
 
 
-def _plan(config: Config, source: Source, output: Output) -> Plan:
+def _list_shards(config: Config, source: Source, output: Output) -> ShardList:
     folder = output.path / WORK / "plan"
-    plan = load_plan(folder)
-    if plan is None:
-        studies = itertools.islice(source.studies(), config.limit)
+    shards = ShardList.load(folder)
+    if shards is None:
+        studies = itertools.islice(source.listed(), config.limit)
         try:
             if (first := next(studies, None)) is None:
                 raise _empty(source)
             log(f"prepare: listing the studies of {source.root} ({source.format})")
-            plan = make_plan(
+            shards = list_shards(
                 folder, itertools.chain([first], studies), shard_size=config.prepare.shard_size, seed=config.seed
             )
         except InputError:
             _wipe(output.path)
             raise
-        if plan.patients_in_two_splits:
-            log(f"prepare: {plan.patients_in_two_splits} patients are in more than one of the archive's own splits")
-    return plan
+        if twice := shards.notes["patients_in_two_splits"]:
+            log(f"prepare: {twice} patients are in more than one of the archive's own splits")
+    return shards
 
 
 def _empty(source: Source) -> InputError:
@@ -102,44 +104,42 @@ def _empty(source: Source) -> InputError:
     )
 
 
-def _prepare(config: Config, plan: Plan, left: list[Shard], source: Source, out: Path) -> None:
+def _prepare(config: Config, shards: ShardList, left: list[Shard], source: Source, out: Path) -> None:
     """Have each shard that is left written, by as many tasks as there are cores."""
     quiet(ray.data.DataContext.get_current())
     settings, max_pixels = config.prepare, config.data.max_pixels
     place, archive = out.absolute(), source.root.absolute()
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
-        shard = Shard(row["split"], row["number"], row["studies"])
-        result = prepare_shard(place, plan, shard, settings, archive=archive, max_pixels=max_pixels)
+        result = prepare_shard(place, shards, Shard(**row), settings, archive=archive, max_pixels=max_pixels)
         return {"studies": result["studies"], "failed": result["failed"]}
 
-    # One row a block: otherwise a small plan is one block, and one worker does everything.
-    rows = [{"split": shard.split, "number": shard.number, "studies": shard.studies} for shard in left]
-    shards = ray.data.from_items(rows, override_num_blocks=len(rows))
+    # One row a block: otherwise a small list is one block, and one worker does everything.
+    rows = ray.data.from_items([asdict(shard) for shard in left], override_num_blocks=len(left))
     # A local cluster claims more CPUs than the machine has, and decoding is nothing but CPU work.
     tasks = None if joined() else ray.data.TaskPoolStrategy(size=os.cpu_count() or 1)
-    done = plan.studies - sum(shard.studies for shard in left)
-    with Progress("prepare", plan.studies, start=done) as progress:
+    done = shards.studies - sum(shard.studies for shard in left)
+    with Progress("prepare", shards.studies, start=done) as progress:
         try:
-            for row in shards.map(task, compute=tasks, num_cpus=1).iter_rows():
+            for row in rows.map(task, compute=tasks, num_cpus=1).iter_rows():
                 progress.advance(int(row["studies"]), int(row["failed"]))
         except Exception as error:
             raise known_failure(error, str(out)) or error from error
 
 
-def _finish(config: Config, source: Source, plan: Plan, output: Output, seconds: float) -> dict[str, int]:
+def _finish(config: Config, source: Source, shards: ShardList, output: Output, seconds: float) -> dict[str, int]:
     """failed.parquet, run.json and _SUCCESS, in this order; the working files go last of all."""
     out = output.path
     counts: Counter[str] = Counter()
     splits: dict[str, Counter[str]] = {}
     reasons: Counter[str] = Counter()
-    for mark in marks(out, plan):
+    for mark in marks(out, shards):
         numbers = {name: mark[name] for name in ("studies", "failed", "films", "films_dropped")}
         counts.update(numbers)
         splits.setdefault(mark["split"], Counter()).update(numbers)
         reasons.update(mark["reasons"])
-    if counts["studies"] != plan.studies:
-        raise RuntimeError(f"{plan.studies - counts['studies']} studies were neither prepared nor failed")
+    if counts["studies"] != shards.studies:
+        raise RuntimeError(f"{shards.studies - counts['studies']} studies were neither prepared nor failed")
     if counts["failed"] == counts["studies"]:
         _wipe(out)
         reason, times = reasons.most_common(1)[0]
@@ -149,17 +149,17 @@ def _finish(config: Config, source: Source, plan: Plan, output: Output, seconds:
             cause=f"most often: {reason} ({times} studies)",
             next="check source=PATH, data.format and where the images lie (docs/data.md)",
         )
-    merge_failed(out, plan)
+    merge_failed(out, shards)
     with write_aside(out / RUN) as temporary:
         tree = {
             "job": "prepare",
             "format": source.format,
-            "split_by": plan.split_by,
+            "split_by": shards.notes["split_by"],
             "counts": dict(counts),
             "splits": {name: dict(numbers) for name, numbers in splits.items()},
             "reasons": dict(reasons.most_common()),
-            "patients_in_two_splits": plan.patients_in_two_splits,
-            "shards": len(plan.shards),
+            "patients_in_two_splits": shards.notes["patients_in_two_splits"],
+            "shards": len(shards),
             "seconds": round(seconds, 3),
             "versions": {name: version(name) for name in PACKAGES},
             "config": config.model_dump(mode="json"),

@@ -13,7 +13,7 @@ import yaml
 
 from megpt.config import Config
 from megpt.errors import InputError
-from megpt.generation.status import is_locked, read_status
+from megpt.generation.predictions import Predictions, is_locked
 from megpt.output import RUN, SUCCESS
 
 
@@ -34,9 +34,9 @@ def run(config: Config, folder: str, *, dry_run: bool = False) -> int:
             next="give the folder that was output=PATH",
         ) from None
     print(f"{job}: {path}")
-    status = read_status(path) if job == "generate" else None
-    if status is not None:
-        print("\n".join(status.lines()))
+    predictions = Predictions.open(path) if job == "generate" else None
+    if predictions is not None:
+        print("\n".join(predictions.status().lines()))
     elif (path / SUCCESS).exists():
         print("finished")
     elif is_locked(path):

@@ -3,8 +3,8 @@ r"""The published ways of normalising a report, and none.
 A score without its cleaner's name is not comparable: R2Gen (Chen et al., 2020) and R2GenGPT (Wang et al., 2023) each
 clean IU X-Ray and MIMIC-CXR reports in their own way, and CIDEr moves by 15 % between conventions. What they share:
 numbered lists lose their numbers, text is split into sentences at `. `, punctuation goes, and the sentences are
-joined with ` . `. Where they differ stands in `RULES`. Their quirks are kept to the letter, since published scores
-have them: `10. Ten 11. Eleven` becomes `10 . ten 1eleven .`, and a character class written `:-\[` in R2Gen removes
+joined with ` . `. `RULES` says where they differ. Their quirks are kept to the letter, because published scores depend
+on them: `10. Ten 11. Eleven` becomes `10 . ten 1eleven .`, and a character class written `:-\[` in R2Gen removes
 everything from `:` to `[` in ASCII (`: ; < = > ? @ A-Z [`).
 """
 
@@ -23,14 +23,14 @@ _QUOTES = str.maketrans("", "", "\"'/\\")
 
 @dataclass(frozen=True)
 class Rule:
-    """What tells one convention from the next."""
+    """The rules in which one convention differs from another."""
 
     folds: bool
     """Line feeds become spaces; runs of spaces and of underscores become one (up to the published repetitions)."""
     dot_passes: int
     """How often `..` becomes `.`."""
     removed: re.Pattern[str]
-    """What is deleted inside a sentence."""
+    """The characters deleted inside a sentence."""
     spaced_colon: bool = False
     """`:` becomes ` :` and stays."""
 
@@ -44,7 +44,7 @@ RULES = {
 UNDERSCORE_PASSES, SPACE_PASSES = 7, 6
 CLEANERS = ("none", *RULES)
 
-# The numbers of a numbered list, in the order in which they are taken out.
+# The numbers of a numbered list, in the order in which they are removed.
 _NUMBERS = (("1. ", ""), *((f". {n}. ", ". ") for n in "2345"), *((f" {n}. ", ". ") for n in "2345"))
 
 
@@ -52,7 +52,7 @@ def clean(text: str, cleaner: str) -> str:
     """A report as the named convention writes it.
 
     Args:
-        text: the report as the archive has it.
+        text: the report from the archive.
         cleaner: `none` (the text unchanged), r2gen-iu, r2gen-mimic, r2gengpt-iu or r2gengpt-mimic.
 
     Raises:
@@ -70,7 +70,7 @@ def clean(text: str, cleaner: str) -> str:
     for number, replacement in _NUMBERS:
         text = text.replace(number, replacement)
     if rule.spaced_colon:
-        # before the split: `.:` ends a sentence once it has become `. :`
+        # before the split into sentences: `.:` ends one after it has become `. :`
         text = text.replace(":", " :")
     sentences = [_sentence(sentence, rule) for sentence in text.strip().lower().split(". ")]
     return " . ".join(sentences) + " ."

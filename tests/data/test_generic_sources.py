@@ -15,7 +15,7 @@ import pytest
 from make_films import dicom_bytes, jpeg, png, write
 
 from megpt.config import DataConfig
-from megpt.data.sources import FORMATS, open_source
+from megpt.data.sources import FORMATS, load_format, open_source
 from megpt.data.sources.base import Inside
 from megpt.data.studies import write_rows, write_studies
 from megpt.errors import InputError
@@ -57,7 +57,7 @@ def test_an_unknown_layout_lists_the_formats(tmp_path):
     path = write(tmp_path / "notes.txt", "hello")
     with pytest.raises(InputError) as caught:
         open_source(path, data=DataConfig())
-    assert all(f"{name}: {kind.about}" in str(caught.value) for name, kind in FORMATS.items())
+    assert all(f"           {name}: {load_format(name).about}\n" in str(caught.value) for name in FORMATS)
 
 
 # --- folders
@@ -204,12 +204,17 @@ def leaky(tmp_path):
     (archive / "link.png").symlink_to(tmp_path / "secret.png")
     (archive / "inside.png").symlink_to(archive / "films" / "good.png")
     (archive / "linked").symlink_to(tmp_path)
+    write(tmp_path / "archive-of-others" / "film.png", png())
+    (archive / "sibling.png").symlink_to(tmp_path / "archive-of-others" / "film.png")
     return archive
 
 
 @pytest.mark.parametrize(
     "path",
-    ["../secret.png", "films/../../secret.png", "linked/secret.png", "link.png", "/etc/passwd", "a\0b", "", "..\\x"],
+    [
+        *("../secret.png", "films/../../secret.png", "linked/secret.png", "link.png", "sibling.png"),
+        *("/etc/passwd", "a\0b", "", "..\\x"),
+    ],
 )
 def test_paths_that_lead_out_are_refused(leaky, path):
     assert Inside(leaky).resolve(path) is None
@@ -238,6 +243,7 @@ def test_links_in_a_folder_tree_are_refused(leaky):
         "films/good.png": False,
         "inside.png": False,
         "link.png": True,
+        "sibling.png": True,
     }
 
 
