@@ -49,7 +49,13 @@ def parser() -> argparse.ArgumentParser:
         job = jobs.add_parser(name, help=text, description=text)
         if name in POSITIONAL:
             job.add_argument(POSITIONAL[name], help="path")
-        job.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
+        job.add_argument(
+            "--config",
+            metavar="FILE",
+            action="append",
+            default=[],
+            help="YAML file, or the name of a shipped config (phantom); given more than once, later files win",
+        )
         job.add_argument("--limit", metavar="N", type=int, help="use the first N studies only")
         job.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
         job.add_argument(
