@@ -77,9 +77,6 @@ class Ablate(Job):
         self.tell(output.path, output.summary())
 
 
-run = Ablate.run
-
-
 def resolve(config: Config) -> dict[str, Config]:
     """The config of each variant; each is checked before the first one starts.
 
@@ -97,7 +94,7 @@ def resolve(config: Config) -> dict[str, Config]:
     for name, changes in {FULL: {}, **config.ablate.variants}.items():
         if not name.replace("_", "").replace("-", "").isalnum() or (name == FULL and changes):
             raise InputError(f"ablate.variants: {name!r} cannot name a variant", next="use letters, digits, - and _")
-        variants[name] = config.overridden(changes).updated(output=str(root / name))
+        variants[name] = config.overridden(changes).updated(output=str(root / name), source=None)
     return variants
 
 

@@ -93,9 +93,6 @@ class Demo(Job):
         self.tell(output.path, output.summary())
 
 
-run = Demo.run
-
-
 def resolve(config: Config) -> Config:
     """The demo's config with every path under its output, whatever paths the file names."""
     root = Path(str(config.output))
