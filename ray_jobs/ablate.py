@@ -24,6 +24,12 @@ from ray_jobs.runtime import cluster
 FULL = "full"
 SCORES = ("BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "clinical_micro_f1", "clinical_macro_f1")
 
+# Sections and keys that this job reads; `output` and `cluster` go without saying.
+reads = (
+    *("studies", "prompts", "limit", "seed", "ablate", "data", "model"),
+    *("fit_prompts", "train", "generate", "evaluate"),
+)
+
 
 def run(config: Config, *, dry_run: bool = False) -> int:
     """Run every variant; writes OUT/NAME/{prompts,checkpoint,predictions,evaluation} and OUT/ablation.{json,md}."""

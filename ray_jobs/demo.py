@@ -43,6 +43,12 @@ SCORES = (
     "clinical_macro_f1",
 )
 
+# Sections and keys that this job reads; `output` and `cluster` go without saying.
+reads = (
+    *("limit", "seed", "phantom", "language_model", "data", "prepare"),
+    *("model", "fit_prompts", "train", "generate", "evaluate"),
+)
+
 
 @dataclass(frozen=True)
 class Stage:

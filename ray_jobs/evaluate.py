@@ -33,6 +33,12 @@ from ray_jobs.runtime import cluster, joined, require_one_cpu
 
 METRICS, TABLE, PAGE = "metrics.json", "per_study.parquet", "index.html"
 
+# Sections and keys that this job reads; `output` and `cluster` go without saying.
+reads = (
+    *("predictions", "studies", "source", "limit", "seed", "evaluate"),
+    *("data.format", "data.reports", "data.annotations", "data.section", "data.cleaner", "data.max_pixels"),
+)
+
 
 def run(config: Config, *, dry_run: bool = False) -> int:
     """Score a predictions/ folder; returns the exit code.

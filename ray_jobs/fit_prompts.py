@@ -31,6 +31,13 @@ from ray_jobs.runtime import cluster, quiet, require_resources, uncollected
 BATCH = 16
 COLUMNS = ["study_id", "report", "findings", "impression"]
 
+# Sections and keys that this job reads; `output` and `cluster` go without saying.
+reads = (
+    *("studies", "limit", "seed", "fit_prompts"),
+    *("model.vision", "model.vision_weights", "model.vision_args", "model.image_size"),
+    *("data.section", "data.cleaner", "data.max_views", "data.max_pixels"),
+)
+
 
 def run(config: Config, *, dry_run: bool = False) -> int:
     """Fit and save the prompt bank, and print it.

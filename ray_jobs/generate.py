@@ -50,6 +50,12 @@ FRUITLESS_PASSES = 3
 # Of a worker's CPUs this share is left to the tasks that decode for it.
 DECODE_SHARE = 0.1
 
+# Sections and keys that this job reads; `output` and `cluster` go without saying.
+reads = (
+    *("source", "studies", "checkpoint", "limit", "seed", "generate"),
+    *("data.format", "data.reports", "data.annotations", "data.section", "data.max_views", "data.max_pixels"),
+)
+
 
 def run(config: Config, *, dry_run: bool = False) -> int:
     """Write OUT/reports/part-*.parquet, failed.parquet, run.json and _SUCCESS; exit code 0.

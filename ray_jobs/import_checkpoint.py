@@ -19,6 +19,9 @@ from megpt.errors import InputError
 from megpt.output import claim
 from megpt.progress import log
 
+# Sections and keys that this job reads; `output` and `cluster` go without saying.
+reads = (*("prompts", "seed", "model", "import_checkpoint"),)
+
 
 def run(config: Config, file: str, *, dry_run: bool = False) -> int:
     """Import one file, and print what of it was used; returns the exit code.

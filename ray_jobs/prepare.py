@@ -35,6 +35,12 @@ from ray_jobs.runtime import cluster, joined, quiet, require_one_cpu
 RUN = "run.json"
 PACKAGES = ("megpt", "ray", "pyarrow", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm")
 
+# Sections and keys that this job reads; `output` and `cluster` go without saying.
+reads = (
+    *("source", "limit", "seed", "prepare"),
+    *("data.format", "data.reports", "data.annotations", "data.max_pixels"),
+)
+
 
 def run(config: Config, *, dry_run: bool = False) -> int:
     """Write OUT/split=…/part-*.parquet, failed.parquet, run.json and _SUCCESS; exit code 0.

@@ -16,6 +16,9 @@ from megpt.errors import InputError
 from megpt.generation.status import is_locked, read_status
 from megpt.output import RUN, SUCCESS
 
+# Sections and keys that this job reads; `output` and `cluster` go without saying.
+reads: tuple[str, ...] = ()
+
 
 def run(config: Config, folder: str, *, dry_run: bool = False) -> int:
     """Print job, studies done, failed and left, rate and time left; reads only, so `dry_run` changes nothing.
