@@ -4,6 +4,8 @@ with claim(config.output, job="generate", identity={...}, config=config) as outp
     if output.done: ...                       # nothing to do
     with write_aside(output.path / "x.json") as temporary: temporary.write_text(...)
     output.finish()                           # _SUCCESS, last of all
+
+`inspect` raises what `claim` would raise, and writes nothing: it is the dry run's.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from megpt.config import Config
 from megpt.errors import InputError, MegptError
 from megpt.settings import difference
 
-SUCCESS, RUN, LOCK = "_SUCCESS", "megpt.yaml", ".lock"
+SUCCESS, RECORD, LOCK = "_SUCCESS", "megpt.yaml", ".lock"
 LOCK_TRIES, LOCK_PAUSE_S = 3, 0.1
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
@@ -85,7 +88,7 @@ def storage_error(error: BaseException, path: str | Path) -> MegptError:
             next="free space and run the same command again: it resumes",
         )
     reason = error.strerror if isinstance(error, OSError) else None
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in FORBIDDEN:
         return InputError(f"{path} cannot be written", cause=reason, next="choose another output=PATH")
     return MegptError(f"writing {path} failed", cause=type(error).__name__ + (f": {reason}" if reason else ""))
 
@@ -102,6 +105,14 @@ class Output:
         with write_aside(self.path / SUCCESS) as temporary:
             temporary.write_text(json.dumps(summary, indent=1) + "\n")
 
+    def summary(self) -> dict[str, Any]:
+        """What `finish` was given."""
+        return dict(json.loads((self.path / SUCCESS).read_text()))
+
+    def discard(self) -> None:
+        """Delete the folder: an attempt that could not succeed leaves nothing, so the next may have another config."""
+        shutil.rmtree(self.path)
+
 
 @contextlib.contextmanager
 def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], config: Config) -> Iterator[Output]:
@@ -116,13 +127,8 @@ def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], conf
     """
     config.require("output")
     path = Path(str(output))
-    record = path / RUN
-    if path.is_file() or (path.is_dir() and not record.exists() and any(p.name != LOCK for p in path.iterdir())):
-        raise InputError(
-            f"output {path} exists and was not written by megpt",
-            cause="it holds other files, which are never overwritten",
-            next="choose another output=PATH",
-        )
+    record = path / RECORD
+    _refuse_foreign(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / LOCK).open("a")
@@ -130,19 +136,68 @@ def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], conf
         raise storage_error(error, path) from error
     with lock:
         if not _locked(lock):
-            raise InputError(
-                f"another job is writing {path} now",
-                cause="two jobs on one output would write studies twice",
-                next=f"wait for it (megpt status {path}), or choose another output=PATH",
-            )
-        same = json.loads(json.dumps(identity, default=str))
+            raise _busy(path)
         if record.exists():
-            _refuse_changes(record, job, same)
+            _refuse_changes(record, job, identity)
         else:
             with write_aside(record) as temporary:
-                tree = {"job": job, "identity": same, "config": config.model_dump(mode="json")}
+                tree = {"job": job, "identity": _plain(identity), "config": config.model_dump(mode="json")}
                 temporary.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
         yield Output(path=path, done=(path / SUCCESS).exists())
+
+
+def inspect(output: str | Path, *, job: str, identity: dict[str, Any]) -> Output:
+    """The folder as `claim` would find it.
+
+    Raises:
+        InputError: as `claim`, and where the folder could not be made.
+    """
+    path = Path(output)
+    _refuse_foreign(path)
+    if is_locked(path):
+        raise _busy(path)
+    if (path / RECORD).exists():
+        _refuse_changes(path / RECORD, job, identity)
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        reason = errno.EACCES if nearest.is_dir() else errno.ENOTDIR
+        raise storage_error(OSError(reason, os.strerror(reason)), path)
+    return Output(path=path, done=(path / SUCCESS).exists())
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a job holds the folder's claim now (on this machine, or on a file system that shares locks)."""
+    try:
+        with (folder / LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _plain(identity: dict[str, Any]) -> dict[str, Any]:
+    """As it reads back from the record: tuples are lists."""
+    return dict(json.loads(json.dumps(identity, default=str)))
+
+
+def _refuse_foreign(path: Path) -> None:
+    foreign = path.is_dir() and not (path / RECORD).exists() and any(p.name != LOCK for p in path.iterdir())
+    if path.is_file() or foreign:
+        raise InputError(
+            f"output {path} exists and was not written by megpt",
+            cause="it holds other files, which are never overwritten",
+            next="choose another output=PATH",
+        )
+
+
+def _busy(path: Path) -> InputError:
+    return InputError(
+        f"another job is writing {path} now",
+        cause="two jobs on one output would write studies twice",
+        next=f"wait for it (megpt status {path}), or choose another output=PATH",
+    )
 
 
 def _locked(lock: TextIO) -> bool:
@@ -165,7 +220,7 @@ def _refuse_changes(record: Path, job: str, identity: dict[str, Any]) -> None:
         raise InputError(
             f"{record} is damaged", next="delete the output folder or choose another output=PATH"
         ) from None
-    changed = difference(was, identity) if was_job == job else [f"job: {was_job} → {job}"]
+    changed = difference(was, _plain(identity)) if was_job == job else [f"job: {was_job} → {job}"]
     if changed:
         raise InputError(
             f"output {record.parent} exists from another config",

@@ -11,6 +11,7 @@ import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from megpt.config import SHIPPED, Config, json_schema
 from megpt.config.reference import default_text
@@ -43,12 +44,15 @@ Every setting of a config file, with its default. `megpt JOB --help` lists those
 
 
 def job_reads() -> dict[str, tuple[str, ...]]:
-    """Job → sections and keys that it reads, as its module in ray_jobs or the job's class there declares."""
-    table = {}
+    """Job → sections and keys that it reads, as the job declares in `reads`."""
+    table: dict[str, tuple[str, ...]] = {}
     for job in JOBS:
-        module = importlib.import_module(f"ray_jobs.{job.replace('-', '_')}")
-        owners = [module, *(value for value in vars(module).values() if getattr(value, "name", None) == job)]
-        reads: tuple[str, ...] = next(owner.reads for owner in owners if hasattr(owner, "reads"))
+        module: Any = importlib.import_module(f"ray_jobs.{job.replace('-', '_')}")
+        if hasattr(module, "__path__"):  # a folder with a file for the job
+            module = importlib.import_module(f"{module.__name__}.job")
+        # The job is a class of its module, or the module itself.
+        classes = [value for value in vars(module).values() if getattr(value, "name", None) == job]
+        reads = (classes or [module])[0].reads
         table[job] = (*ALWAYS, *reads) if reads else ()
     return table
 

@@ -22,78 +22,68 @@ from megpt.data import studies as tables
 from megpt.data.cleaning import clean
 from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm, load_films
-from megpt.output import claim
 from megpt.progress import Progress, console, log
 from megpt.study import Study
-from ray_jobs.runtime import cluster, quiet, require_resources, uncollected
+from ray_jobs.job import Job
+from ray_jobs.runtime import quiet, uncollected
 
 # Studies encoded in one forward pass. Part of the result (in its last digits), hence no setting.
 BATCH = 16
 COLUMNS = ["study_id", "report", "findings", "impression"]
 
-# Sections and keys that this job reads; `output` and `cluster` go without saying.
-reads = (
-    *("studies", "limit", "seed", "fit_prompts"),
-    *("model.vision", "model.vision_weights", "model.vision_args", "model.image_size"),
-    *("data.section", "data.cleaner", "data.max_views", "data.max_pixels"),
-)
 
+class FitPrompts(Job):
+    name = "fit-prompts"
+    reads = (
+        *("studies", "limit", "seed", "fit_prompts"),
+        *("model.vision", "model.vision_weights", "model.vision_args", "model.image_size"),
+        *("data.section", "data.cleaner", "data.max_views", "data.max_pixels"),
+    )
+    needs = ("studies",)
 
-def run(config: Config, *, dry_run: bool = False) -> int:
-    """Fit and save the prompt bank, and print it.
+    def open(self) -> None:
+        from megpt.model.build import build_encoder
+        from megpt.model.clusters import candidates
 
-    Raises:
-        InputError: no studies/ table, an encoder that cannot be had, or fewer studies than clusters.
-    """
-    from megpt.model.build import build_encoder
-    from megpt.model.clusters import candidates
-    from megpt.model.prompts import fit_prompt_bank
+        self.units = choose(self.config)
+        self.wanted = sum(len(rows) for _, rows in self.units)
+        candidates(self.config.fit_prompts, self.wanted)  # too few are found out before their films are encoded
+        _, self.encoder = build_encoder(self.config.model, seed=self.config.seed)
 
-    config.require("output", "studies")
-    units = choose(config)
-    wanted = sum(len(rows) for _, rows in units)
-    candidates(config.fit_prompts, wanted)  # too few are found out before their films are encoded
-    _, identity = build_encoder(config.model, seed=config.seed)
-    if dry_run:
-        log(f"fit-prompts: would encode {wanted} training studies with {config.model.vision} and cluster them")
-        return 0
-    with claim(config.output, job="fit-prompts", identity=_identity(config, identity), config=config) as output:
-        if output.done:
-            log(f"fit-prompts: {output.path} is finished, nothing to do")
-            return 0
-        with cluster(config.cluster):
-            require_resources(config.cluster)
-            features = encode(config, units, total=wanted)
-        texts = reports(config, set(features))
-        ids = sorted(features)
+    def inputs(self) -> dict[str, Any]:
+        return {"studies": tables.fingerprint(str(self.config.studies)), "encoder": self.encoder}
+
+    def preview(self, folder: Path) -> None:
+        vision = self.config.model.vision
+        log(f"fit-prompts: would encode {self.wanted} training studies with {vision} and cluster them")
+
+    def work(self, folder: Path) -> None:
+        self.features = encode(self.config, self.units, total=self.wanted)
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        from megpt.model.prompts import fit_prompt_bank
+
+        ids = sorted(self.features)
         if not ids:
-            raise InputError("no training study has a readable film", where=str(config.studies))
-        bank = fit_prompt_bank(
-            np.stack([features[i] for i in ids]),
+            raise InputError("no training study has a readable film", where=str(self.config.studies))
+        texts = reports(self.config, set(ids))
+        self.bank = fit_prompt_bank(
+            np.stack([self.features[i] for i in ids]),
             [texts[i] for i in ids],
             ids,
-            config.fit_prompts,
-            config.seed,
-            encoder=identity,
+            self.config.fit_prompts,
+            self.config.seed,
+            encoder=self.encoder,
         )
-        bank.save(output.path)
-        output.finish(studies=len(ids), without_films=wanted - len(ids), clusters=len(bank))
-    console.print(show(bank))
-    log(f"fit-prompts: {len(bank)} prompts in {output.path / 'prompts.yaml'}; edit the texts as you like")
-    return 0
+        self.bank.save(folder)
+        return {"studies": len(ids), "without_films": self.wanted - len(ids), "clusters": len(self.bank)}
+
+    def tell(self, folder: Path, summary: dict[str, Any]) -> None:
+        console.print(show(self.bank))
+        log(f"fit-prompts: {len(self.bank)} prompts in {folder / 'prompts.yaml'}; edit the texts as you like")
 
 
-def _identity(config: Config, encoder: str) -> dict[str, Any]:
-    """What the prompts depend on."""
-    return {
-        "encoder": encoder,
-        "image_size": config.model.image_size,
-        "studies": tables.fingerprint(str(config.studies)),
-        "fit_prompts": config.fit_prompts.model_dump(mode="json"),
-        "data": config.data.model_dump(mode="json", include={"section", "cleaner", "max_views", "max_pixels"}),
-        "seed": config.seed,
-        "limit": config.limit,
-    }
+run = FitPrompts.run
 
 
 def choose(config: Config) -> list[tuple[str, list[int]]]:

@@ -13,11 +13,12 @@ import yaml
 
 from megpt.config import Config
 from megpt.errors import InputError
-from megpt.generation.status import is_locked, read_status
-from megpt.output import RUN, SUCCESS
+from megpt.generation.status import read_status
+from megpt.output import RECORD, SUCCESS, is_locked
 
-# Sections and keys that this job reads; `output` and `cluster` go without saying.
+
 reads: tuple[str, ...] = ()
+"""No key of the config: a folder says all."""
 
 
 def run(config: Config, folder: str, *, dry_run: bool = False) -> int:
@@ -28,12 +29,12 @@ def run(config: Config, folder: str, *, dry_run: bool = False) -> int:
     """
     path = Path(folder)
     try:
-        record = yaml.safe_load((path / RUN).read_text(encoding="utf-8"))
+        record = yaml.safe_load((path / RECORD).read_text(encoding="utf-8"))
         job = str(record["job"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         raise InputError(
             f"{path} is not an output of megpt",
-            cause=f"it has no readable {RUN}" if path.is_dir() else "there is no such folder",
+            cause=f"it has no readable {RECORD}" if path.is_dir() else "there is no such folder",
             next="give the folder that was output=PATH",
         ) from None
     print(f"{job}: {path}")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train.v2._internal.execution import context as train_context
 from ray.util.metrics import Gauge
 
 from megpt.config import Config
 from megpt.errors import InputError, MegptError, from_json, to_json
 from megpt.output import write_aside
 from megpt.training.log import FIGURES
+from ray_jobs import ray_private
 from ray_jobs.runtime import uncollected
 
 ERROR = Path("steps") / "error.json"
@@ -38,8 +38,7 @@ def worker(arguments: dict[str, Any]) -> None:
         from megpt.training.parts import make_parts
         from ray_jobs.train.validate import best_score, validator
 
-    # Ray Train prints each report in full, by a logger of this name.
-    logging.getLogger(train_context.__file__).setLevel(logging.WARNING)
+    logging.getLogger(ray_private.report_logger()).setLevel(logging.WARNING)
     context = ray.train.get_context()
     hooks = Hooks(
         preempted=lambda: ray.train.get_preemption_info() is not None,
@@ -86,6 +85,6 @@ def take_error(output: Path) -> MegptError | None:
     path = output / ERROR
     if not path.exists():
         return None
-    told = from_json(path.read_text(encoding="utf-8"))
+    error = from_json(path.read_text(encoding="utf-8"))
     path.unlink()
-    return told
+    return error
