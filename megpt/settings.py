@@ -115,9 +115,9 @@ def _kinds(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
         choices = [str(choice) for choice in schema.get("enum", [schema.get("const")])]
         yield ("one of", ", ".join(choices)) if len(choices) > 1 else ("the word", choices[0])
     elif schema.get("type") == "array":
-        items = schema.get("prefixItems") or [schema["items"]]
-        inner = " or ".join(f"{kind} {values}".strip() for kind, values in _kinds(items[0]))
-        yield f"list of {len(items)}" if "prefixItems" in schema else "list", f"of {inner}"
+        length = f"{len(schema['prefixItems'])} × " if "prefixItems" in schema else ""
+        for kind, values in _kinds(schema["prefixItems"][0] if length else schema["items"]):
+            yield f"list of {length}{kind}", values
     else:
         kind = {"string": "text", "boolean": "true or false", "object": "mapping"}
         yield kind.get(schema["type"], schema["type"]), _bounds(schema)

@@ -71,12 +71,13 @@ def _read_chain(path: Path, chain: tuple[Path, ...], layers: dict[Path, Layer]) 
             next=f"write `{EXTENDS}: FILE.yaml`, or the name of a shipped config: {', '.join(shipped_names())}",
         )
     for name in parents:
-        beside = path.parent / name
-        parent = beside if beside.is_file() else find_shipped(name, SHIPPED, ".yaml")
-        if not parent.is_file():
+        # Beside the shipped configs comes last, so that a copy of one of them, edited elsewhere, still finds its base.
+        places = (path.parent / name, find_shipped(name, SHIPPED, ".yaml"), SHIPPED / name)
+        parent = next((place for place in places if place.is_file()), None)
+        if parent is None:
             raise InputError(
                 f"{path} extends {name!r}, which does not exist",
-                where=f"neither {beside} nor a shipped config",
+                where=f"neither {places[0]} nor a shipped config",
                 next=f"give a path relative to {path.name}, or one of {', '.join(shipped_names())}",
             )
         _read_chain(parent, (*chain, resolved), layers)
@@ -98,7 +99,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise InputError(f"{path} holds {type(tree).__name__}, not a mapping", next="see configs/phantom.yaml")
+        raise InputError(
+            f"{path} holds {type(tree).__name__}, not a mapping",
+            next="a config is made of `section:` and `key: value` lines, as those in configs/",
+        )
     return {str(key): value for key, value in tree.items()}
 
 

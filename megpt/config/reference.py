@@ -80,6 +80,7 @@ def json_schema() -> dict[str, Any]:
             del field["default"]  # a section's settings have their own
     for section in tree["$defs"].values():
         section["type"] = ["object", "null"]  # `train:` with nothing under it
+    _drop_titles(tree)
     names = {"type": "array", "items": {"type": "string"}}
     extends = {
         "anyOf": [{"type": "string"}, names],
@@ -87,3 +88,15 @@ def json_schema() -> dict[str, Any]:
     }
     tree["properties"] = {"extends": extends, **tree["properties"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **tree}
+
+
+def _drop_titles(tree: Any) -> None:
+    # Pydantic's titles repeat the keys.
+    if isinstance(tree, dict):
+        if isinstance(tree.get("title"), str):
+            del tree["title"]
+        for value in tree.values():
+            _drop_titles(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            _drop_titles(value)

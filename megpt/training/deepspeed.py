@@ -14,6 +14,7 @@ from typing import Any
 
 from megpt.config import TrainConfig
 from megpt.errors import InputError
+from megpt.settings import find_shipped
 from megpt.training.order import Cutting
 
 SHIPPED = Path(__file__).parents[1] / "deepspeed"
@@ -21,8 +22,8 @@ SCHEDULED_BY_MEGPT = ("scheduler", "data_efficiency", "curriculum_learning")
 
 
 def deepspeed_file(train: TrainConfig) -> Path:
-    """The JSON that `train.deepspeed`, or else `train.zero_stage`, names."""
-    return Path(train.deepspeed) if train.deepspeed else SHIPPED / f"zero{train.zero_stage}.json"
+    """The JSON that `train.deepspeed` (a path, or the name of a shipped file), or else `train.zero_stage`, names."""
+    return find_shipped(train.deepspeed or f"zero{train.zero_stage}", SHIPPED, ".json")
 
 
 def deepspeed_settings(train: TrainConfig, *, world_size: int) -> dict[str, Any]:
@@ -92,8 +93,13 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        known = ", ".join(str(p) for p in sorted(SHIPPED.glob("*.json")))
-        raise InputError(f"no DeepSpeed config at {path}", where="train.deepspeed", next=f"one of {known}") from None
+        known = ", ".join(p.stem for p in sorted(SHIPPED.glob("*.json")))
+        raise InputError(
+            f"no DeepSpeed config at {path}",
+            where="train.deepspeed",
+            cause="it is neither a file nor the name of a shipped one",
+            next=f"give the path of a JSON file, or one of {known}",
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} cannot be read as JSON", cause=str(error)) from None
     if not isinstance(settings, dict):

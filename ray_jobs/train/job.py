@@ -181,13 +181,13 @@ def trainer(config: Config) -> Any:
 
 def absolute(config: Config) -> Config:
     """The config with its local paths made absolute."""
-    keys = ("output", "source", "studies", "prompts", "train.deepspeed", "data.reports", "data.annotations")
+    keys = ("output", "source", "studies", "prompts", "data.reports", "data.annotations")
     changes: dict[str, Any] = {}
-    for key in (*keys, "model.llm", "model.vision_weights"):
+    for key in (*keys, "train.deepspeed", "model.llm", "model.vision_weights"):
         value: Any = config
         for name in key.split("."):
             value = getattr(value, name)
-        # The last two may be a hub id or a word instead of a path.
+        # The last three may be a hub id, a word or the name of a shipped file instead of a path.
         if value is not None and (key in keys or Path(value).exists()):
             changes[key] = str(Path(value).absolute())
     return config.overridden(changes)
