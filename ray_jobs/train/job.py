@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from megpt.config import Config
+from megpt.data.sources import open_source
+from megpt.data.studies import study_files
 from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.model.checkpoint.files import CENTROIDS, PROMPTS
 from megpt.progress import log
@@ -120,6 +122,10 @@ def check_inputs(config: Config) -> None:
         value = getattr(config, key)
         if value and not Path(value).is_dir():
             raise InputError(f"no folder at {key}={value}", next=f"run the job that writes `{key}` first")
+    if config.studies:
+        study_files(config.studies, "train")
+    else:
+        open_source(str(config.source), data=config.data)
     check_validation(config)
 
 
