@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 from megpt.errors import MegptError, from_text
 from megpt.output import is_full, storage_error
-from ray_jobs import ray_private
 
 PREEMPTED = "a node was taken away after notice (preemption)"
 
@@ -43,8 +42,19 @@ def _unwrapped(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(layer))
         yield layer
         # RayTaskError and ControllerError keep the worker's error as an attribute; WorkerGroupError one per rank.
-        queue += ray_private.inside(layer, "cause", "controller_failure", "__cause__", "__context__")
-        queue += ray_private.failures_in(layer).values()
+        queue += _inside(layer, "cause", "controller_failure", "__cause__", "__context__")
+        queue += _failures(layer).values()
+
+
+def _inside(error: BaseException, *names: str) -> list[BaseException]:
+    """The errors that an error of Ray keeps under these attributes."""
+    return [inner for name in names if isinstance(inner := getattr(error, name, None), BaseException)]
+
+
+def _failures(error: BaseException) -> dict[int, BaseException]:
+    """Ray Train's error of each worker by rank; empty for any other error."""
+    failures = getattr(error, "worker_failures", None)
+    return failures if isinstance(failures, dict) else {}
 
 
 def cause_of(error: BaseException, timeout_s: float) -> str:
@@ -53,9 +63,11 @@ def cause_of(error: BaseException, timeout_s: float) -> str:
     Args:
         timeout_s: the limit of a collective operation, which is named when it was met.
     """
-    if isinstance(error, ray_private.PreemptionError):
+    from ray.train import PreemptionError
+
+    if isinstance(error, PreemptionError):
         return PREEMPTED
-    causes = {rank: _chain(failure) for rank, failure in sorted(ray_private.failures_in(error).items())}
+    causes = {rank: _chain(failure) for rank, failure in sorted(_failures(error).items())}
     # What the others say of a lost worker (a connection was closed) is its consequence.
     if gone := [rank for rank, chain in causes.items() if any(map(_lost, chain))]:
         return f"the process of worker {', '.join(map(str, gone[:3]))} died, or its node"
@@ -88,6 +100,6 @@ def _chain(error: BaseException) -> list[BaseException]:
     while inner is not None and inner not in chain:
         chain.append(inner)
         # Ray Train keeps what it saw of a lost worker, and what its own controller met, under names of its own.
-        named = ray_private.inside(inner, "health_check_failure", "controller_failure", "cause")
+        named = _inside(inner, "health_check_failure", "controller_failure", "cause")
         inner = named[0] if named else inner.__cause__
     return chain

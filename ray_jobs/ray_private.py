@@ -16,32 +16,19 @@ import ray
 
 from megpt.errors import MegptError
 
+STATES = "ray.train.v2._internal.execution.controller.state"
 HOMES = {
     "ExecutionCallback": "ray.data._internal.execution.execution_callback",
     "ControllerCallback": "ray.train.v2._internal.execution.callback",
-    "RunConfig": "ray.train.v2.api.config",
-    "FailureConfig": "ray.train.v2.api.config",
-    "LoggingConfig": "ray.train.v2.api.config",
-    "ScalingConfig": "ray.train.v2.api.config",
-    "PreemptionError": "ray.train.v2.api.exceptions",
-    "WorkerGroupError": "ray.train.v2.api.exceptions",
-    "ControllerError": "ray.train.v2.api.exceptions",
     "WorkerHealthCheckFailedError": "ray.train.v2._internal.exceptions",
-    "InitializingState": "ray.train.v2._internal.execution.controller.state",
-    "RestartingState": "ray.train.v2._internal.execution.controller.state",
-    "ReschedulingState": "ray.train.v2._internal.execution.controller.state",
-    "SchedulingState": "ray.train.v2._internal.execution.controller.state",
-    "ResizingState": "ray.train.v2._internal.execution.controller.state",
-    "PreemptingState": "ray.train.v2._internal.execution.controller.state",
-    "ShuttingDownState": "ray.train.v2._internal.execution.controller.state",
+    **dict.fromkeys(("InitializingState", "RestartingState", "ReschedulingState"), STATES),
+    **dict.fromkeys(("SchedulingState", "ResizingState", "PreemptingState", "ShuttingDownState"), STATES),
 }
 """Name → the module of Ray that has it."""
 
 ATTRIBUTES = {
     "ExecutionCallback": ("on_execution_step",),
     "ControllerCallback": ("after_controller_state_update",),
-    "WorkerGroupError": ("worker_failures",),
-    "ControllerError": ("controller_failure",),
     "WorkerHealthCheckFailedError": ("health_check_failure",),
     "RestartingState": ("training_failed_error",),
 }
@@ -79,15 +66,3 @@ def report_logger() -> str:
         return str(importlib.import_module(REPORT_LOGGER).__file__)
     except ImportError:
         raise missing(REPORT_LOGGER) from None
-
-
-def failures_in(error: BaseException) -> dict[int, BaseException]:
-    """Ray Train's error of each worker by rank; empty for any other error."""
-    failures = getattr(error, "worker_failures", None)
-    return dict(failures) if isinstance(failures, dict) else {}
-
-
-def inside(error: BaseException, *names: str) -> list[BaseException]:
-    """The errors that one of Ray's errors keeps under these attributes."""
-    found = (getattr(error, name, None) for name in names)
-    return [one for one in found if isinstance(one, BaseException)]

@@ -24,7 +24,6 @@ from megpt.progress import log
 from megpt.training.deepspeed import check_batch_sizes, deepspeed_settings
 from megpt.training.inputs import input_fingerprint, weights_fingerprint
 from megpt.training.log import check_loggers
-from ray_jobs import ray_private
 from ray_jobs.failures import PREEMPTED, cause_of, known_failure
 from ray_jobs.job import Job
 from ray_jobs.train.validate import check_validation
@@ -163,6 +162,7 @@ def fit(config: Config, output: Path) -> dict[str, Any]:
 
 def trainer(config: Config) -> Any:
     """Ray Train's trainer of a config with absolute paths."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from ray_jobs.train.group import GroupWatch, scaling
@@ -171,13 +171,13 @@ def trainer(config: Config) -> Any:
         worker,
         train_loop_config={"config": config.model_dump(mode="json")},
         scaling_config=scaling(config.cluster),
-        run_config=ray_private.RunConfig(
+        run_config=RunConfig(
             name="train",
             storage_path=str(Path(str(config.output)) / ".ray"),
-            failure_config=ray_private.FailureConfig(max_failures=config.train.max_failures),
+            failure_config=FailureConfig(max_failures=config.train.max_failures),
             callbacks=[GroupWatch(config)],
             # Each lost worker would otherwise print the tracebacks of all; they stay in Ray's own log files.
-            logging_config=ray_private.LoggingConfig(log_level="CRITICAL"),
+            logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
         torch_config=TorchConfig(
             backend="nccl" if config.cluster.gpus_per_worker else "gloo", timeout_s=math.ceil(config.train.timeout_s)

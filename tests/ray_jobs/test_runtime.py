@@ -30,13 +30,15 @@ from ray_nodes import RayNodes
 from megpt.config import ClusterConfig
 from megpt.errors import InputError, MegptError
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import _remedy, _start_local, require_resources, worker_environment, worker_slots
+from ray_jobs.placement import _remedy, require_resources, worker_slots
+from ray_jobs.runtime import _start_local, worker_environment
 
 WAIT = """
 import sys
 from megpt.config import ClusterConfig
 from megpt.errors import InputError
-from ray_jobs.runtime import cluster, require_resources
+from ray_jobs.placement import require_resources
+from ray_jobs.runtime import cluster
 import ray
 
 @ray.remote(num_cpus=2)
