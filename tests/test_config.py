@@ -179,6 +179,9 @@ def test_a_mapping_is_merged_into_its_section(tmp_path: Path) -> None:
     changed = config.overridden({"model": {"doconv": False}})
     assert (changed.model.mode, changed.model.fem, changed.model.doconv) == ("deep", False, False)
     assert config.model.doconv
+    changes = {"model": {"vision_args": {"a": 1}}, "model.vision_args.b": 2}
+    assert config.overridden(changes).model.vision_args == {"a": 1, "b": 2}
+    assert changes["model"] == {"vision_args": {"a": 1}}
 
 
 def test_a_copy_knows_which_settings_were_given() -> None:
@@ -197,7 +200,9 @@ def test_what_is_no_override(override: str) -> None:
     assert refused(override) == f"cannot read {override!r}\n  cause: an override is section.key=value"
 
 
-@pytest.mark.parametrize("content", [b"a: [1", b"\x00\xff\xfe", b"a: b: c", b"%", b"\t- x"])
+@pytest.mark.parametrize(
+    "content", [b"a: [1", b"\x00\xff\xfe", b"a: b: c", b"%", b"\t- x", b"a: 2026-13-40", b"[" * 5000]
+)
 def test_what_is_no_yaml(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "a.yaml"
     file.write_bytes(content)
