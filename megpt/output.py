@@ -125,7 +125,8 @@ def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], conf
         InputError: the folder holds something else, belongs to another config (differences shown), or another
             process is writing it now.
     """
-    config.require("output")
+    if output is None:
+        config.require("output")
     path = Path(str(output))
     record = path / RECORD
     _refuse_foreign(path)

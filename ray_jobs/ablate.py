@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from megpt.config import ClusterConfig, Config
+from megpt.config import Config
 from megpt.data.studies import study_files
 from megpt.errors import InputError
 from megpt.output import Output, write_aside
@@ -23,7 +23,6 @@ from ray_jobs.evaluate import HEADLINE, Evaluate, read_metrics
 from ray_jobs.fit_prompts import FitPrompts
 from ray_jobs.generate.job import Generate
 from ray_jobs.job import Job
-from ray_jobs.placement import one_cpu
 from ray_jobs.train.job import Train, check
 
 FULL = "full"
@@ -44,9 +43,6 @@ class Ablate(Job):
 
     def inputs(self) -> dict[str, Any]:
         return Train(self.config).inputs()
-
-    def demand(self) -> ClusterConfig:
-        return one_cpu(self.config.cluster)
 
     def preview(self, folder: Path) -> None:
         for name, variant in self.variants.items():
@@ -77,9 +73,6 @@ class Ablate(Job):
         self.tell(output.path, output.summary())
 
 
-run = Ablate.run
-
-
 def resolve(config: Config) -> dict[str, Config]:
     """The config of each variant; each is checked before the first one starts.
 
@@ -97,7 +90,7 @@ def resolve(config: Config) -> dict[str, Config]:
     for name, changes in {FULL: {}, **config.ablate.variants}.items():
         if not name.replace("_", "").replace("-", "").isalnum() or (name == FULL and changes):
             raise InputError(f"ablate.variants: {name!r} cannot name a variant", next="use letters, digits, - and _")
-        variants[name] = config.overridden(changes).updated(output=str(root / name))
+        variants[name] = config.overridden(changes).updated(output=str(root / name), source=None)
     return variants
 
 

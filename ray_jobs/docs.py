@@ -7,20 +7,16 @@ tests/test_config_docs.py fails while either file differs from what this would w
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from megpt.config import SHIPPED, Config, json_schema
 from megpt.config.reference import default_text
 from megpt.config.run import SETTINGS
 from megpt.settings import Fingerprinted, Indifferent, Leaf, covers
-from ray_jobs.__main__ import JOBS
+from ray_jobs.__main__ import JOBS, reads_of
 
-ALWAYS = ("output", "cluster")
-"""What every job reads that reads anything."""
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 SCHEMA = SHIPPED / "schema.json"
 HEAD = """# Settings
@@ -45,16 +41,7 @@ Every setting of a config file, with its default. `megpt JOB --help` lists those
 
 def job_reads() -> dict[str, tuple[str, ...]]:
     """Job → sections and keys that it reads, as the job declares in `reads`."""
-    table: dict[str, tuple[str, ...]] = {}
-    for job in JOBS:
-        module: Any = importlib.import_module(f"ray_jobs.{job.replace('-', '_')}")
-        if hasattr(module, "__path__"):  # a folder with a file for the job
-            module = importlib.import_module(f"{module.__name__}.job")
-        # The job is a class of its module, or the module itself.
-        classes = [value for value in vars(module).values() if getattr(value, "name", None) == job]
-        reads = (classes or [module])[0].reads
-        table[job] = (*ALWAYS, *reads) if reads else ()
-    return table
+    return {job: reads_of(job) for job in JOBS}
 
 
 def config_page(jobs: Mapping[str, Sequence[str]]) -> str:

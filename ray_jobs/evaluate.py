@@ -96,9 +96,6 @@ class Evaluate(Job):
         log(f"evaluate: {folder / METRICS}, open {folder / PAGE}")
 
 
-run = Evaluate.run
-
-
 def training_texts(config: Config) -> list[str] | None:
     """Reports of the training split for the constant baseline; None where `studies` does not hold that split."""
     if not (config.studies and config.evaluate.baselines):

@@ -83,9 +83,6 @@ class FitPrompts(Job):
         log(f"fit-prompts: {len(self.bank)} prompts in {folder / 'prompts.yaml'}; edit the texts as you like")
 
 
-run = FitPrompts.run
-
-
 def choose(config: Config) -> list[tuple[str, list[int]]]:
     """Each file of the training split with the rows of it that are encoded: all, or an even draw by seed.
 

@@ -68,6 +68,3 @@ class ImportCheckpoint(Job):
 
     def tell(self, folder: Path, summary: dict[str, Any]) -> None:
         log(f"import-checkpoint: {self.file} → {folder}; next: megpt generate checkpoint={folder} source=… output=…")
-
-
-run = ImportCheckpoint.run

@@ -1,8 +1,8 @@
 """What the cluster can hold: refusing workers that it can never place, waiting for those that it cannot place yet.
 
-    with cluster(config.cluster):
-        require_resources(config.cluster)
-        ...
+with cluster(config.cluster):
+    require_resources(config.cluster)
+    ...
 """
 
 from __future__ import annotations

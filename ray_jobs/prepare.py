@@ -171,6 +171,3 @@ class Prepare(Job):
                 cause="see its column `error`; all other studies are in the table",
                 next="go on with the table as it is, or run again with a larger prepare.max_failed_fraction",
             )
-
-
-run = Prepare.run

@@ -17,34 +17,38 @@ from megpt.generation.status import read_status
 from megpt.output import RECORD, SUCCESS, is_locked
 
 
-reads: tuple[str, ...] = ()
-"""No key of the config: a folder says all."""
+class Status:
+    """Prints job, studies done, failed and left, rate and time left."""
 
+    name = "status"
+    reads: tuple[str, ...] = ()
+    """No setting: the folder says everything."""
 
-def run(config: Config, folder: str, *, dry_run: bool = False) -> int:
-    """Print job, studies done, failed and left, rate and time left; reads only, so `dry_run` changes nothing.
+    @staticmethod
+    def run(config: Config, folder: str, *, dry_run: bool = False) -> int:
+        """Reads only, so `dry_run` changes nothing.
 
-    Raises:
-        InputError: no such folder, or one that no job has written.
-    """
-    path = Path(folder)
-    try:
-        record = yaml.safe_load((path / RECORD).read_text(encoding="utf-8"))
-        job = str(record["job"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        raise InputError(
-            f"{path} is not an output of megpt",
-            cause=f"it has no readable {RECORD}" if path.is_dir() else "there is no such folder",
-            next="give the folder that was output=PATH",
-        ) from None
-    print(f"{job}: {path}")
-    status = read_status(path) if job == "generate" else None
-    if status is not None:
-        print("\n".join(status.lines()))
-    elif (path / SUCCESS).exists():
-        print("finished")
-    elif is_locked(path):
-        print("running: planning" if job == "generate" else "running")
-    else:
-        print("stopped\nrun the same command again: it resumes")
-    return 0
+        Raises:
+            InputError: no such folder, or one that no job has written.
+        """
+        path = Path(folder)
+        try:
+            record = yaml.safe_load((path / RECORD).read_text(encoding="utf-8"))
+            job = str(record["job"])
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+            raise InputError(
+                f"{path} is not an output of megpt",
+                cause=f"it has no readable {RECORD}" if path.is_dir() else "there is no such folder",
+                next="give the folder that was output=PATH",
+            ) from None
+        print(f"{job}: {path}")
+        status = read_status(path) if job == "generate" else None
+        if status is not None:
+            print("\n".join(status.lines()))
+        elif (path / SUCCESS).exists():
+            print("finished")
+        elif is_locked(path):
+            print("running: planning" if job == "generate" else "running")
+        else:
+            print("stopped\nrun the same command again: it resumes")
+        return 0

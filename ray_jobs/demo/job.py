@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from megpt.config import ClusterConfig, Config
+from megpt.config import Config
 from megpt.output import SUCCESS, Output
 from megpt.progress import console, log
 from ray_jobs.demo.costs import PeakMemory, costs_table, measured, read_costs
@@ -24,7 +24,6 @@ from ray_jobs.evaluate import HEADLINE, PAGE, Evaluate, read_metrics
 from ray_jobs.fit_prompts import FitPrompts
 from ray_jobs.generate.job import Generate
 from ray_jobs.job import Job
-from ray_jobs.placement import one_cpu
 from ray_jobs.prepare import Prepare
 from ray_jobs.train.job import Train, check
 
@@ -59,9 +58,6 @@ class Demo(Job):
         self.config = resolve(self.config)
         check(self.config)
 
-    def demand(self) -> ClusterConfig:
-        return one_cpu(self.config.cluster)
-
     def preview(self, folder: Path) -> None:
         log(f"demo: would run {', '.join(stage.name for stage in STAGES)} under {folder}")
 
@@ -91,9 +87,6 @@ class Demo(Job):
     def nothing_to_do(self, output: Output) -> None:
         super().nothing_to_do(output)
         self.tell(output.path, output.summary())
-
-
-run = Demo.run
 
 
 def resolve(config: Config) -> Config:

@@ -60,9 +60,8 @@ class Generate(Job):
     needs = ("checkpoint",)
 
     def open(self) -> None:
-        if self.config.studies is None:
-            self.config.require("source")
-        self.source = open_source(str(self.config.source or self.config.studies), data=self.config.data)
+        _, path = self.config.input_of("source", "studies")
+        self.source = open_source(path, data=self.config.data)
         self.fingerprint = checkpoint_fingerprint(self.config)
 
     def inputs(self) -> dict[str, Any]:
@@ -103,7 +102,8 @@ class Generate(Job):
                     raise MegptError(
                         f"the workers died {fruitless} times in a row without writing one of {len(missing)} shards",
                         cause="too little memory for the model or the films, or nodes that come and go",
-                        next="see the workers' logs in Ray's session folder; set a smaller generate.slots or shard_size",
+                        next="see the workers' logs in Ray's session folder; "
+                        "set a smaller generate.slots or shard_size",
                     )
                 progress.advance(_finished(folder, plan) - progress.done)
 
@@ -177,9 +177,6 @@ class Generate(Job):
                 cause="see its column `error`",
                 next=f"repair those films, then: megpt generate source={folder / table.FAILED} output=ANOTHER …",
             )
-
-
-run = Generate.run
 
 
 def checkpoint_fingerprint(config: Config) -> str:

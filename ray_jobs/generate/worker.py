@@ -18,8 +18,8 @@ import ray
 from PIL import Image
 
 from megpt.config import Config
-from megpt.errors import MegptError, to_json
 from megpt.data.sources.base import check_mounted
+from megpt.errors import MegptError, to_json
 from megpt.films.decode import MISSING, UnreadableFilm, load_films
 from megpt.generation import table
 from megpt.generation.plan import Plan, Planned, with_films

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from megpt.config import Config
+from megpt.data.sources import open_source
+from megpt.data.studies import study_files
 from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.model.checkpoint.files import CENTROIDS, PROMPTS
 from megpt.progress import log
-from megpt.training.checkpoints import CheckpointStore
 from megpt.training.deepspeed import check_batch_sizes, deepspeed_settings
 from megpt.training.inputs import input_fingerprint, weights_fingerprint
 from megpt.training.log import check_loggers
@@ -30,13 +31,22 @@ from ray_jobs.train.validate import check_validation
 from ray_jobs.train.watch import watching
 from ray_jobs.train.worker import SUMMARY, take_error, worker
 
+
 class Train(Job):
     name = "train"
-    reads = ("source", "studies", "prompts", "limit", "seed", "data", "model", "train", "generate")
+    only_estimated = ("fit_prompts.num_clusters", "fit_prompts.candidates")
+    """What the dry run alone reads: how many prompts there may be."""
+    reads = ("source", "studies", "prompts", "limit", "seed", "data", "model", "train", "generate", *only_estimated)
 
     def open(self) -> None:
+        self.config = self.config.with_one_input("studies", "source")
         check(self.config)
         check_inputs(self.config)
+
+    def identity(self) -> dict[str, Any]:
+        # Reports are written for validation alone.
+        unused = (*self.only_estimated, *(() if self.config.train.val_every else ("generate",)))
+        return self.config.identity(*(key for key in self.reads if key not in unused)) | self.inputs()
 
     def inputs(self) -> dict[str, Any]:
         model = self.config.model
@@ -71,6 +81,8 @@ class Train(Job):
         return self.summary
 
     def kept(self, folder: Path) -> bool:
+        from megpt.training.checkpoints import CheckpointStore
+
         return CheckpointStore(folder / "steps", keep=self.config.train.keep).newest() is not None
 
     def tell(self, folder: Path, summary: dict[str, Any]) -> None:
@@ -86,9 +98,6 @@ class Train(Job):
                 cause="films are missing from the archive, or damaged",
                 next="see the reasons there; the checkpoint is finished and usable",
             )
-
-
-run = Train.run
 
 
 def check(config: Config) -> None:
@@ -107,14 +116,16 @@ def check(config: Config) -> None:
 
 def check_inputs(config: Config) -> None:
     """The inputs are named and there."""
-    if config.studies is None:
-        config.require("source")
     if config.model.dynamic_prompt:
         config.require("prompts")
     for key in ("studies", "prompts"):
         value = getattr(config, key)
         if value and not Path(value).is_dir():
             raise InputError(f"no folder at {key}={value}", next=f"run the job that writes `{key}` first")
+    if config.studies:
+        study_files(config.studies, "train")
+    else:
+        open_source(str(config.source), data=config.data)
     check_validation(config)
 
 
@@ -153,6 +164,7 @@ def fit(config: Config, output: Path) -> dict[str, Any]:
 def trainer(config: Config) -> Any:
     """Ray Train's trainer of a config with absolute paths."""
     from ray.train.torch import TorchConfig, TorchTrainer
+
     from ray_jobs.train.group import GroupWatch, scaling
 
     return TorchTrainer(

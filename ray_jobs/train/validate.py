@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-import torch.distributed as dist
-
 from megpt.config import Config
 from megpt.data.cleaning import clean
 from megpt.data.sources import open_source
@@ -51,6 +49,7 @@ def validation_studies(config: Config, columns: list[str] | None = None) -> Iter
 
 def validator(config: Config) -> Callable[[Any, Any], dict[str, float]]:
     """`Hooks.validate`: (model, processor) → scores, the same on every worker. A collective."""
+    import torch.distributed as dist
 
     def validate(model: Any, processor: Any) -> dict[str, float]:
         rank, world = dist.get_rank(), dist.get_world_size()

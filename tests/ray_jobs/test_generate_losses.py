@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from ray_jobs._films import decode
 from ray_nodes import RayNodes
 
 from megpt.config import Config, load_config
@@ -38,7 +39,6 @@ from megpt.generation.writer import ReportWriter
 from megpt.study import Study, View
 from ray_jobs import _shards, status
 from ray_jobs.__main__ import main
-from ray_jobs._films import decode
 
 pytestmark = pytest.mark.slow
 
