@@ -43,7 +43,7 @@ def read_layers(configs: Sequence[str | Path]) -> list[Layer]:
     """The files in their order, each behind those it extends. A file that several extend is read once.
 
     Raises:
-        InputError: no such file, not YAML, a key that stands twice, or files that extend each other.
+        InputError: no such file, not YAML, a key that appears twice, or files that extend each other.
     """
     layers: dict[Path, Layer] = {}
     for config in configs:
@@ -109,8 +109,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_override(override: str, settings: Sequence[Leaf]) -> tuple[str, Any]:
     """One `section.key=value`: its key, and its value read as YAML, so that numbers and lists work.
 
-    A setting that takes text takes it as it stands, so `output=2026-11-26` is a folder and no date; quotes around it
-    are taken off, and nothing, `~` or `null` unsets it.
+    A setting that takes text takes it literally, so that `output=2026-11-26` is a folder and no date; quotes around
+    it are removed, and an empty value, `~` or `null` unsets it.
 
     Raises:
         InputError: the text has no key or no `=`.
@@ -136,17 +136,18 @@ def keys_of(key: str, value: Any, settings: Sequence[Leaf]) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without two traps: a key that stands twice is refused, and 3e-4 is a number as in YAML 1.2."""
+    """YAML without two traps: a key that appears twice is refused, and 3e-4 is a number as in YAML 1.2."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if isinstance(key, Hashable):
                 if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key!r} stands twice", key_node.start_mark
-                    )
+                    line = key_node.start_mark.line + 1
+                    raise yaml.YAMLError(f"the key {key!r} appears twice, the second time in line {line}")
                 seen.add(key)
         return dict(super().construct_mapping(node, deep=deep))
 

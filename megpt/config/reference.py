@@ -47,7 +47,7 @@ def refuse_unread(
     causes = []
     for key in unread:
         others = [name for name, theirs in (readers or {}).items() if any(covers(one, key) for one in theirs)]
-        causes.append(f"{key} is read by {', '.join(others)}" if others else f"no other job reads {key}")
+        causes.append(f"{key} is read by {', '.join(others)}" if others else f"no job reads {key}")
     raise InputError(
         f"{job} does not read {' or '.join(unread)}",
         where="the command line",

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from megpt.settings import Fraction, Indifferent, Positive, Section
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class TrainConfig(Section):
     """studies/ + prompts/ → checkpoint/"""
@@ -34,7 +36,7 @@ class TrainConfig(Section):
     """Steps of linear warm-up."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's decay rates β₁ and β₂ of its running averages of the gradient and of its square."""
     grad_clip: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0 turns clipping off."""
