@@ -31,7 +31,7 @@ from record import record, save
 from untrained import write_checkpoint
 
 from megpt.data.studies import write_studies
-from megpt.generation import table
+from megpt.generation.predictions import finished_shards
 from megpt.study import Study, View
 
 BROKEN_EVERY = 97
@@ -97,13 +97,13 @@ def finished(archive: Path, output: Path, options: argparse.Namespace, kills: in
     with (output.parent / f"{output.name}.log").open("ab") as log:
         while not (output / "_SUCCESS").exists():
             starts += 1
-            began = len(table.finished_shards(output))
+            began = len(finished_shards(output))
             driver = subprocess.Popen(command(archive, output, options), stderr=log, stdout=log)
             strikes = time.monotonic() + chance.uniform(*options.pause)
             seen, moved = began, time.monotonic()
             while driver.poll() is None:
                 time.sleep(0.2)
-                if (now := len(table.finished_shards(output))) > seen:
+                if (now := len(finished_shards(output))) > seen:
                     seen, moved = now, time.monotonic()
                 if time.monotonic() - moved > PATIENCE_S:
                     raise SystemExit(f"nothing written for {PATIENCE_S} s after {dict(hits)}; see {output}.log")

@@ -25,7 +25,7 @@ from job import draw
 from record import record, save
 from untrained import write_checkpoint
 
-from megpt.generation import table
+from megpt.generation.predictions import finished_shards, read_run
 
 EARLY, SPAN = 2_000, 4_000
 MOST = 0.10
@@ -62,7 +62,7 @@ def watch(command: list[str], output: Path, shard_size: int) -> tuple[list[tuple
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     began = time.monotonic()
     while process.poll() is None:
-        done = len(table.finished_shards(output)) * shard_size
+        done = len(finished_shards(output)) * shard_size
         sizes, session = look(process.pid)
         samples.append((time.monotonic() - began, done, sizes))
         if session:
@@ -106,7 +106,7 @@ def main() -> int:
         command += [f"checkpoint={folder / 'checkpoint'}", f"output={folder / 'out'}"]
         command += [f"cluster.num_workers={options.workers}", *(f"generate.{k}={v}" for k, v in rules.items())]
         samples, spilled = watch(command, folder / "out", options.shard_size)
-        state = table.read_run(folder / "out")["counts"]
+        state = read_run(folder / "out")["counts"]
     found = levels(samples, options.studies)
     working = [seconds for seconds, done, _ in samples if done]
     result: dict[str, Any] = record("memory.py", "ray", "torch", "pyarrow") | {

@@ -1,10 +1,10 @@
-"""Seconds and memory until `prepare` and `generate` know the studies of an archive of MIMIC-CXR's size.
+"""Seconds and memory until `prepare` and `generate` have listed the studies of an archive of MIMIC-CXR's size.
 
     python benchmarks/plan.py --out benchmarks/results/plan-DATE.json
 
-Draws the tables and the zip of reports of a MIMIC-CXR-JPG archive (227,835 studies of 65,379 patients, 377,110 films;
-the films themselves are not there: a plan opens none), and a studies/ table of the same studies. Each plan is made in
-a process of its own, whose highest resident memory is that of the whole process, libraries included.
+Draws the tables and the zip of reports of a MIMIC-CXR-JPG archive (227,835 studies of 65,379 patients, 377,110 films,
+but without the films, because a shard list opens none), and a studies/ table of the same studies. Each list is made in
+a process of its own; the highest resident memory is that of the whole process, libraries included.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from typing import Any
 from record import record, save
 
 from megpt.config import load_config
-from megpt.data.shards import make_plan as make_prepare_plan
+from megpt.data.prepare import list_shards
 from megpt.data.sources import open_source
 from megpt.data.studies import write_studies
-from megpt.generation.plan import make_plan as make_generate_plan
+from megpt.generation.predictions import Predictions
 from megpt.study import CHEXPERT
 
 STUDIES, FILMS, PATIENTS = 227_835, 377_110, 65_379
@@ -119,7 +119,7 @@ def draw_table(folder: Path, archive: Path) -> None:
 
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
-    """One plan, made in this process."""
+    """One shard list, made in this process."""
     job, kind = PLANS[name]
     config = load_config(None, [])
     began = time.monotonic()
@@ -127,16 +127,16 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     source.fingerprint()
     with tempfile.TemporaryDirectory(dir=folder) as output:
         if job == "prepare":
-            plan: Any = make_prepare_plan(
-                Path(output) / "plan", source.studies(), shard_size=config.prepare.shard_size, seed=config.seed
+            shards = list_shards(
+                Path(output) / "plan", source.listed(), shard_size=config.prepare.shard_size, seed=config.seed
             )
         else:
             size = 8 if "shards of 8" in name else config.generate.shard_size
-            plan = make_generate_plan(Path(output), source, split="all", limit=None, shard_size=size)
+            shards = Predictions.create(Path(output), source, split="all", limit=None, shard_size=size).shards
         seconds = time.monotonic() - began
         files = [path for path in Path(output).rglob("*") if path.is_file()]
         return {
-            "studies": plan.studies,
+            "studies": shards.studies,
             "seconds": round(seconds, 1),
             "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "files": len(files),

@@ -2,9 +2,10 @@
 
     megpt prepare --config configs/phantom.yaml source=/data/mimic-cxr-jpg output=runs/studies
 
-The archive's manifest is streamed into a plan on disk (megpt/data/shards.py); each task of Ray Data takes one shard of
-it and writes that shard's files (megpt/data/prepare.py). Only shard names and counts pass through Ray, so memory does
-not depend on the archive. A killed job is started again by the same command and does the shards that are left.
+The archive's studies are streamed into a shard list on disk (megpt/data/shards.py). Each task of Ray Data takes one
+shard of it and writes that shard's files (megpt/data/prepare.py). Only shards' names and counts pass through Ray, so
+memory does not depend on the archive. A killed job is resumed by the same command, which prepares the shards that are
+left.
 
 OUT/split=…/part-*.parquet, failed.parquet, run.json and _SUCCESS.
 """
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,20 +27,20 @@ from typing import Any
 import ray.data
 
 from megpt.config import ClusterConfig
-from megpt.data.prepare import FAILED, WORK, clear, marks, merge_failed, prepare_shard, unfinished
-from megpt.data.shards import Plan, Shard, load_plan, make_plan
+from megpt.data.prepare import FAILED, WORK, clear, list_shards, marks, merge_failed, prepare_shard, unfinished
+from megpt.data.shards import Shard, ShardList
 from megpt.data.sources import open_source
+from megpt.data.studies import Listed
 from megpt.errors import InputError, TooManyFailed
 from megpt.output import write_aside
 from megpt.progress import Progress, log
-from megpt.study import Study
 from ray_jobs.job import Job
 from ray_jobs.placement import one_cpu
 from ray_jobs.runtime import joined, quiet
 
 RUN_JSON = "run.json"
 PACKAGES = ("megpt", "ray", "pyarrow", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm")
-PLAN = Path(WORK) / "plan"
+LIST = Path(WORK) / "plan"
 
 
 class Prepare(Job):
@@ -61,26 +63,26 @@ class Prepare(Job):
 
     def preview(self, folder: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            plan = load_plan(folder / PLAN) or self._make_plan(Path(scratch) / "plan", self._studies())
-        left = sum(shard.studies for shard in unfinished(folder, plan))
+            shards = ShardList.load(folder / LIST) or self._list(Path(scratch) / "plan", self._studies())
+        left = sum(shard.studies for shard in unfinished(folder, shards))
         log(f"prepare: would read {left} studies ({self.source.format}) of {self.source.root} into {folder}")
 
     def plan(self, folder: Path) -> bool:
-        plan = load_plan(folder / PLAN)
-        if plan is None:
+        shards = ShardList.load(folder / LIST)
+        if shards is None:
             studies = self._studies()
             log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
-            plan = self._make_plan(folder / PLAN, studies)
-            if plan.patients_in_two_splits:
-                log(f"prepare: {plan.patients_in_two_splits} patients are in more than one of the archive's own splits")
-        self.shards, self.left = plan, unfinished(folder, plan)
+            shards = self._list(folder / LIST, studies)
+            if twice := shards.notes["patients_in_two_splits"]:
+                log(f"prepare: {twice} patients are in more than one of the archive's own splits")
+        self.shards, self.left = shards, unfinished(folder, shards)
         return bool(self.left)
 
-    def _make_plan(self, folder: Path, studies: Iterator[Study]) -> Plan:
-        return make_plan(folder, studies, shard_size=self.config.prepare.shard_size, seed=self.config.seed)
+    def _list(self, folder: Path, studies: Iterator[Listed]) -> ShardList:
+        return list_shards(folder, studies, shard_size=self.config.prepare.shard_size, seed=self.config.seed)
 
-    def _studies(self) -> Iterator[Study]:
-        studies = itertools.islice(self.source.studies(), self.config.limit)
+    def _studies(self) -> Iterator[Listed]:
+        studies = itertools.islice(self.source.listed(), self.config.limit)
         if (first := next(studies, None)) is None:
             raise InputError(
                 f"no studies in {self.source.root}",
@@ -93,47 +95,45 @@ class Prepare(Job):
         """Have each shard that is left written, by as many tasks as there are cores."""
         quiet(ray.data.DataContext.get_current())
         settings, max_pixels = self.config.prepare, self.config.data.max_pixels
-        plan, place, archive = self.shards, folder.absolute(), self.source.root.absolute()
+        shards, place, archive = self.shards, folder.absolute(), self.source.root.absolute()
 
         def task(row: dict[str, Any]) -> dict[str, Any]:
-            shard = Shard(row["split"], row["number"], row["studies"])
-            result = prepare_shard(place, plan, shard, settings, archive=archive, max_pixels=max_pixels)
+            result = prepare_shard(place, shards, Shard(**row), settings, archive=archive, max_pixels=max_pixels)
             return {"studies": result["studies"], "failed": result["failed"]}
 
-        # One row a block: otherwise a small plan is one block, and one worker does everything.
-        rows = [{"split": shard.split, "number": shard.number, "studies": shard.studies} for shard in self.left]
-        shards = ray.data.from_items(rows, override_num_blocks=len(rows))
+        # One row a block: otherwise a small list is one block, and one worker does everything.
+        rows = ray.data.from_items([asdict(shard) for shard in self.left], override_num_blocks=len(self.left))
         # A local cluster claims more CPUs than the machine has, and decoding is nothing but CPU work.
         tasks = None if joined() else ray.data.TaskPoolStrategy(size=os.cpu_count() or 1)
-        done = plan.studies - sum(shard.studies for shard in self.left)
-        with Progress("prepare", plan.studies, start=done) as progress:
-            for row in shards.map(task, compute=tasks, num_cpus=1).iter_rows():
+        done = shards.studies - sum(shard.studies for shard in self.left)
+        with Progress("prepare", shards.studies, start=done) as progress:
+            for row in rows.map(task, compute=tasks, num_cpus=1).iter_rows():
                 progress.advance(int(row["studies"]), int(row["failed"]))
 
     def finish(self, folder: Path) -> dict[str, Any]:
         """failed.parquet and run.json."""
-        plan, counts, reasons = self.shards, Counter[str](), Counter[str]()
+        shards, counts, reasons = self.shards, Counter[str](), Counter[str]()
         splits: dict[str, Counter[str]] = {}
-        for mark in marks(folder, plan):
+        for mark in marks(folder, shards):
             numbers = {name: mark[name] for name in ("studies", "failed", "films", "films_dropped")}
             counts.update(numbers)
             splits.setdefault(mark["split"], Counter()).update(numbers)
             reasons.update(mark["reasons"])
-        if counts["studies"] != plan.studies:
-            raise RuntimeError(f"{plan.studies - counts['studies']} studies were neither prepared nor failed")
+        if counts["studies"] != shards.studies:
+            raise RuntimeError(f"{shards.studies - counts['studies']} studies were neither prepared nor failed")
         if counts["failed"] == counts["studies"]:
             raise self._nothing_readable(counts["studies"], reasons)
-        merge_failed(folder, plan)
+        merge_failed(folder, shards)
         with write_aside(folder / RUN_JSON) as temporary:
             tree = {
                 "job": "prepare",
                 "format": self.source.format,
-                "split_by": plan.split_by,
+                "split_by": shards.notes["split_by"],
                 "counts": dict(counts),
                 "splits": {name: dict(numbers) for name, numbers in splits.items()},
                 "reasons": dict(reasons.most_common()),
-                "patients_in_two_splits": plan.patients_in_two_splits,
-                "shards": len(plan.shards),
+                "patients_in_two_splits": shards.notes["patients_in_two_splits"],
+                "shards": len(shards),
                 "seconds": round(time.monotonic() - self.began, 3),
                 "versions": {name: version(name) for name in PACKAGES},
                 "config": self.config.model_dump(mode="json"),
@@ -151,8 +151,8 @@ class Prepare(Job):
         )
 
     def kept(self, folder: Path) -> bool:
-        return (plan := load_plan(folder / PLAN)) is not None and any(
-            mark["failed"] < mark["studies"] for mark in marks(folder, plan)
+        return (shards := ShardList.load(folder / LIST)) is not None and any(
+            mark["failed"] < mark["studies"] for mark in marks(folder, shards)
         )
 
     def tidy(self, folder: Path) -> None:

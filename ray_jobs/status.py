@@ -13,7 +13,7 @@ import yaml
 
 from megpt.config import Config
 from megpt.errors import InputError
-from megpt.generation.status import read_status
+from megpt.generation.predictions import Predictions
 from megpt.output import RECORD, SUCCESS, is_locked
 
 
@@ -42,9 +42,9 @@ class Status:
                 next="give the folder that was output=PATH",
             ) from None
         print(f"{job}: {path}")
-        status = read_status(path) if job == "generate" else None
-        if status is not None:
-            print("\n".join(status.lines()))
+        predictions = Predictions.open(path) if job == "generate" else None
+        if predictions is not None:
+            print("\n".join(predictions.status().lines()))
         elif (path / SUCCESS).exists():
             print("finished")
         elif is_locked(path):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = {"errors", "settings", "study", "config", "output", "progress"}
 MAY_USE = {
     "films": SHARED,
-    "data": SHARED | {"films", "demo"},
+    "data": SHARED | {"films"},
     "model": SHARED | {"films"},
     "training": SHARED | {"model", "data", "films"},
     "generation": SHARED | {"model", "data", "films"},

@@ -1,12 +1,19 @@
-"""One shard of `prepare`: manifest rows in, one file of a studies/ table out, unreadable studies beside it.
+"""`prepare`, shard by shard: the studies of an archive in, one file of a studies/ table per shard out.
 
-Order of writes, and why a kill between any two is safe: the failed studies' part, then the table's file, then the
-mark that says the shard is done. All three appear whole, by renames, and doing a shard again gives the same files, so
-a shard without its mark is simply done again.
+    OUT/split=train/part-00000.parquet    the studies of shard train-00000, with their films
+    OUT/.work/plan/                       the shard list (megpt/data/shards.py)
+    OUT/.work/failed/train-00000.parquet  its unreadable studies, merged into OUT/failed.parquet at the end
+    OUT/.work/done/train-00000.json       the mark: the shard is done; holds its counts
+
+Order of writes: the failed studies, then the table's file, then the mark. All three appear whole, by renames, and
+preparing a shard again gives the same files. So a kill between any two of them is harmless: a shard without a mark is
+prepared again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
 import shutil
@@ -19,26 +26,107 @@ from typing import Any
 from PIL import Image
 
 from megpt.config import PrepareConfig
-from megpt.data.shards import Plan, Shard
+from megpt.data.shards import (
+    LIST_SCHEMA,
+    Shard,
+    ShardList,
+    ShardListWriter,
+    digest,
+    from_row,
+    scratch,
+    to_row,
+    unique,
+)
 from megpt.data.sources.base import check_mounted
-from megpt.data.studies import RowWriter, part_path, read_rows, write_rows
+from megpt.data.studies import Listed, RowWriter, part_path, read_rows, split_folders, with_films, write_rows
+from megpt.errors import InputError
 from megpt.films.decode import MISSING, UnreadableFilm, check_film, load_film, read_film
 from megpt.output import write_aside
 from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
 
 WORK, FAILED = ".work", "failed.parquet"
-# A film that is stored as it is is still decoded once, as small as its format allows, to know that it can be.
+# A film that is stored unchanged is decoded once, as small as its format allows, to see that it can be.
 PROBE_SIZE = 32
+# An archive without splits is divided by patient, so that no patient is in two of them.
+SHARES = (("train", 0.8), ("val", 0.9), ("test", 1.0))
+
+
+def list_shards(folder: Path, studies: Iterable[Listed], *, shard_size: int, seed: int) -> ShardList:
+    """Stream the archive's studies into a list of shards by split.
+
+    Its notes are `split_by` (archive: the archive has splits; patient: by hash of the patient's id; none: all is
+    `test`, because there are no reports) and `patients_in_two_splits`, which counts the archive's own overlaps.
+
+    Raises:
+        InputError: two studies with one id, a study without an id, or no studies.
+    """
+    assigner = _SplitAssigner(seed)
+    unknown = folder / "unknown.parquet"
+    with ShardListWriter(folder, shard_size) as writer, contextlib.closing(assigner):
+
+        def without_split() -> Iterator[dict[str, Any]]:
+            for listed in unique(studies):
+                assigner.see(listed.study)
+                if listed.study.split:
+                    writer.add(listed, listed.study.split)
+                else:
+                    yield to_row(listed)
+
+        # Whether an archive without splits has reports is known only at its end, so its studies wait in a file.
+        write_rows(unknown, without_split(), LIST_SCHEMA)
+        for row in read_rows(unknown):
+            split = assigner.split_of(row["subject_id"] or row["study_id"])
+            writer.add(from_row(row, split=split), split)
+        unknown.unlink()
+        if not writer.studies:
+            raise InputError("the archive lists no studies", next="check source=PATH and data.format")
+        return writer.finish(**assigner.notes())
+
+
+class _SplitAssigner:
+    """The split of each patient: the archive's own, or else one that the seed chooses."""
+
+    def __init__(self, seed: int):
+        self.seed, self.has_reports = seed, False
+        self._patients = scratch("CREATE TABLE patients (id BLOB PRIMARY KEY, split TEXT, twice INT) WITHOUT ROWID")
+
+    def see(self, study: Study) -> None:
+        """Take note of a study's split, and of whether it has a report."""
+        self.has_reports = self.has_reports or bool(study.report or study.findings or study.impression)
+        if study.split:
+            self._patients.execute(
+                "INSERT INTO patients VALUES (?, ?, 0) "
+                "ON CONFLICT DO UPDATE SET twice = twice OR split != excluded.split",
+                (digest(study.subject_id or study.study_id), study.split),
+            )
+
+    def split_of(self, patient: str) -> str:
+        """The split of a patient whose study the archive does not place; call it after all studies were seen."""
+        known = self._patients.execute("SELECT split FROM patients WHERE id = ?", (digest(patient),)).fetchone()
+        if known:
+            return str(known[0])
+        if not self.has_reports:
+            return "test"
+        position = hashlib.blake2b(f"{self.seed}:{patient}".encode(), digest_size=8).digest()
+        return next(split for split, share in SHARES if int.from_bytes(position) / 2**64 < share)
+
+    def notes(self) -> dict[str, Any]:
+        placed, twice = self._patients.execute("SELECT count(*), total(twice) FROM patients").fetchone()
+        split_by = "archive" if placed else "patient" if self.has_reports else "none"
+        return {"split_by": split_by, "patients_in_two_splits": int(twice)}
+
+    def close(self) -> None:
+        self._patients.close()
 
 
 def prepare_shard(
-    out: Path, plan: Plan, shard: Shard, settings: PrepareConfig, *, archive: Path, max_pixels: int
+    out: Path, shards: ShardList, shard: Shard, settings: PrepareConfig, *, archive: Path, max_pixels: int
 ) -> dict[str, Any]:
-    """Prepare the studies of one shard; returns its mark: counts of studies, failed ones, films, and reasons.
+    """Prepare the studies of one shard; returns its mark, with the numbers of studies, failures, films and reasons.
 
     Raises:
-        MegptError: the disk is full or cannot be written, or films are missing because this machine does not see the
-            archive.
+        MegptError: the disk is full or not writable, or films are missing because the archive is not mounted on this
+            machine.
     """
     mark = _mark(out, shard)
     if mark.exists():
@@ -48,7 +136,7 @@ def prepare_shard(
     failed: list[dict[str, Any]] = []
 
     def usable() -> Iterator[dict[str, Any]]:
-        for study in plan.read(shard):
+        for study in with_films(shards.read(shard)):
             try:
                 ready = prepare_study(study, settings, max_pixels=max_pixels)
             except UnreadableFilm as error:
@@ -60,7 +148,7 @@ def prepare_shard(
             counts["films_dropped"] += len(study.views) - len(ready.views)
             yield ready.to_row()
 
-    # The table's file is named only after the failed part is on disk.
+    # The table's file gets its name only after the failed studies are on disk.
     path = part_path(out, shard.split, shard.number)
     with write_aside(path) as temporary:
         with RowWriter(temporary, STUDIES_SCHEMA) as writer:
@@ -72,17 +160,17 @@ def prepare_shard(
             write_rows(_failed_part(out, shard), failed, FAILED_SCHEMA)
     if counts["failed"] == shard.studies:
         path.unlink()
-    result = {**counts, "split": shard.split, "reasons": dict(reasons)}
+    content = {**counts, "split": shard.split, "reasons": dict(reasons)}
     with write_aside(mark) as temporary:
-        temporary.write_text(json.dumps(result))
-    return result
+        temporary.write_text(json.dumps(content))
+    return content
 
 
 def prepare_study(study: Study, settings: PrepareConfig, *, max_pixels: int) -> Study:
-    """The study with its films as `prepare.films` wants them; unreadable ones are left out.
+    """The study with its films in the form that `prepare.films` asks for; unreadable ones are left out.
 
     Raises:
-        UnreadableFilm: it has no films, or none that can be read.
+        UnreadableFilm: the study has no films, or none that can be read.
     """
     if not study.views:
         raise UnreadableFilm("the study has no films")
@@ -98,7 +186,7 @@ def prepare_study(study: Study, settings: PrepareConfig, *, max_pixels: int) -> 
 
 
 def prepare_view(view: View, settings: PrepareConfig, *, max_pixels: int) -> View:
-    """One film: resized and encoded, embedded as it is, or linked.
+    """One film: resized and encoded, embedded unchanged, or linked.
 
     Raises:
         UnreadableFilm: it cannot be read.
@@ -115,45 +203,39 @@ def prepare_view(view: View, settings: PrepareConfig, *, max_pixels: int) -> Vie
 
 
 def encode(image: Image.Image, *, quality: int) -> bytes:
-    """A grey picture as JPEG; the same bytes for the same picture."""
+    """A grey picture as JPEG; the same picture gives the same bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
-def unfinished(out: Path, plan: Plan) -> list[Shard]:
+def unfinished(out: Path, shards: ShardList) -> list[Shard]:
     """The shards that no earlier run has marked as done."""
-    return [shard for shard in plan.shards if not _mark(out, shard).exists()]
+    return [shard for shard in shards if not _mark(out, shard).exists()]
 
 
-def marks(out: Path, plan: Plan) -> Iterator[dict[str, Any]]:
+def marks(out: Path, shards: ShardList) -> Iterator[dict[str, Any]]:
     """The marks of all shards that are done."""
-    for shard in plan.shards:
+    for shard in shards:
         if (mark := _mark(out, shard)).exists():
             yield json.loads(mark.read_text())
 
 
-def merge_failed(out: Path, plan: Plan) -> Path:
-    """All shards' failed studies as one manifest, OUT/failed.parquet; an empty one when nothing failed."""
-    parts = (_failed_part(out, shard) for shard in plan.shards)
-    write_rows(out / FAILED, _rows(part for part in parts if part.exists()), FAILED_SCHEMA)
+def merge_failed(out: Path, shards: ShardList) -> Path:
+    """All failed studies in one manifest, OUT/failed.parquet; it is empty if nothing failed."""
+    parts = (_failed_part(out, shard) for shard in shards)
+    write_rows(out / FAILED, (row for part in parts if part.exists() for row in read_rows(part)), FAILED_SCHEMA)
     return out / FAILED
 
 
 def clear(out: Path) -> None:
-    """Remove what only a running job needs, and what killed ones left behind."""
+    """Remove what only a running job needs, and what killed jobs left behind."""
     shutil.rmtree(out / WORK, ignore_errors=True)
     for leftover in (*out.glob(".*.tmp"), *out.glob("split=*/.*.tmp")):
         leftover.unlink(missing_ok=True)
-    for folder in out.glob("split=*"):
-        # a split none of whose studies could be read
-        if not any(folder.iterdir()):
+    for folder in split_folders(out):
+        if not any(folder.iterdir()):  # none of the split's studies could be read
             folder.rmdir()
-
-
-def _rows(parts: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    for part in parts:
-        yield from read_rows(part)
 
 
 def _mark(out: Path, shard: Shard) -> Path:

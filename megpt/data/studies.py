@@ -1,9 +1,10 @@
-"""studies/: the Parquet table every job after `prepare` reads.
+"""studies/: the Parquet table that every job after `prepare` reads.
 
-    studies/split=train/part-00000.parquet   …   one row a study, schema `megpt.study.STUDIES_SCHEMA`
+    studies/split=train/part-00000.parquet   …   one row per study, schema `megpt.study.STUDIES_SCHEMA`
 
-Each file is written whole or not at all. Rows stream through both ways: a row group is closed at 64 MiB or 20,000
-rows, whichever is first, so memory does not depend on the size of the table, and a look-up by id reads one group.
+Each file is written whole or not at all. Rows are streamed in both directions: a row group is closed at 64 MiB or
+20,000 rows, whichever comes first, so memory does not depend on the size of the table, and a look-up by id reads one
+group. All Parquet files of `megpt.data` and `megpt.generation` are opened here.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megpt.errors import InputError
+from megpt.errors import InputError, MegptError
 from megpt.output import write_aside
 from megpt.study import SPLITS, STUDIES_SCHEMA, Study
 
@@ -27,11 +30,20 @@ READ_ROWS = 64
 COMPRESSION = {"compression": "zstd", "compression_level": 3}
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A study as an archive lists it. If its films are inside a table, `file` and `row` say where."""
+
+    study: Study
+    file: str | None = None
+    row: int = 0
+
+
 class RowWriter:
-    """Rows into one Parquet file, a row group at a time; a context manager over `write_aside`'s temporary path.
+    """Writes rows into one Parquet file, a row group at a time; use it on the temporary path of `write_aside`.
 
     Args:
-        group_rows: rows of a row group; one that reaches 64 MiB of films is closed before.
+        group_rows: rows of a row group; one that reaches 64 MiB of films is closed earlier.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, group_rows: int = ROW_GROUP_ROWS):
@@ -55,9 +67,9 @@ class RowWriter:
     def __enter__(self) -> RowWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After an exception the file is short but valid; write_aside around it sees that it never gets its name.
-        if kind is None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        # After an exception the file is short but valid; write_aside then never gives it its name.
+        if error_type is None:
             self._flush()
         self._writer.close()
 
@@ -74,6 +86,11 @@ def write_rows(
 
 def part_path(folder: str | Path, split: str, part: int) -> Path:
     return Path(folder) / f"split={split}" / f"part-{part:05d}.parquet"
+
+
+def split_folders(folder: Path) -> list[Path]:
+    """The folders of a table's splits, sorted."""
+    return sorted(folder.glob("split=*"))
 
 
 def write_studies(folder: str | Path, split: str, studies: Iterable[Study], part: int) -> Path:
@@ -105,18 +122,18 @@ def study_files(folder: str | Path, split: str = "all") -> list[tuple[str, Path]
     wanted = SPLITS if split == "all" else (split,)
     files = [(name, path) for name in wanted for path in sorted((folder / f"split={name}").glob("*.parquet"))]
     if not files:
-        held = [p.name.removeprefix("split=") for p in sorted(folder.glob("split=*")) if any(p.glob("*.parquet"))]
+        present = [p.name.removeprefix("split=") for p in split_folders(folder) if any(p.glob("*.parquet"))]
         raise InputError(
-            f"no studies of split {split!r} in {folder}" if held else f"{folder} is not a studies/ table",
-            cause=f"it holds: {', '.join(held)}" if held else "it has no split=train|val|test/*.parquet",
-            next="choose another split" if held else "run `megpt prepare` first, or set studies=PATH",
+            f"no studies of split {split!r} in {folder}" if present else f"{folder} is not a studies/ table",
+            cause=f"it holds: {', '.join(present)}" if present else "it has no split=train|val|test/*.parquet",
+            next="choose another split" if present else "run `megpt prepare` first, or set studies=PATH",
         )
     return files
 
 
 @contextlib.contextmanager
 def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, with what pyarrow says of a bad one turned into InputError."""
+    """A Parquet file; pyarrow's errors about a damaged one become InputError."""
     try:
         with pq.ParquetFile(path) as file:
             yield file
@@ -131,11 +148,64 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of one Parquet file, streamed; `columns` it does not have are left out."""
+    """The rows of one Parquet file, streamed; `columns` that it does not have are left out."""
     with open_parquet(path) as file:
         names = file.schema_arrow.names if columns is None else [c for c in columns if c in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=READ_ROWS, columns=names):
             yield from batch.to_pylist()
+
+
+def read_slice(path: Path, start: int, count: int) -> list[dict[str, Any]]:
+    """Rows `start` to `start + count` of one Parquet file; only the row groups that hold them are read."""
+    found: list[dict[str, Any]] = []
+    with open_parquet(path) as file:
+        for group, rows in _row_groups(file):
+            first, last = max(start, rows.start), min(start + count, rows.stop)
+            if first < last:
+                found += file.read_row_group(group).slice(first - rows.start, last - first).to_pylist()
+    return found
+
+
+def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, range]]:
+    """Number and row numbers of each row group."""
+    start = 0
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        yield group, range(start, start + count)
+        start += count
+
+
+def with_films(studies: Iterable[Listed]) -> Iterator[Study]:
+    """The studies with the bytes of those films that are inside a table, streamed.
+
+    Memory holds one row group of films. Studies that follow one another in a table share its reading.
+
+    Raises:
+        InputError: a table cannot be read.
+        MegptError: a table has changed since the studies were listed.
+    """
+    file: str | None = None
+    rows, films = range(0), pa.chunked_array([], pa.null())
+    for listed in studies:
+        if listed.file is None:
+            yield listed.study
+            continue
+        if listed.file != file or listed.row not in rows:
+            file, films = listed.file, None  # the old row group is freed before the new one is read
+            with open_parquet(Path(file)) as table:
+                group, rows = next((found for found in _row_groups(table) if listed.row in found[1]), (-1, range(0)))
+                if group >= 0:
+                    films = table.read_row_group(group, columns=["views"]).column("views")
+        stored = (films[listed.row - rows.start].as_py() or []) if listed.row in rows else []
+        if len(stored) != len(listed.study.views):
+            raise MegptError(
+                f"{file} does not have the films of study {listed.study.study_id!r}",
+                where=f"row {listed.row}",
+                cause="the table has changed since this job was started",
+                next="choose another output=PATH, which starts over",
+            )
+        views = zip(listed.study.views, stored, strict=True)
+        yield replace(listed.study, views=tuple(replace(view, data=film["bytes"]) for view, film in views))
 
 
 def read_studies(
@@ -145,25 +215,18 @@ def read_studies(
 
     Args:
         split: train, val, test or all.
-        columns: read these only (`study_id` always is); what is left out is empty in the Study.
+        columns: read only these and `study_id`; the other fields of the Study are empty.
         limit: the first N of them.
 
     Raises:
         InputError: no such table or split, or a file that is no Parquet of this schema.
     """
     wanted = None if columns is None else ["study_id", *(c for c in columns if c != "study_id")]
-    left = limit
-    for name, path in study_files(folder, split):
-        for row in read_rows(path, wanted):
-            if left is not None:
-                if left <= 0:
-                    return
-                left -= 1
-            if "study_id" not in row:
-                raise InputError(f"{path} has no column study_id", cause="it is not a file of a studies/ table")
-            row.setdefault("views", None)
-            row["views"] = row["views"] or ()
-            yield Study.from_row(row, split=name)
+    rows = ((name, path, row) for name, path in study_files(folder, split) for row in read_rows(path, wanted))
+    for name, path, row in islice(rows, limit):
+        if "study_id" not in row:
+            raise InputError(f"{path} has no column study_id", cause="it is not a file of a studies/ table")
+        yield Study.from_row({**row, "views": row.get("views") or ()}, split=name)
 
 
 def count_studies(folder: str | Path, split: str = "all") -> int:
@@ -178,8 +241,8 @@ def count_studies(folder: str | Path, split: str = "all") -> int:
 def fingerprint(folder: str | Path) -> str:
     """16 hex digits that change with the table's content.
 
-    Made of each file's name, size, row count and footer, so that a table of a hundred gigabytes costs milliseconds;
-    the same studies written again by the same version give the same digits on any machine.
+    They cover each file's name, size, row count and footer, so that a table of a hundred gigabytes takes milliseconds.
+    The same studies, written again by the same version, give the same digits on any machine.
     """
     digest = hashlib.sha256()
     for name, path in study_files(folder):

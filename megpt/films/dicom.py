@@ -21,7 +21,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-# pydicom quotes header values in its warnings and logs: switched off at the root, for this process.
+# pydicom quotes header values in its warnings and logs, so both are switched off for the whole process.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 for _name in ("pydicom", "pylibjpeg", "openjpeg", "rle", "jpeg_ls"):
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
@@ -72,7 +72,7 @@ def check(file: BinaryIO, *, max_pixels: int) -> None:
 
 
 def read(file: BinaryIO, *, stop_before_pixels: bool = False) -> Dataset:
-    """The data set, with a transfer syntax even where the file has no meta header."""
+    """The data set, with a transfer syntax even if the file has no meta header."""
     dataset = pydicom.dcmread(file, force=True, stop_before_pixels=stop_before_pixels)
     if not hasattr(dataset, "file_meta"):
         dataset.file_meta = FileMetaDataset()
@@ -83,7 +83,7 @@ def read(file: BinaryIO, *, stop_before_pixels: bool = False) -> Dataset:
 
 
 def stored_pixels(dataset: Dataset, *, max_pixels: int) -> np.ndarray:
-    """The first frame as it is stored: (H, W), or (H, W, 3) in RGB.
+    """The stored values of the first frame: (H, W), or (H, W, 3) in RGB.
 
     Raises:
         UnreadableFilm: an unknown compression, or a compressed frame larger than the header says.
@@ -96,7 +96,7 @@ def stored_pixels(dataset: Dataset, *, max_pixels: int) -> np.ndarray:
 
 
 def _plugin(syntax: UID) -> str:
-    """The decoder for a compressed syntax. GDCM only where nothing else reads it: it prints to the terminal."""
+    """The decoder for a compressed syntax. GDCM is the last choice, because it prints to the terminal."""
     try:
         available = get_decoder(syntax).available_plugins
     except NotImplementedError:
@@ -115,7 +115,7 @@ def _refuse(dataset: Dataset, max_pixels: int) -> None:
 
 
 def _refuse_frame(frame: bytes, dataset: Dataset, max_pixels: int) -> None:
-    """A frame may claim another size than the data set; its decoder believes the frame."""
+    """Refuse a frame that claims to be larger than the data set says, because its decoder would believe the frame."""
     size = _frame_size(frame)
     if size is not None and size[0] * size[1] > max(int(dataset.Rows) * int(dataset.Columns), 1 << 16):
         if size[0] * size[1] > max_pixels:
@@ -124,7 +124,7 @@ def _refuse_frame(frame: bytes, dataset: Dataset, max_pixels: int) -> None:
 
 
 def _frame_size(frame: bytes) -> tuple[int, int] | None:
-    """(width, height) that a JPEG, JPEG-LS or JPEG 2000 frame claims; None where it claims none."""
+    """(width, height) that a JPEG, JPEG-LS or JPEG 2000 frame claims; None if it claims none."""
     start = frame.find(b"\xff\x4f\xff\x51", 0, 256)
     if start >= 0:
         right, bottom, left, top = struct.unpack_from(">IIII", frame, start + 8)
@@ -145,11 +145,11 @@ def _frame_size(frame: bytes) -> tuple[int, int] | None:
 
 
 def _shown(pixels: np.ndarray, dataset: Dataset, *, inverted: bool) -> np.ndarray:
-    """(H, W) stored values → (H, W) uint8 as shown."""
+    """(H, W) stored values → (H, W) uint8 as a viewer shows them."""
     padding = dataset.get("PixelPaddingValue")
     low, high = int(pixels.min()), int(pixels.max())
     if high - low >= MAX_LUT_VALUES:
-        # 32-bit values: bring them to 16 bits first, the tags that follow are kept in proportion by `_grey`.
+        # Reduce 32-bit values to 16 bits first; `_grey` keeps the tags that follow in proportion.
         step = (high - low) / (MAX_LUT_VALUES - 1)
         values: np.ndarray = low + np.arange(MAX_LUT_VALUES) * step
         indices = np.rint((pixels - float(low)) / step).astype(np.uint16)
@@ -170,7 +170,7 @@ def _shown(pixels: np.ndarray, dataset: Dataset, *, inverted: bool) -> np.ndarra
 
 
 def _grey(values: np.ndarray, used: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """(N,) stored values → (N,) float in [0, 1]; `used` are those that range is measured on, padding left out."""
+    """(N,) stored values → (N,) float in [0, 1]; `used` are those that set the range, without padding."""
     modality = _modality(values, dataset)
     for shown in (_voi_lut(modality, dataset), _window(modality, dataset)):
         if shown is not None and shown.max() > shown.min():
@@ -215,7 +215,7 @@ def _window(values: np.ndarray, dataset: Dataset) -> np.ndarray | None:
 
 
 def _lut(sequence: Any, dataset: Dataset) -> tuple[np.ndarray, int, float] | None:
-    """(table, first value mapped, full scale) of a LUT sequence's first item; None where it is absent or unusable."""
+    """(table, first value mapped, full scale) of a LUT sequence's first item; None if it is absent or unusable."""
     if not sequence or "LUTData" not in sequence[0] or len(sequence[0].get("LUTDescriptor") or ()) != 3:
         return None
     entries, first, bits = (int(v) for v in sequence[0].LUTDescriptor)
@@ -224,7 +224,7 @@ def _lut(sequence: Any, dataset: Dataset) -> tuple[np.ndarray, int, float] | Non
         first -= 1 << 16
     raw = sequence[0].LUTData
     if isinstance(raw, bytes):
-        # Eight-bit tables are stored one entry a byte, or one entry a word.
+        # Eight-bit tables are stored with one entry per byte, or one per word.
         narrow = bits <= 8 and len(raw) < 2 * entries
         data = np.frombuffer(raw[: len(raw) // 2 * 2 if not narrow else None], "u1" if narrow else "<u2")
     else:

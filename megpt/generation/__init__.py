@@ -1,6 +1,6 @@
-"""Reports for studies, in one process: the batch engine, the reference backend, and the table they fill.
+"""Reports for studies, in one process: the batch engine, the reference backend, and the table that they fill.
 
-The names below load on first use: whoever decodes films or reads a table needs no torch, and starts in a second.
+The names below are imported on first use, so that decoding films or reading a table does not import torch.
 """
 
 from __future__ import annotations

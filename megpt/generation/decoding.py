@@ -1,4 +1,4 @@
-"""The decoding rules a run is described by, and what goes in and comes out of a backend."""
+"""The contract between a job and a backend: the decoding rules, the studies that go in, the results that come out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megpt.config import GenerateConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How tokens are chosen; the same numbers mean the same as in `transformers.GenerationConfig`."""
+    """How tokens are chosen; the fields mean the same as in `transformers.GenerationConfig`."""
 
     num_beams: int = 1
     repetition_penalty: float = 1.0
@@ -37,8 +37,8 @@ class Decoding:
 class EngineItem:
     """One study to write a report for.
 
-    `tokens` (N, H) are its visual tokens in the language model's width, `prompt_id` names its prompt's suffix.
-    `length` forces the end token to be exactly the length-th one (for measurements at equal lengths).
+    `tokens` (N, H) are its visual tokens in the language model's width; `prompt_id` is the number of its prompt.
+    `length` forces the end token to be exactly token number `length`, for measurements at equal lengths.
     """
 
     key: str
@@ -49,9 +49,9 @@ class EngineItem:
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """The tokens written for one study, the end token included where it was reached.
+    """The tokens written for one study, with the end token if it was reached.
 
-    `finish_reason` is stop (the end token), length (`max_new_tokens`) or error; then `error` says why.
+    `finish_reason` is stop (the end token), length (`max_new_tokens`) or error; `error` is the reason for an error.
     """
 
     key: str
@@ -61,17 +61,17 @@ class EngineResult:
 
 
 class PromptedModel(Protocol):
-    """What a backend needs of MeGPT: the language model, and the prompt's token ids around the image."""
+    """The part of MeGPT that a backend needs: the language model, and the prompt's token ids around the image."""
 
     language_model: Any
 
     def prompt_ids(self) -> tuple[Sequence[int], Sequence[Sequence[int]]]:
-        """Ids before the visual tokens (P,), and behind them one (S_k,) per prompt."""
+        """Ids before the visual tokens (P,), and after them (S_k,) for each prompt."""
         ...
 
 
 class Backend(Protocol):
-    """Writes reports: `engine` and `hf` do the same work and may be exchanged."""
+    """Writes reports. `engine` and `hf` write the same ones."""
 
     def run(self, items: Iterable[EngineItem]) -> Iterator[EngineResult]: ...
 
@@ -80,24 +80,24 @@ def end_tokens(language_model: Any) -> tuple[int, ...]:
     """The ids that end a report.
 
     Raises:
-        ValueError: the model names none.
+        ValueError: the model has none.
     """
     for config in (getattr(language_model, "generation_config", None), language_model.config):
         ids = getattr(config, "eos_token_id", None)
         if ids is not None:
             return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
-    raise ValueError("the language model names no end token (eos_token_id)")
+    raise ValueError("the language model has no end token (eos_token_id)")
 
 
 def uniforms(seed: int, key: str, count: int) -> torch.Tensor:
-    """`count` numbers in [0, 1), float64 (count,): a function of the seed and the study alone, never of its batch."""
+    """`count` numbers in [0, 1), float64 (count,), that depend on the seed and the study, never on its batch."""
     digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") & (2**63 - 1))
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 def draw(scores: torch.Tensor, number: torch.Tensor, *, temperature: float, top_p: float) -> torch.Tensor:
-    """One token a row by inversion of the cumulative distribution.
+    """One token per row, by inversion of the cumulative distribution.
 
     Args:
         scores: logits (R, V), float32.
@@ -109,9 +109,9 @@ def draw(scores: torch.Tensor, number: torch.Tensor, *, temperature: float, top_
     scores = scores / temperature if temperature != 1.0 else scores
     probabilities, order = scores.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
     if top_p < 1.0:
-        # The smallest set of likeliest tokens that holds top_p: a token stays while the mass before it is below.
+        # The smallest set of likeliest tokens with a mass of top_p: a token stays if the mass before it is less.
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     mass = probabilities.cumsum(-1)
-    place = torch.searchsorted(mass, (number * mass[:, -1]).unsqueeze(-1), right=True)
-    return order.gather(-1, place.clamp_(max=scores.shape[-1] - 1)).squeeze(-1)
+    position = torch.searchsorted(mass, (number * mass[:, -1]).unsqueeze(-1), right=True)
+    return order.gather(-1, position.clamp_(max=scores.shape[-1] - 1)).squeeze(-1)

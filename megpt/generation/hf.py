@@ -21,7 +21,7 @@ from megpt.generation.decoding import (
     end_tokens,
     uniforms,
 )
-from megpt.generation.faults import split_until_alone
+from megpt.generation.faults import halve_until_alone
 
 
 class HFBackend:
@@ -46,7 +46,7 @@ class HFBackend:
         """The reports of `items`, batch by batch, in their order."""
         stream = iter(items)
         while batch := list(islice(stream, self.batch_size)):
-            yield from split_until_alone(self._generate, batch)
+            yield from halve_until_alone(self._generate, batch, _failed)
 
     @torch.no_grad()
     def _generate(self, batch: list[EngineItem]) -> list[EngineResult]:
@@ -103,6 +103,10 @@ class HFBackend:
         if stop is None:
             return EngineResult(item.key, tuple(row), "length")
         return EngineResult(item.key, tuple(row[: stop + 1]), "stop")
+
+
+def _failed(item: EngineItem, error: str) -> list[EngineResult]:
+    return [EngineResult(item.key, (), "error", error)]
 
 
 class ForceLength(LogitsProcessor):

@@ -1,4 +1,4 @@
-"""Films in, reports out: the whole model in one process, for the job and for validation during training.
+"""Films in, reports out: the whole model in one process, for `generate` and for validation during training.
 
 writer = ReportWriter("runs/checkpoint", config.generate, seed=config.seed)
 for prediction in writer.write((study, load_films(study, …)) for study in studies): ...
@@ -20,7 +20,7 @@ from megpt.config import GenerateConfig
 from megpt.films.decode import UnreadableFilm
 from megpt.generation.decoding import Backend, Decoding, EngineItem, EngineResult
 from megpt.generation.engine import GenerationEngine
-from megpt.generation.faults import reason, release
+from megpt.generation.faults import halve_until_alone
 from megpt.generation.hf import HFBackend
 from megpt.study import Study
 
@@ -29,7 +29,7 @@ Films = list[Image] | UnreadableFilm
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model says of one study. `report` is None where `error` is not."""
+    """The report of one study; `report` is None if there is an `error`."""
 
     study: Study
     report: str | None
@@ -39,7 +39,7 @@ class Prediction:
     error: str | None = None
 
     def to_row(self, *, model: str, section: str = "report", max_views: int | None = None) -> dict[str, Any]:
-        """A row of `megpt.study.PREDICTIONS_SCHEMA`; `section` is the column of the study that is its reference."""
+        """A row of `megpt.study.PREDICTIONS_SCHEMA`; `section` is the study's field that is its reference."""
         return {
             "study_id": self.study.study_id,
             "subject_id": self.study.subject_id,
@@ -55,18 +55,18 @@ class Prediction:
 
 
 def failed(study: Study, error: str, prompt_id: int | None = None) -> Prediction:
-    """The prediction of a study that has no report."""
+    """The prediction of a study for which there is no report."""
     return Prediction(study, None, prompt_id, 0, "error", error)
 
 
 class ReportWriter:
-    """Encodes films in batches and lets a backend write the reports.
+    """Encodes films in batches and has a backend write the reports.
 
     Args:
-        checkpoint: a checkpoint folder, or a live (model, processor) such as training has.
+        checkpoint: a checkpoint folder, or a (model, processor) in memory, as training has.
         generate: backend, decoding rules and slots.
-        seed: of sampled reports.
-        device: where a checkpoint is loaded to; the first GPU, else the CPU. A live model stays where it is.
+        seed: for sampled reports.
+        device: the device for a checkpoint; the first GPU or else the CPU by default. A model in memory is not moved.
     """
 
     def __init__(
@@ -90,18 +90,18 @@ class ReportWriter:
             self.backend = GenerationEngine(self.model, decoding, slots=generate.slots)
 
     def write(self, studies: Iterable[tuple[Study, Films]]) -> Iterator[Prediction]:
-        """One prediction a study, in the order in which they are finished.
+        """One prediction per study, in the order in which they are finished.
 
-        A study whose films could not be read, or on which the model fails, is a prediction with `error`.
+        A study with unreadable films, or on which the model fails, gives a prediction with `error`.
         """
-        run = _Run(self, studies)
+        stream = _Stream(self, studies)
         was_training = self.model.training
         self.model.eval()
         try:
-            for result in self.backend.run(run.items()):
-                yield from run.take_failed()
-                yield run.prediction(result)
-            yield from run.take_failed()
+            for result in self.backend.run(stream.items()):
+                yield from stream.take_failed()
+                yield stream.prediction(result)
+            yield from stream.take_failed()
         finally:
             self.model.train(was_training)
 
@@ -120,43 +120,35 @@ class ReportWriter:
         ]
 
 
-class _Run:
-    """One call of `write`: which studies are in flight, and which failed before they reached the backend."""
+class _Stream:
+    """One call of `write`: the studies in flight, and those that failed before they reached the backend."""
 
     def __init__(self, writer: ReportWriter, studies: Iterable[tuple[Study, Films]]):
-        self.writer, self.stream = writer, iter(studies)
+        self.writer, self.studies = writer, iter(studies)
         self.in_flight: dict[str, tuple[Study, int]] = {}
         self.failed: deque[Prediction] = deque()
 
     def items(self) -> Iterator[EngineItem]:
-        """What the backend pulls: films are encoded a batch at a time, when it asks for them."""
-        while batch := list(islice(self.stream, self.writer.batch_size)):
-            readable = []
+        """The backend's input; it encodes a batch of films whenever the backend asks for more."""
+        while batch := list(islice(self.studies, self.writer.batch_size)):
+            readable: list[tuple[Study, list[Image]]] = []
             for study, films in batch:
                 if isinstance(films, UnreadableFilm):
                     self.failed.append(failed(study, films.reason))
                 else:
                     readable.append((study, films))
-            yield from self._encode(readable)
+            if readable:
+                yield from halve_until_alone(self._encode, readable, self._fail)
 
     def _encode(self, batch: list[tuple[Study, list[Image]]]) -> Iterator[EngineItem]:
-        """A batch on which the encoder fails is halved until the study that does it is alone."""
-        if not batch:
-            return
-        try:
-            encoded = self.writer.encode([films for _, films in batch])
-        except Exception as error:
-            release(error)
-            if len(batch) == 1:
-                self.failed.append(failed(batch[0][0], reason(error)))
-                return
-            middle = len(batch) // 2
-            yield from self._encode(batch[:middle])
-            yield from self._encode(batch[middle:])
-            return
+        encoded = self.writer.encode([films for _, films in batch])
         for (study, _), (tokens, prompt_id) in zip(batch, encoded, strict=True):
             self.in_flight[study.study_id] = study, prompt_id
             yield EngineItem(study.study_id, tokens, prompt_id)
+
+    def _fail(self, item: tuple[Study, list[Image]], error: str) -> list[EngineItem]:
+        self.failed.append(failed(item[0], error))
+        return []
 
     def take_failed(self) -> Iterator[Prediction]:
         while self.failed:
@@ -171,7 +163,7 @@ class _Run:
 
 
 def load(folder: Path, precision: str, device: str | torch.device | None) -> tuple[Any, Any]:
-    """Model and processor of a checkpoint folder, ready to generate."""
+    """The model and processor of a checkpoint folder, ready to generate."""
     from megpt.model import MeGPTForConditionalGeneration, MeGPTProcessor
 
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

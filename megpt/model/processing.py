@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, PreTra
 from transformers.image_processing_utils import BaseImageProcessor
 
 from megpt.errors import InputError
+from megpt.films.resize import to_square
 from megpt.model.configuration import MeGPTConfig
 
 Film = Image.Image | np.ndarray
@@ -71,10 +72,7 @@ class MeGPTImageProcessor(BaseImageProcessor):
     def prepare(self, film: Film, *, where: str = "film") -> Tensor:
         """One film → (3, S, S) float32."""
         image = film if isinstance(film, Image.Image) else _from_array(film, where)
-        size = (self.image_size, self.image_size)
-        grey = image if image.mode == "L" else _grey(image)
-        if grey.size != size:
-            grey = grey.resize(size, Image.Resampling.BICUBIC)
+        grey = to_square(image if image.mode == "L" else _grey(image), self.image_size)
         values = torch.from_numpy(np.array(grey, dtype=np.float32) / 255.0)
         mean, std = torch.tensor(self.image_mean).view(3, 1, 1), torch.tensor(self.image_std).view(3, 1, 1)
         return (values[None] - mean) / std

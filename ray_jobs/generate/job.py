@@ -2,7 +2,7 @@
 
     megpt generate --config configs/phantom.yaml source=/data/archive checkpoint=runs/demo/checkpoint output=runs/out
 
-A plan on disk cuts the archive into shards (megpt/generation/plan.py). Ray Data hands shard numbers to a pool of
+A shard list on disk cuts the archive into shards (megpt/data/shards.py). Ray Data hands shard numbers to a pool of
 actors, each with the model on its GPU or share of one; an actor asks CPU tasks to decode its shard's films a chunk
 ahead of itself, writes the reports, and then the shard's one file. Nothing else passes through the object store, so
 memory depends neither on the archive nor on the shard's size.
@@ -35,9 +35,7 @@ from ray.util.annotations import RayDeprecationWarning
 from megpt.config import Config
 from megpt.data.sources import open_source
 from megpt.errors import InputError, MegptError, TooManyFailed, from_json
-from megpt.generation import plan as plans
-from megpt.generation import table
-from megpt.generation.plan import Plan
+from megpt.generation.predictions import FAILED, Predictions, finished_shards, remove_leftovers
 from megpt.progress import Progress, log
 from ray_jobs.generate.watch import watched
 from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
@@ -70,25 +68,26 @@ class Generate(Job):
 
     def preview(self, folder: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            plan = plans.load_plan(folder) or self._make_plan(Path(scratch))
-        left = _missing(folder, plan)
-        studies = sum(map(plan.rows_in, left))
-        log(f"generate: would write {studies} reports from {self.source.root} in {len(left)} shards to {folder}")
+            found = Predictions.open(folder) or self._list(Path(scratch))
+        left = found.left()
+        shards = f"{len(left)} shards to {folder}"
+        log(f"generate: would write {found.count(left)} reports from {self.source.root} in {shards}")
 
     def plan(self, folder: Path) -> bool:
-        table.remove_leftovers(folder)
-        self.shards = plans.load_plan(folder) or self._make_plan(folder)
-        table.record_launch(folder, started=time.time(), host=os.uname().nodename, studies=self.shards.studies)
-        return bool(_missing(folder, self.shards))
+        remove_leftovers(folder)
+        self.predictions = Predictions.open(folder) or self._list(folder)
+        studies = self.predictions.shards.studies
+        self.predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=studies)
+        return bool(self.predictions.left())
 
-    def _make_plan(self, folder: Path) -> Plan:
+    def _list(self, folder: Path) -> Predictions:
         rules, limit = self.config.generate, self.config.limit
-        return plans.make_plan(folder, self.source, split=rules.split, limit=limit, shard_size=rules.shard_size)
+        return Predictions.create(folder, self.source, split=rules.split, limit=limit, shard_size=rules.shard_size)
 
     def work(self, folder: Path) -> None:
         """Passes over the shards that have no file, until there are none."""
-        plan, missing, fruitless = self.shards, _missing(folder, self.shards), 0
-        with Progress("generate", plan.studies, start=_finished(folder, plan)) as progress:
+        missing, fruitless, studies = self.predictions.left(), 0, self.predictions.shards.studies
+        with Progress("generate", studies, start=studies - self.predictions.count(missing)) as progress:
             while missing:
                 written = self._pass(missing)
                 with contextlib.closing(watched(written, self.config.cluster)) as rows:
@@ -96,7 +95,7 @@ class Generate(Job):
                         if row["error"]:
                             raise from_json(str(row["error"]))
                         progress.advance(int(row["studies"]), int(row["failed"]))
-                before, missing = missing, _missing(folder, plan)
+                before, missing = missing, self.predictions.left()
                 fruitless = fruitless + 1 if len(missing) == len(before) else 0
                 if fruitless == FRUITLESS_PASSES:
                     raise MegptError(
@@ -105,7 +104,7 @@ class Generate(Job):
                         next="see the workers' logs in Ray's session folder; "
                         "set a smaller generate.slots or shard_size",
                     )
-                progress.advance(_finished(folder, plan) - progress.done)
+                progress.advance(studies - self.predictions.count(missing) - progress.done)
 
     def _pass(self, missing: list[int]) -> ray.data.Dataset:
         """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""
@@ -119,7 +118,7 @@ class Generate(Job):
             enable_true_multi_threading=True,
         )
         archive = str(self.source.root.absolute())
-        # One row a block: otherwise a small plan is one block, and one actor does everything.
+        # One row a block: otherwise a small list is one block, and one actor does everything.
         shards = ray.data.from_items([{"shard": n} for n in missing], override_num_blocks=len(missing))
         with warnings.catch_warnings():
             # Ray calls every way to say this deprecated, and has no other yet.
@@ -131,7 +130,7 @@ class Generate(Job):
                 num_cpus=cpus,
                 num_gpus=config.cluster.gpus_per_worker or None,
                 ray_remote_args_fn=lambda: {"max_task_retries": 0},
-                fn_constructor_args=(config.to_yaml(), self.shards, archive, self.fingerprint, decode_cpus),
+                fn_constructor_args=(config.to_yaml(), self.predictions, archive, self.fingerprint, decode_cpus),
             )
         # Its own context, not the process's: other jobs may run in it.
         context = written.context
@@ -143,27 +142,17 @@ class Generate(Job):
 
     def finish(self, folder: Path) -> dict[str, Any]:
         """Prove that the table is complete, then write failed.parquet and run.json."""
-        plan, config = self.shards, self.config
-        reasons = table.check_complete(folder, plan)
-        counts = {"studies": plan.studies, **{name: reasons.get(name, 0) for name in ("stop", "length", "error")}}
-        table.write_failed(folder, plan)
-        table.write_run(
-            folder,
-            job="generate",
+        config = self.config
+        return self.predictions.finish(
+            seconds=time.monotonic() - self.began,
+            config=config.model_dump(mode="json"),
             backend=config.generate.backend,
             decoding={**config.generate.model_dump(mode="json"), "seed": config.seed},
             model=self.fingerprint,
-            counts=counts,
-            shards=plan.shards,
-            seconds=round(time.monotonic() - self.began, 3),
-            launches=table.launches(folder),
-            versions=table.versions(),
-            config=config.model_dump(mode="json"),
         )
-        return counts
 
     def kept(self, folder: Path) -> bool:
-        return bool(table.finished_shards(folder))
+        return bool(finished_shards(folder))
 
     def tell(self, folder: Path, summary: dict[str, Any]) -> None:
         log(f"generate: {summary['studies']} studies, {summary['error']} of them without a report, in {folder}")
@@ -173,9 +162,9 @@ class Generate(Job):
         if failed > allowed * summary["studies"]:
             raise TooManyFailed(
                 f"{failed} of {summary['studies']} studies failed, more than generate.max_failed_fraction={allowed:g}",
-                where=str(folder / table.FAILED),
+                where=str(folder / FAILED),
                 cause="see its column `error`",
-                next=f"repair those films, then: megpt generate source={folder / table.FAILED} output=ANOTHER …",
+                next=f"repair those films, then: megpt generate source={folder / FAILED} output=ANOTHER …",
             )
 
 
@@ -190,15 +179,6 @@ def checkpoint_fingerprint(config: Config) -> str:
             next="set checkpoint=PATH to an output of `megpt train` or `megpt import-checkpoint`",
         )
     return str(fingerprint(folder))
-
-
-def _missing(folder: Path, plan: Plan) -> list[int]:
-    return sorted(set(range(plan.shards)) - table.finished_shards(folder))
-
-
-def _finished(folder: Path, plan: Plan) -> int:
-    """Studies of the shards that have a file."""
-    return plan.studies - sum(map(plan.rows_in, _missing(folder, plan)))
 
 
 def _cpu_shares(config: Config) -> tuple[float, float]:

@@ -19,10 +19,11 @@ from PIL import Image
 
 from megpt.config import Config
 from megpt.data.sources.base import check_mounted
+from megpt.data.studies import Listed, with_films
 from megpt.errors import MegptError, to_json
 from megpt.films.decode import MISSING, UnreadableFilm, load_films
-from megpt.generation import table
-from megpt.generation.plan import Plan, Planned, with_films
+from megpt.films.resize import to_square
+from megpt.generation.predictions import Predictions
 from megpt.study import Study
 from ray_jobs.failures import known_failure
 from ray_jobs.runtime import uncollected
@@ -40,19 +41,19 @@ CHUNK = 32
 Pixels = list[np.ndarray] | str
 
 
-def decode(planned: list[Planned], *, archive: str, side: int, max_views: int | None, max_pixels: int) -> list[Pixels]:
+def decode(listed: list[Listed], *, archive: str, side: int, max_views: int | None, max_pixels: int) -> list[Pixels]:
     """Films of each study as grey squares (side, side) uint8, or why there are none.
 
-    The resize to the square is the processor's own, done here because CPU tasks are many and the engine's thread one.
+    The films are squared here, before the processor would do it: there are many CPU tasks, but only one engine thread.
 
     Raises:
         MegptError: films are missing because this node does not see the archive.
     """
     decoded: list[Pixels] = []
-    for study in with_films(planned):
+    for study in with_films(listed):
         try:
             films = load_films(study, size=side, max_views=max_views, max_pixels=max_pixels)
-            decoded.append([np.asarray(f.resize((side, side), Image.Resampling.BICUBIC)) for f in films])
+            decoded.append([np.asarray(to_square(film, side)) for film in films])
         except UnreadableFilm as error:
             decoded.append(str(error.reason))
     if any(isinstance(pixels, str) and pixels.startswith(MISSING) for pixels in decoded):
@@ -67,7 +68,7 @@ class ShardWorker:
     decoded, or writes its file.
     """
 
-    def __init__(self, config: str, plan: Plan, archive: str, fingerprint: str, decode_cpus: float):
+    def __init__(self, config: str, predictions: Predictions, archive: str, fingerprint: str, decode_cpus: float):
         # Here and not above: the command that starts actors needs no torch, which takes seconds to import.
         with uncollected():
             import torch
@@ -76,7 +77,7 @@ class ShardWorker:
             from megpt.generation.writer import ReportWriter
 
         self.config = Config.model_validate(yaml.safe_load(config))
-        self.plan, self.archive, self.fingerprint = plan, archive, fingerprint
+        self.predictions, self.archive, self.fingerprint = predictions, archive, fingerprint
         self.model = threading.Lock()
         self.writer = ReportWriter(str(self.config.checkpoint), self.config.generate, self.config.seed)
         task: Any = decode  # Ray's types know functions without keywords only
@@ -97,33 +98,33 @@ class ShardWorker:
             return {"shard": number, "studies": 0, "failed": 0, "seconds": 0.0, "error": to_json(known)}
 
     def _shard(self, number: int) -> dict[str, Any]:
-        path = table.shard_path(self.plan.folder, number)
         began = time.monotonic()
-        if not path.exists():  # a shard whose actor died between the rename and the reply is not done again
-            planned = self.plan.shard(number)
-            films = self._films(planned)
+        # A shard whose actor died between the rename and the reply is not done again.
+        if not self.predictions.path(number).exists():
+            listed = self.predictions.studies(number)
+            films = self._films(listed)
             with self.model:
-                predictions = list(self.writer.write(films))
-            table.write_shard(self.plan.folder, number, self._rows(planned, predictions))
+                written = list(self.writer.write(films))
+            self.predictions.write_shard(number, self._rows(listed, written))
         return {
             "shard": number,
-            "studies": self.plan.rows_in(number),
-            "failed": table.count_failed(path),
+            "studies": self.predictions.count([number]),
+            "failed": self.predictions.count_failed(number),
             "seconds": time.monotonic() - began,
         }
 
-    def _rows(self, planned: list[Planned], predictions: list[Prediction]) -> Iterator[dict[str, Any]]:
-        """In the plan's order, so that the same shard gives the same file."""
+    def _rows(self, listed: list[Listed], predictions: list[Prediction]) -> Iterator[dict[str, Any]]:
+        """In the list's order, so that the same shard gives the same file."""
         by_id = {p.study.study_id: p for p in predictions}
         data = self.config.data
-        for one in planned:
-            yield by_id[one.study.study_id].to_row(
+        for entry in listed:
+            yield by_id[entry.study.study_id].to_row(
                 model=self.fingerprint, section=data.section, max_views=data.max_views
             )
 
-    def _films(self, planned: list[Planned]) -> Iterator[tuple[Study, Films]]:
-        """Films in the plan's order; decoding runs `decode_workers` chunks ahead, and starts now."""
-        chunks = [planned[n : n + CHUNK] for n in range(0, len(planned), CHUNK)]
+    def _films(self, listed: list[Listed]) -> Iterator[tuple[Study, Films]]:
+        """Films in the list's order; decoding runs `decode_workers` chunks ahead, and starts now."""
+        chunks = [listed[n : n + CHUNK] for n in range(0, len(listed), CHUNK)]
 
         ahead = 1 + self.config.generate.decode_workers
         waiting = deque(self._start(chunk) for chunk in chunks[:ahead])
@@ -133,19 +134,19 @@ class ShardWorker:
                 decoded = self._decoded(chunk, waiting.popleft())
                 if number + ahead < len(chunks):
                     waiting.append(self._start(chunks[number + ahead]))
-                for one, pixels in zip(chunk, decoded, strict=True):
-                    yield one.study, _films(pixels)
+                for entry, pixels in zip(chunk, decoded, strict=True):
+                    yield entry.study, _films(pixels)
 
         return stream()
 
-    def _start(self, chunk: list[Planned]) -> Any:
+    def _start(self, chunk: list[Listed]) -> Any:
         data = self.config.data
         side = self.writer.processor.image_size
         return self.decode.remote(
             chunk, archive=self.archive, side=side, max_views=data.max_views, max_pixels=data.max_pixels
         )
 
-    def _decoded(self, chunk: list[Planned], task: Any) -> list[Pixels]:
+    def _decoded(self, chunk: list[Listed], task: Any) -> list[Pixels]:
         """What a task has decoded. A film that kills its process, as broken ones can, costs its own study only."""
         try:
             decoded: list[Pixels] = ray.get(task)
@@ -155,7 +156,7 @@ class ShardWorker:
         except ray.exceptions.RayError:
             if len(chunk) == 1:
                 return ["decoding it ends the process"]
-            return [self._decoded([one], self._start([one]))[0] for one in chunk]
+            return [self._decoded([entry], self._start([entry]))[0] for entry in chunk]
 
 
 def _films(pixels: Pixels) -> Films:

@@ -31,11 +31,12 @@ STARTING = (ray_private.SchedulingState, ray_private.ResizingState)
 
 def scaling(config: ClusterConfig) -> Any:
     """Ray Train's ScalingConfig for the cluster section."""
-    from ray.train import ScalingConfig
+    import ray.train
 
+    v2: Any = ray.train  # Ray's types know both of its APIs
     elastic = config.min_workers != config.max_workers
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
-    return ScalingConfig(
+    return v2.ScalingConfig(
         num_workers=(config.min_workers, config.max_workers) if elastic else config.max_workers,
         use_gpu=bool(config.gpus_per_worker),
         resources_per_worker=resources,

@@ -162,22 +162,23 @@ def fit(config: Config, output: Path) -> dict[str, Any]:
 
 def trainer(config: Config) -> Any:
     """Ray Train's trainer of a config with absolute paths."""
-    from ray.train import FailureConfig, LoggingConfig, RunConfig
+    import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from ray_jobs.train.group import GroupWatch, scaling
 
+    v2: Any = ray.train  # Ray's types know both of its APIs
     return TorchTrainer(
         worker,
         train_loop_config={"config": config.model_dump(mode="json")},
         scaling_config=scaling(config.cluster),
-        run_config=RunConfig(
+        run_config=v2.RunConfig(
             name="train",
             storage_path=str(Path(str(config.output)) / ".ray"),
-            failure_config=FailureConfig(max_failures=config.train.max_failures),
+            failure_config=v2.FailureConfig(max_failures=config.train.max_failures),
             callbacks=[GroupWatch(config)],
             # Each lost worker would otherwise print the tracebacks of all; they stay in Ray's own log files.
-            logging_config=LoggingConfig(log_level="CRITICAL"),
+            logging_config=v2.LoggingConfig(log_level="CRITICAL"),
         ),
         torch_config=TorchConfig(
             backend="nccl" if config.cluster.gpus_per_worker else "gloo", timeout_s=math.ceil(config.train.timeout_s)

@@ -15,7 +15,7 @@ import pytest
 from make_films import dicom_bytes, jpeg, png, write
 
 from megpt.config import DataConfig
-from megpt.data.sources import FORMATS, open_source
+from megpt.data.sources import FORMATS, load_format, open_source
 from megpt.data.sources.base import Inside
 from megpt.data.studies import write_rows, write_studies
 from megpt.errors import InputError
@@ -57,7 +57,7 @@ def test_an_unknown_layout_lists_the_formats(tmp_path):
     path = write(tmp_path / "notes.txt", "hello")
     with pytest.raises(InputError) as caught:
         open_source(path, data=DataConfig())
-    assert all(f"{name}: {kind.about}" in str(caught.value) for name, kind in FORMATS.items())
+    assert all(f"           {name}: {load_format(name).about}\n" in str(caught.value) for name in FORMATS)
 
 
 # --- folders

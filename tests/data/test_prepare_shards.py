@@ -1,11 +1,12 @@
-"""The plan of `prepare`, and what one shard of it writes.
+"""The shards of `prepare`, and what one shard of it writes.
 
 - shards hold every study once, in order, at most `shard_size` each, whatever the archive's splits
-- an archive without splits: patients are never parted, the seed decides, all is `test` where there are no reports
-- a plan that was cut off is made again, a finished one is loaded; repeated or empty ids and an empty archive are errors
+- an archive without splits: a patient is in one split only, the seed decides, all is `test` if there are no reports
+- a list that was cut off is made again, a finished one is loaded; repeated or empty ids and an empty archive are errors
+- a table with films inside is listed without them; each study gets its own films back
 - films are resized, embedded or linked; unreadable ones are dropped; a study without any left goes to failed.parquet
-- a machine that does not see the archive ends the shard; no film is called missing for it
-- a shard that was done is not done again; killed between any two writes it is, and gives the same files
+- an archive that is not mounted ends the shard; no film is reported as missing
+- a shard with a mark is not prepared again; one killed between any two writes is, and gives the same files
 """
 
 from __future__ import annotations
@@ -22,73 +23,78 @@ from PIL import Image
 
 from megpt.config import DataConfig, PrepareConfig
 from megpt.data import prepare
-from megpt.data.prepare import clear, marks, merge_failed, prepare_shard, unfinished
-from megpt.data.shards import load_plan, make_plan
+from megpt.data.prepare import clear, list_shards, marks, merge_failed, prepare_shard, unfinished
+from megpt.data.shards import ShardList
 from megpt.data.sources import open_source
-from megpt.data.studies import read_studies
+from megpt.data.studies import Listed, read_studies
 from megpt.errors import InputError, MegptError
 from megpt.study import FAILED_SCHEMA, Study
 
 LIMIT = 10**7
 
 
-def listed(plan):
-    return {shard.name: [s.study_id for s in plan.read(shard)] for shard in plan.shards}
+def make_list(folder, studies, *, shard_size, seed):
+    return list_shards(folder, map(Listed, studies), shard_size=shard_size, seed=seed)
+
+
+def ids_of(shards):
+    return {shard.name: [listed.study.study_id for listed in shards.read(shard)] for shard in shards}
 
 
 def test_shards_follow_the_archives_splits(tmp_path):
     splits = ["train", "test", "train", "val", "train", "train"]
     studies = [Study(f"s{n}", f"p{n}", split=split) for n, split in enumerate(splits)]
-    plan = make_plan(tmp_path / "plan", studies, shard_size=3, seed=0)
-    assert listed(plan) == {
+    shards = make_list(tmp_path / "plan", studies, shard_size=3, seed=0)
+    assert ids_of(shards) == {
         "train-00000": ["s0", "s2", "s4"],
         "train-00001": ["s5"],
         "val-00000": ["s3"],
         "test-00000": ["s1"],
     }
-    assert (plan.studies, plan.split_by, plan.patients_in_two_splits) == (6, "archive", 0)
-    assert load_plan(tmp_path / "plan") == plan
+    assert (shards.studies, len(shards)) == (6, 4)
+    assert shards.notes == {"split_by": "archive", "patients_in_two_splits": 0}
+    assert ShardList.load(tmp_path / "plan") == shards
 
 
-def placed(plan):
-    return {s.study_id: shard.split for shard in plan.shards for s in plan.read(shard)}
+def placed(shards):
+    return {listed.study.study_id: shard.split for shard in shards for listed in shards.read(shard)}
 
 
 @settings(max_examples=25)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(0, 3))
-def test_patients_are_never_parted(tmp_path_factory, patients, seed):
+def test_a_patient_is_in_one_split(tmp_path_factory, patients, seed):
     folder = tmp_path_factory.mktemp("plan")
     studies = [Study(f"s{n}", f"p{patient}", report="r", split="") for n, patient in enumerate(patients)]
-    plan = make_plan(folder / "a", studies, shard_size=7, seed=seed)
-    where = placed(plan)
-    assert len(where) == len(patients) and plan.split_by == "patient"
+    shards = make_list(folder / "a", studies, shard_size=7, seed=seed)
+    where = placed(shards)
+    assert len(where) == len(patients) and shards.notes["split_by"] == "patient"
     assert len({(p, where[f"s{n}"]) for n, p in enumerate(patients)}) == len(set(patients))
-    assert placed(make_plan(folder / "b", studies, shard_size=2, seed=seed)) == where
+    assert placed(make_list(folder / "b", studies, shard_size=2, seed=seed)) == where
 
 
 def test_shares_and_seed(tmp_path):
     studies = [Study(f"s{n}", f"p{n}", report="r", split="") for n in range(2000)]
-    by_seed = [placed(make_plan(tmp_path / str(seed), studies, shard_size=500, seed=seed)) for seed in (1, 2)]
+    by_seed = [placed(make_list(tmp_path / str(seed), studies, shard_size=500, seed=seed)) for seed in (1, 2)]
     shares = {split: list(by_seed[0].values()).count(split) / 2000 for split in ("train", "val", "test")}
     assert 0.77 < shares["train"] < 0.83 and 0.08 < shares["val"] < 0.12 and 0.08 < shares["test"] < 0.12
     assert by_seed[0] != by_seed[1]
 
 
 def test_without_reports_all_is_test(tmp_path):
-    plan = make_plan(tmp_path / "p", [Study(f"s{n}", split="") for n in range(5)], shard_size=2, seed=0)
-    assert set(placed(plan).values()) == {"test"} and plan.split_by == "none"
+    shards = make_list(tmp_path / "p", [Study(f"s{n}", split="") for n in range(5)], shard_size=2, seed=0)
+    assert set(placed(shards).values()) == {"test"} and shards.notes["split_by"] == "none"
 
 
 def test_studies_that_the_archive_does_not_place_follow_their_patient(tmp_path):
     known = [Study(f"k{n}", f"p{n}", report="r", split="val") for n in range(20)]
     unknown = [Study(f"u{n}", f"p{n}", report="r", split="") for n in range(20)]
-    plan = make_plan(tmp_path / "p", [*unknown, *known], shard_size=50, seed=0)
-    assert set(placed(plan).values()) == {"val"}
+    shards = make_list(tmp_path / "p", [*unknown, *known], shard_size=50, seed=0)
+    assert set(placed(shards).values()) == {"val"}
 
 
 def test_patients_in_two_splits_are_counted(tmp_path):
     studies = [Study("a", "p", split="train"), Study("b", "p", split="test"), Study("c", "q", split="test")]
-    assert make_plan(tmp_path / "p", studies, shard_size=5, seed=0).patients_in_two_splits == 1
+    assert make_list(tmp_path / "p", studies, shard_size=5, seed=0).notes["patients_in_two_splits"] == 1
 
 
 @pytest.mark.parametrize(
@@ -99,22 +105,22 @@ def test_patients_in_two_splits_are_counted(tmp_path):
         ([], r"^the archive lists no studies\n"),
     ],
 )
-def test_archives_that_cannot_be_planned(tmp_path, studies, message):
+def test_archives_that_cannot_be_listed(tmp_path, studies, message):
     with pytest.raises(InputError, match=message):
-        make_plan(tmp_path / "plan", studies, shard_size=2, seed=0)
-    assert load_plan(tmp_path / "plan") is None
+        make_list(tmp_path / "plan", studies, shard_size=2, seed=0)
+    assert ShardList.load(tmp_path / "plan") is None
 
 
-def test_a_plan_that_was_cut_off_is_made_again(tmp_path):
+def test_a_list_that_was_cut_off_is_made_again(tmp_path):
     def killed():
         yield from (Study(f"s{n}") for n in range(5))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_plan(tmp_path / "plan", killed(), shard_size=2, seed=0)
-    assert load_plan(tmp_path / "plan") is None
-    plan = make_plan(tmp_path / "plan", [Study("x")], shard_size=2, seed=0)
-    assert listed(load_plan(tmp_path / "plan")) == listed(plan) == {"test-00000": ["x"]}
+        make_list(tmp_path / "plan", killed(), shard_size=2, seed=0)
+    assert ShardList.load(tmp_path / "plan") is None
+    shards = make_list(tmp_path / "plan", [Study("x")], shard_size=2, seed=0)
+    assert ids_of(ShardList.load(tmp_path / "plan")) == ids_of(shards) == {"test-00000": ["x"]}
     assert sorted(p.name for p in (tmp_path / "plan").iterdir()) == ["plan.json", "test-00000.parquet"]
 
 
@@ -143,15 +149,15 @@ def prepared(tmp_path, archive, **changes):
     options = PrepareConfig(image_size=32, **changes)
     source = open_source(archive, data=DataConfig())
     out = tmp_path / "out"
-    plan = make_plan(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
+    shards = make_list(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
     results = {
-        shard.name: prepare_shard(out, plan, shard, options, archive=archive, max_pixels=LIMIT) for shard in plan.shards
+        shard.name: prepare_shard(out, shards, shard, options, archive=archive, max_pixels=LIMIT) for shard in shards
     }
-    return out, plan, results, options
+    return out, shards, results, options
 
 
 def test_resize(tmp_path, archive):
-    out, plan, results, _ = prepared(tmp_path, archive)
+    out, shards, results, _ = prepared(tmp_path, archive)
     first, second = read_studies(out)
     assert (first.study_id, first.report, len(first.views)) == ("s1", "The heart is normal.", 1)
     sizes = [Image.open(io.BytesIO(s.views[0].data)).size for s in (first, second)]
@@ -166,13 +172,13 @@ def test_resize(tmp_path, archive):
         "split": "train",
         "reasons": {"missing file": 1, "the study has no films": 1},
     }
-    assert list(marks(out, plan)) == list(results.values())
+    assert list(marks(out, shards)) == list(results.values())
     assert list((out / "split=test").iterdir()) == []
 
 
 def test_failed_studies_are_a_source_again(tmp_path, archive):
-    out, plan, _, _ = prepared(tmp_path, archive)
-    path = merge_failed(out, plan)
+    out, shards, _, _ = prepared(tmp_path, archive)
+    path = merge_failed(out, shards)
     assert pq.read_schema(path).equals(FAILED_SCHEMA)
     rows = pq.read_table(path).to_pylist()
     assert [(r["study_id"], r["split"], r["error"]) for r in rows] == [
@@ -211,11 +217,11 @@ def files_of(out):
 
 @pytest.mark.parametrize("after", ["failed", "table", "mark"])
 def test_killed_between_any_two_writes(tmp_path, archive, monkeypatch, after):
-    whole, whole_plan, _, _ = prepared(tmp_path / "whole", archive)
-    merge_failed(whole, whole_plan)
+    whole, whole_shards, _, _ = prepared(tmp_path / "whole", archive)
+    merge_failed(whole, whole_shards)
     source = open_source(archive, data=DataConfig())
     out = tmp_path / "cut"
-    plan = make_plan(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
+    shards = make_list(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
     options = PrepareConfig(image_size=32)
     with monkeypatch.context() as patch:
         real = prepare.write_aside
@@ -228,46 +234,44 @@ def test_killed_between_any_two_writes(tmp_path, archive, monkeypatch, after):
 
         patch.setattr(prepare, "write_aside", killing)
         if suffix is None:
-            prepare_shard(out, plan, plan.shards[0], options, archive=archive, max_pixels=LIMIT)
+            prepare_shard(out, shards, shards[0], options, archive=archive, max_pixels=LIMIT)
         else:
             with pytest.raises(KeyboardInterrupt):
-                prepare_shard(out, plan, plan.shards[0], options, archive=archive, max_pixels=LIMIT)
-    assert len(unfinished(out, plan)) == (1 if suffix is None else 2)
-    for shard in plan.shards:
-        prepare_shard(out, plan, shard, options, archive=archive, max_pixels=LIMIT)
-    merge_failed(out, plan)
-    assert unfinished(out, plan) == []
+                prepare_shard(out, shards, shards[0], options, archive=archive, max_pixels=LIMIT)
+    assert len(unfinished(out, shards)) == (1 if suffix is None else 2)
+    for shard in shards:
+        prepare_shard(out, shards, shard, options, archive=archive, max_pixels=LIMIT)
+    merge_failed(out, shards)
+    assert unfinished(out, shards) == []
     assert files_of(out) == files_of(whole)
 
 
 @pytest.mark.parametrize("mount_point", [False, True], ids=["no folder", "an empty mount point"])
-def test_a_machine_that_does_not_see_the_archive(tmp_path, archive, mount_point):
+def test_a_machine_without_the_archive(tmp_path, archive, mount_point):
     source, out, options = open_source(archive, data=DataConfig()), tmp_path / "out", PrepareConfig(image_size=32)
-    plan = make_plan(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
+    shards = make_list(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
     archive.rename(tmp_path / "elsewhere")
     if mount_point:
         archive.mkdir()
     with pytest.raises(MegptError) as caught:
-        prepare_shard(out, plan, plan.shards[0], options, archive=archive, max_pixels=LIMIT)
+        prepare_shard(out, shards, shards[0], options, archive=archive, max_pixels=LIMIT)
     assert caught.value.exit_code == 1 and str(caught.value) == (
-        f"the archive {archive} cannot be seen from node {socket.gethostname()}\n"
-        "  cause: its file system is not mounted there, or was lost; what was finished is kept\n"
-        "  next:  mount it, or take the node out of the cluster, and run the same command again: it resumes"
+        f"the archive {archive} is not visible on node {socket.gethostname()}\n"
+        "  cause: its file system is not mounted there, or was lost; finished shards are kept\n"
+        "  next:  mount it, or remove the node from the cluster, then run the same command again: it resumes"
     )
-    assert unfinished(out, plan) == list(plan.shards) and not files_of(out)
+    assert unfinished(out, shards) == list(shards) and not files_of(out)
     if mount_point:
         archive.rmdir()
     (tmp_path / "elsewhere").rename(archive)
-    assert prepare_shard(out, plan, plan.shards[0], options, archive=archive, max_pixels=LIMIT)["failed"] == 2
+    assert prepare_shard(out, shards, shards[0], options, archive=archive, max_pixels=LIMIT)["failed"] == 2
 
 
 def test_a_done_shard_is_not_done_again(tmp_path, archive):
-    out, plan, results, options = prepared(tmp_path, archive)
+    out, shards, results, options = prepared(tmp_path, archive)
     table = out / "split=train" / "part-00000.parquet"
     table.write_bytes(b"untouched")
-    assert (
-        prepare_shard(out, plan, plan.shards[0], options, archive=archive, max_pixels=LIMIT) == results["train-00000"]
-    )
+    assert prepare_shard(out, shards, shards[0], options, archive=archive, max_pixels=LIMIT) == results["train-00000"]
     assert table.read_bytes() == b"untouched"
 
 

@@ -19,7 +19,7 @@ from make_films import jpeg, png, write
 
 from megpt.config import DataConfig
 from megpt.data.sources import open_source
-from megpt.data.sources.sections import parse_report
+from megpt.data.sources.reading import parse_report
 from megpt.errors import InputError
 from megpt.study import CHEXPERT
 

@@ -1,11 +1,11 @@
 """Films.
 
-- the kind of a film is read from its bytes: a wrong or missing suffix does not matter
+- a film's type is read from its bytes: a wrong or missing suffix does not matter
 - JPEG (grey, colour, progressive, CMYK) and PNG (1, 8 and 16 bit, palette, alpha) give the right grey values
 - 16-bit PNG is scaled by the bits in use, not cut off at 255
 - the shorter side comes out at `size`, never enlarged, and draft decoding stays within two grey levels of a full decode
 - missing, empty, truncated, foreign and pipe-like files are UnreadableFilm with a short reason
-- a header that claims too many pixels is refused before anything is decoded
+- a header that claims more pixels than `max_pixels` is refused before anything is decoded; exactly as many are allowed
 - a study gives all its readable films, and fails only when none is
 - random damage never raises anything but UnreadableFilm
 """
@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from make_films import dicom_bytes, gradient, jpeg, picture, png
 from PIL import Image
 
-from megpt.films.decode import UnreadableFilm, check_film, kind_of, load_film, load_films, read_film, shrink
+from megpt.films.decode import UnreadableFilm, check_film, film_type, load_film, load_films, read_film
+from megpt.films.resize import shrink
 from megpt.study import Study, View
 
 LIMIT = 10**8
@@ -41,9 +42,11 @@ def reason(view: View, **options) -> str:
     return caught.value.reason
 
 
-@pytest.mark.parametrize("data, kind", [(jpeg(), "jpeg"), (png(), "png"), (dicom_bytes(), "dicom"), (b"GIF89a", None)])
-def test_kind_is_read_from_the_bytes(data, kind):
-    assert kind_of(data[:132]) == kind
+@pytest.mark.parametrize(
+    "data, expected", [(jpeg(), "jpeg"), (png(), "png"), (dicom_bytes(), "dicom"), (b"GIF89a", None)]
+)
+def test_the_type_is_read_from_the_bytes(data, expected):
+    assert film_type(data[:132]) == expected
 
 
 def test_a_wrong_suffix_does_not_matter(tmp_path):
@@ -160,6 +163,16 @@ def test_a_bomb_is_refused_by_its_header(data, size):
         check_film(view, max_pixels=10**6)
 
 
+@pytest.mark.parametrize("encode", [jpeg, png, dicom_bytes])
+def test_max_pixels_is_the_largest_film_allowed(encode):
+    view = View("x", data=encode(gradient(40, 50)))
+    assert load_film(view, size=None, max_pixels=2000).size == (50, 40)
+    check_film(view, max_pixels=2000)
+    assert reason(view, max_pixels=1999) == "50x40 pixels, more than data.max_pixels"
+    with pytest.raises(UnreadableFilm, match=r"^50x40 pixels, more than data\.max_pixels$"):
+        check_film(view, max_pixels=1999)
+
+
 def test_check_reads_the_header_only():
     data = jpeg(gradient(200, 200))
     check_film(View("x", data=data[: len(data) // 2]), max_pixels=LIMIT)
@@ -180,8 +193,13 @@ def test_a_study_gives_all_its_readable_films():
     options = {"size": 16, "max_views": None, "max_pixels": LIMIT}
     assert len(load_films(Study("s", views=(bad, good, good)), **options)) == 2
     assert len(load_films(Study("s", views=(good, good, good)), **{**options, "max_views": 2})) == 2
-    with pytest.raises(UnreadableFilm, match=r"^not a JPEG, PNG or DICOM file \(and 1 more\)$"):
-        load_films(Study("s", views=(bad, bad)), **options)
+    empty = View("c", data=b"")
+    for films, text in (((bad,), ""), ((bad, empty), " (and 1 more)"), ((bad, empty, empty), " (and 2 more)")):
+        with pytest.raises(UnreadableFilm) as caught:
+            load_films(Study("s", views=films), **options)
+        assert caught.value.reason == "not a JPEG, PNG or DICOM file" + text
+    with pytest.raises(UnreadableFilm, match=r"^empty file$"):
+        load_films(Study("s", views=(empty, good)), **{**options, "max_views": 1})
     with pytest.raises(UnreadableFilm, match=r"^the study has no films$"):
         load_films(Study("s"), **options)
 

@@ -163,6 +163,11 @@ def test_a_frame_that_claims_another_size():
     assert np.abs(show(jpeg_frame(pixels)) - pixels).max() <= 2
     with pytest.raises(UnreadableFilm, match=r"^compressed frame larger than its DICOM header says$"):
         show(jpeg_frame(pixels, Rows=8, Columns=8))
+    film = View("x", data=jpeg_frame(pixels, Rows=8, Columns=8))
+    with pytest.raises(UnreadableFilm, match=r"^compressed frame larger than its DICOM header says$"):
+        load_film(film, size=None, max_pixels=400 * 400)
+    with pytest.raises(UnreadableFilm, match=r"^compressed frame larger than data\.max_pixels$"):
+        load_film(film, size=None, max_pixels=400 * 400 - 1)
 
 
 @pytest.mark.parametrize(

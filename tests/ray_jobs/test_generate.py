@@ -7,9 +7,8 @@
 - SIGKILL of the driver, or of an actor, and the same command again: the table of an uninterrupted run
 - a node that does not see the archive ends the job; no film is called missing for it
 - a film that kills the process that decodes it becomes an error of its study
-- an archive that cannot be planned (no such split, an id twice) leaves nothing behind
+- an archive that cannot be listed (no such split, an id twice) leaves nothing behind
 - a dry run counts
-- a finished table in which a file was damaged or exchanged is noticed
 - no report text in what is printed, not even by an error that nobody foresaw
 """
 
@@ -34,11 +33,9 @@ from PIL import Image
 
 from megpt.config import Config, load_config
 from megpt.data.sources import open_source
-from megpt.data.studies import write_studies
-from megpt.errors import InputError, MegptError, TooManyFailed, from_json, to_json
-from megpt.generation import plan as plans
-from megpt.generation import table
-from megpt.generation.status import read_status
+from megpt.data.studies import Listed, write_studies
+from megpt.errors import InputError, TooManyFailed, from_json, to_json
+from megpt.generation.predictions import Predictions, finished_shards
 from megpt.study import PREDICTIONS_SCHEMA, Study, View
 from ray_jobs.generate import worker as workers
 from ray_jobs.generate.job import Generate
@@ -131,8 +128,10 @@ def test_run_json_and_status(finished: Path, capsys: pytest.CaptureFixture[str])
     assert run["backend"] == "engine" and run["decoding"]["repetition_penalty"] == 2.0
     assert run["config"]["generate"]["shard_size"] == 8 and run["seconds"] > 0
     assert {"torch", "transformers", "ray"} <= run["versions"].keys()
-    state = read_status(finished)
-    assert state is not None and (state.done, state.failed, state.left, state.state) == (46, 2, 0, "finished")
+    predictions = Predictions.open(finished)
+    assert predictions is not None
+    state = predictions.status()
+    assert (state.done, state.failed, state.left, state.state) == (46, 2, 0, "finished")
     assert Status.run(Config(), str(finished)) == 0
     assert "46 of 46 studies done, 2 failed, 0 left" in capsys.readouterr().out
 
@@ -178,12 +177,14 @@ def test_the_driver_is_killed(
 ) -> None:
     output = tmp_path / "out"
     driver = subprocess.Popen(command(archive, tiny_checkpoint, output), stderr=subprocess.DEVNULL)
-    wait_for(lambda: len(table.finished_shards(output)) >= 2)
+    wait_for(lambda: len(finished_shards(output)) >= 2)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     kept = {p.name: p.stat().st_mtime_ns for p in (output / "reports").glob("part-*.parquet")}
-    state = read_status(output)
-    assert state is not None and state.left + state.done == STUDIES
+    predictions = Predictions.open(output)
+    assert predictions is not None
+    state = predictions.status()
+    assert state.left + state.done == STUDIES
     assert Generate.run(config(archive, tiny_checkpoint, output)) == 0
     assert rows(output) == rows(finished)
     assert {name: (output / "reports" / name).stat().st_mtime_ns for name in kept} == kept
@@ -199,7 +200,7 @@ def test_an_actor_is_killed(
     killed: list[int] = []
 
     def kill() -> None:
-        wait_for(lambda: table.finished_shards(output))
+        wait_for(lambda: finished_shards(output))
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 name = entry.read_bytes().decode(errors="replace")
@@ -220,16 +221,18 @@ def test_an_actor_is_killed(
 @pytest.mark.slow
 def test_a_film_that_kills_its_process(archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None) -> None:
     settings = config(archive, tiny_checkpoint, tmp_path)
-    plan = plans.make_plan(tmp_path, open_source(archive, data=settings.data), split="test", limit=5, shard_size=5)
-    worker = workers.ShardWorker(settings.to_yaml(), plan, str(archive), "mark", 0.1)
+    predictions = Predictions.create(
+        tmp_path, open_source(archive, data=settings.data), split="test", limit=5, shard_size=5
+    )
+    worker = workers.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", 0.1)
 
-    def crash(planned: list[plans.Planned], **options: Any) -> list[workers.Pixels]:
-        if any(one.study.study_id == "study003" for one in planned):
+    def crash(chunk: list[Listed], **options: Any) -> list[workers.Pixels]:
+        if any(listed.study.study_id == "study003" for listed in chunk):
             os.kill(os.getpid(), signal.SIGKILL)
-        return workers.decode(planned, **options)
+        return workers.decode(chunk, **options)
 
     worker.decode = ray.remote(crash).options(max_retries=0, num_cpus=0.1)
-    found = {study.study_id: films for study, films in worker._films(plan.shard(0))}
+    found = {study.study_id: films for study, films in worker._films(predictions.studies(0))}
     assert [name for name, films in found.items() if not isinstance(films, list)] == ["study000", "study003"]
     assert str(found["study003"]) == "decoding it ends the process"
 
@@ -241,16 +244,16 @@ def test_a_node_that_does_not_see_the_archive(tiny_checkpoint: Path, tmp_path: P
     for n in range(3):
         (archive / f"{n}.png").write_bytes(film(np.random.default_rng(n)))
     settings = config(archive, tiny_checkpoint, tmp_path / "out")
-    plan = plans.make_plan(
+    predictions = Predictions.create(
         tmp_path / "out", open_source(archive, data=settings.data), split="all", limit=None, shard_size=3
     )
-    worker = workers.ShardWorker(settings.to_yaml(), plan, str(archive), "mark", 0.1)
+    worker = workers.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", 0.1)
     (archive / "1.png").unlink()
     archive.rename(tmp_path / "elsewhere")
     told = from_json(worker._answer(0)["error"])
     assert told.exit_code == 1
-    assert str(told).startswith(f"the archive {archive} cannot be seen from node ")
-    assert not table.finished_shards(tmp_path / "out")
+    assert str(told).startswith(f"the archive {archive} is not visible on node ")
+    assert not finished_shards(tmp_path / "out")
     (tmp_path / "elsewhere").rename(archive)
     counts = worker._answer(0)
     assert (counts["error"], counts["studies"], counts["failed"]) == ("", 3, 1)
@@ -266,7 +269,7 @@ def _descends(pid: int) -> bool:
     return False
 
 
-def test_an_archive_that_cannot_be_planned(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_archive_that_cannot_be_listed(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no study of split 'val'"):
         Generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "generate.split=val"))
     twice = tmp_path / "twice"
@@ -276,30 +279,6 @@ def test_an_archive_that_cannot_be_planned(archive: Path, tiny_checkpoint: Path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_table_that_was_changed_is_not_called_complete(archive: Path, tmp_path: Path) -> None:
-    source = open_source(archive, data=Config().data)
-    plan = plans.make_plan(tmp_path, source, split="test", limit=4, shard_size=2)
-
-    def write(shard: int, *ids: str) -> Path:
-        return table.write_shard(tmp_path, shard, ({"study_id": i, "finish_reason": "stop"} for i in ids))
-
-    write(0, "study000", "study001")
-    second = write(1, "study002", "study003")
-    assert table.check_complete(tmp_path, plan) == {"stop": 4}
-    write(1, "study002", "study001")
-    with pytest.raises(MegptError) as other:
-        table.check_complete(tmp_path, plan)
-    assert str(other.value).startswith(f"{second} does not hold the studies of its shard\n")
-    second.write_bytes(second.read_bytes()[:100])
-    with pytest.raises(MegptError) as damaged:
-        table.check_complete(tmp_path, plan)
-    assert str(damaged.value) == (
-        f"{second} cannot be read\n"
-        "  cause: ArrowInvalid: it was damaged after it was written\n"
-        "  next:  delete this one file and run the same command again"
-    )
-
-
 def test_no_checkpoint_and_dry_run(
     archive: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,35 +286,6 @@ def test_no_checkpoint_and_dry_run(
         Generate.run(config(archive, tmp_path, tmp_path / "out"))
     assert Generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "limit=20"), dry_run=True) == 0
     assert "20 reports" in capsys.readouterr().err
-
-
-def test_the_plan_is_made_once(archive: Path, tmp_path: Path) -> None:
-    source = open_source(archive, data=Config().data)
-    made = plans.make_plan(tmp_path, source, split="test", limit=20, shard_size=8)
-    assert (made.studies, made.shards, made.rows_in(2)) == (20, 3, 4)
-    assert plans.load_plan(tmp_path) == made
-    planned = made.shard(1)
-    assert [one.study.study_id for one in planned] == [f"study{n:03d}" for n in range(8, 16)]
-    assert all(view.data is None for one in planned for view in one.study.views)
-    assert plans.with_films(planned) == list(studies(16))[8:]
-    assert list(made.study_ids()) == [[s.study_id for s in list(studies(20))[n : n + 8]] for n in (0, 8, 16)]
-    (tmp_path / "plan" / "plan.json").unlink()
-    assert plans.load_plan(tmp_path) is None and read_status(tmp_path) is None
-
-
-@pytest.mark.parametrize("shard_size, files, groups", [(1, 3, 10), (7, 3, 10), (600, 3, 8), (7000, 2, 1)])
-def test_small_shards_share_a_file_and_large_ones_have_their_own(
-    tmp_path: Path, shard_size: int, files: int, groups: int
-) -> None:
-    write_studies(tmp_path / "archive", "test", (Study(f"s{n:05d}", views=()) for n in range(10_001)), 0)
-    source = open_source(tmp_path / "archive", data=Config().data)
-    made = plans.make_plan(tmp_path / "out", source, split="test", limit=None, shard_size=shard_size)
-    parts = sorted((tmp_path / "out" / "plan").glob("part-*.parquet"))
-    assert len(parts) == files and pq.ParquetFile(parts[0]).num_row_groups == groups
-    for shard in (0, 1, made.shards // 2, made.shards - 1):
-        ids = [f"s{n:05d}" for n in range(shard * shard_size, min((shard + 1) * shard_size, 10_001))]
-        assert [one.study.study_id for one in made.shard(shard)] == ids and len(ids) == made.rows_in(shard)
-    assert [i for ids in made.study_ids() for i in ids] == [f"s{n:05d}" for n in range(10_001)]
 
 
 def test_an_unforeseen_error_tells_kind_and_place_alone() -> None:

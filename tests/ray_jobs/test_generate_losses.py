@@ -32,8 +32,7 @@ from ray_nodes import RayNodes
 from megpt.config import Config, load_config
 from megpt.data.sources import open_source
 from megpt.data.studies import write_studies
-from megpt.generation import plan as plans
-from megpt.generation import table
+from megpt.generation.predictions import Predictions, finished_shards
 from megpt.generation.writer import ReportWriter
 from megpt.study import Study, View
 from ray_jobs.__main__ import main
@@ -76,14 +75,16 @@ def expected(archive: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Temp
     words = settings(archive, tiny_checkpoint, tmp_path_factory.mktemp("expected"))
     config = load_config(None, [*words[:-2], f"limit={LIMIT}"])
     source = open_source(archive, data=config.data)
-    plan = plans.make_plan(Path(str(config.output)), source, split="test", limit=config.limit, shard_size=SHARD)
+    predictions = Predictions.create(
+        Path(str(config.output)), source, split="test", limit=config.limit, shard_size=SHARD
+    )
     writer = ReportWriter(tiny_checkpoint, config.generate, config.seed)
     found = []
-    for number in range(plan.shards):
-        planned = plan.shard(number)
-        pixels = decode(planned, archive=str(archive), side=64, max_views=None, max_pixels=10**8)
+    for number in predictions.left():
+        chunk = predictions.studies(number)
+        pixels = decode(chunk, archive=str(archive), side=64, max_views=None, max_pixels=10**8)
         films = [worker._films(study) for study in pixels]
-        pairs = zip((one.study for one in planned), films, strict=True)
+        pairs = zip((listed.study for listed in chunk), films, strict=True)
         found += [prediction.to_row(model="any") for prediction in writer.write(pairs)]
     return sorted(found, key=lambda row: row["study_id"])
 
@@ -123,7 +124,7 @@ def test_nodes_come_and_go(
             return subprocess.Popen(command, env=nodes.environment, stdout=file, stderr=file, text=True)
 
         def done() -> int:
-            return len(table.finished_shards(output))
+            return len(finished_shards(output))
 
         only = nodes.add(cpus=2, gpus=1)
         with ended(start()) as job:

@@ -1,7 +1,7 @@
 """`megpt status OUT`: from files alone.
 
 - half done: done, failed, left and rate; a job that holds the claim is running and has a time left, else it is stopped
-- before the plan, and for other jobs' outputs: running, stopped or finished
+- before the shard list, and for other jobs' outputs: running, stopped or finished
 - a folder that no job has written is refused
 """
 
@@ -13,24 +13,23 @@ from pathlib import Path
 import pytest
 
 from megpt.config import Config
-from megpt.data.studies import write_rows
+from megpt.data.shards import ShardListWriter
+from megpt.data.studies import Listed
 from megpt.errors import InputError
-from megpt.generation import table
-from megpt.generation.plan import PLAN_SCHEMA, part_path
-from megpt.generation.status import duration, read_status
+from megpt.generation.predictions import LIST, Predictions, duration
 from megpt.output import claim
+from megpt.study import Study
 from ray_jobs.status import Status
 
 
 def half_done(folder: Path) -> None:
-    """Two shards of 3 and 2 studies, the first of them written with one failure."""
-    for shard, count in enumerate((3, 2)):
-        rows = ({"study_id": f"s{shard}{n}"} for n in range(count))
-        write_rows(part_path(folder, shard), rows, PLAN_SCHEMA)
-    (folder / "plan" / "plan.json").write_text('{"studies": 5, "shard_size": 3}')
-    table.record_launch(folder, started=time.time() - 2)
-    rows = ({"study_id": f"s0{n}", "error": "broken" if n == 1 else None} for n in range(3))
-    table.write_shard(folder, 0, rows)
+    """Two shards of 3 and 2 studies; the first is written, with one failure."""
+    with ShardListWriter(folder / LIST, 3) as writer:
+        for number in range(5):
+            writer.add(Listed(Study(f"s{number}")))
+        predictions = Predictions(folder, writer.finish())
+    predictions.record_launch(started=time.time() - 2)
+    predictions.write_shard(0, ({"study_id": f"s{n}", "error": "broken" if n == 1 else None} for n in range(3)))
 
 
 def test_half_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,16 +38,18 @@ def test_half_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert Status.run(config, str(output.path)) == 0
         assert "running: planning" in capsys.readouterr().out
         half_done(output.path)
-        now = read_status(output.path)
-        assert now is not None and now.state == "running"
+        predictions = Predictions.open(output.path)
+        assert predictions is not None
+        now = predictions.status()
+        assert now.state == "running"
         assert (now.total, now.done, now.failed, now.left) == (5, 3, 1, 2)
         assert now.rate is not None and 0.2 < now.rate <= 1.5
         assert now.seconds_left == pytest.approx(2 / now.rate)
         Status.run(config, str(output.path))
         assert "time left" in capsys.readouterr().out
     Status.run(config, str(tmp_path / "out"))
-    said = capsys.readouterr().out
-    assert "stopped: 3 of 5 studies done, 1 failed, 2 left" in said and "resumes" in said
+    printed = capsys.readouterr().out
+    assert "stopped: 3 of 5 studies done, 1 failed, 2 left" in printed and "resumes" in printed
 
 
 def test_other_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

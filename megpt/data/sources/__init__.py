@@ -1,47 +1,49 @@
-"""Archives: one file per format, all giving a stream of `Study`.
+"""Archives: one file per format; each turns an archive into a stream of `Study`.
 
     source = open_source("/data/mimic-cxr-jpg", data=config.data)
     for study in source.studies(): ...
 
-`data.format: auto` takes the first format in `FORMATS` whose layout the archive has.
+A format from another package is a subclass of `Source` with an entry point; it needs no change here:
+
+    [project.entry-points."megpt.sources"]
+    my_pacs = "my_package.archive:MyPacsSource"          # the name is the class's `format`
+
+`data.format: auto` takes the first format that detects its layout in the archive: the built-in ones with a layout of
+their own, in the order of `FORMATS`; then those of entry points, by name; last the `GENERIC` ones, which accept almost
+anything. So an installed format cannot change how a known archive is read, and comes before a plain tree of films.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source
-from megpt.data.sources.folder import FolderSource
-from megpt.data.sources.iu_kaggle import IuKaggleSource
-from megpt.data.sources.manifest import ManifestSource
-from megpt.data.sources.mimic_cxr import MimicCxrSource
-from megpt.data.sources.nih import NihSource
-from megpt.data.sources.openi import OpeniSource
-from megpt.data.sources.r2gen import R2GenSource
-from megpt.data.sources.rexrank import RexrankSource
-from megpt.data.sources.table import TableSource
-from megpt.demo.phantom.source import PhantomSource
 from megpt.errors import InputError, did_you_mean
+from megpt.progress import log
 
-__all__ = ["FORMATS", "Source", "open_source"]
+__all__ = ["FORMATS", "GENERIC", "GROUP", "Source", "format_names", "load_format", "open_source"]
 
-# In the order in which `auto` tries them: the most particular layout first, a plain tree of films last.
-FORMATS: dict[str, type[Source]] = {
-    kind.format: kind
-    for kind in (
-        TableSource,
-        PhantomSource,
-        MimicCxrSource,
-        R2GenSource,
-        IuKaggleSource,
-        OpeniSource,
-        RexrankSource,
-        NihSource,
-        ManifestSource,
-        FolderSource,
-    )
+GROUP = "megpt.sources"
+# Name → "module:Class", imported when it is needed.
+FORMATS = {
+    "table": "megpt.data.sources.table:TableSource",
+    "phantom": "megpt.demo.phantom.source:PhantomSource",
+    "mimic_cxr": "megpt.data.sources.mimic_cxr:MimicCxrSource",
+    "r2gen": "megpt.data.sources.r2gen:R2GenSource",
+    "iu_kaggle": "megpt.data.sources.iu_kaggle:IuKaggleSource",
+    "openi": "megpt.data.sources.openi:OpeniSource",
+    "rexrank": "megpt.data.sources.rexrank:RexrankSource",
+    "nih": "megpt.data.sources.nih:NihSource",
+    "manifest": "megpt.data.sources.manifest:ManifestSource",
+    "folder": "megpt.data.sources.folder:FolderSource",
 }
+GENERIC = ("manifest", "folder")
+
+_warn_once = functools.cache(log)
 
 
 def open_source(path: str | Path, *, data: DataConfig) -> Source:
@@ -49,10 +51,11 @@ def open_source(path: str | Path, *, data: DataConfig) -> Source:
 
     Args:
         path: a folder, or the one file that lists the studies.
-        data: `format`, and where reports and annotations lie when not inside.
+        data: `format`, and the paths of reports and annotations that are not inside the archive.
 
     Raises:
-        InputError: nothing there, an unknown format's name, or no format that fits; the text lists the formats.
+        InputError: nothing at `path`, an unknown or broken `data.format`, or no format that fits; the text lists the
+            formats.
     """
     path = Path(path)
     if not path.exists():
@@ -64,14 +67,82 @@ def open_source(path: str | Path, *, data: DataConfig) -> Source:
         )
     path = path.absolute()
     if data.format != "auto":
-        if data.format not in FORMATS:
-            raise InputError(f"unknown data.format {data.format!r}", next=did_you_mean(data.format, ["auto", *FORMATS]))
-        return FORMATS[data.format](path, data)
-    for kind in FORMATS.values():
-        if kind.detect(path, data):
-            return kind(path, data)
+        return load_format(data.format)(path, data)
+    return _detect(path, data)
+
+
+def format_names() -> list[str]:
+    """All formats, in the order in which `auto` tries them."""
+    added = sorted(_added().keys() - FORMATS.keys())
+    return [*(name for name in FORMATS if name not in GENERIC), *added, *GENERIC]
+
+
+def load_format(name: str) -> type[Source]:
+    """The class of a format.
+
+    Raises:
+        InputError: no such format, or an entry point that does not give one.
+    """
+    if name in FORMATS:
+        module, _, attribute = FORMATS[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    added = _added()
+    if name not in added:
+        raise InputError(f"unknown data.format {name!r}", next=did_you_mean(name, ["auto", *format_names()]))
+    try:
+        loaded = added[name].load()
+    except Exception as error:  # another package's code may raise anything
+        raise _broken(added[name], f"{type(error).__name__}: {error}") from None
+    if not (isinstance(loaded, type) and issubclass(loaded, Source)):
+        raise _broken(added[name], f"{added[name].value} is not a subclass of megpt.data.sources.Source")
+    if getattr(loaded, "format", None) != name:
+        raise _broken(added[name], f"the class calls its format {getattr(loaded, 'format', None)!r}")
+    return loaded
+
+
+def _detect(path: Path, data: DataConfig) -> Source:
+    """The first format that fits. A broken entry point is named in a warning and does not stop the others."""
+    about = []
+    for name in format_names():
+        try:
+            source = load_format(name)
+            fits = source.detect(path, data)
+        except Exception as error:
+            if name in FORMATS:
+                raise
+            text = error.what if isinstance(error, InputError) else f"data.format {name!r} fails in detect()"
+            cause = error.cause if isinstance(error, InputError) else type(error).__name__
+            _warn_once(f"warning: {text} and is skipped ({cause})")
+            continue
+        if fits:
+            return source(path, data)
+        about.append(f"           {name}: {source.about}")
     raise InputError(
         f"{path} has the layout of no known format",
-        cause="known formats:\n" + "\n".join(f"           {name}: {kind.about}" for name, kind in FORMATS.items()),
+        cause="known formats:\n" + "\n".join(about),
         next="set data.format=NAME to see what is missing, or write a manifest (docs/data.md)",
     )
+
+
+def _added() -> dict[str, EntryPoint]:
+    """Entry points by name. A name that a built-in format has is ignored, with a warning."""
+    found = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name in FORMATS or entry.name == "auto":
+            _warn_once(f"warning: {_label(entry)} is ignored: {entry.name!r} is a built-in name")
+        else:
+            found[entry.name] = entry
+    return found
+
+
+def _broken(entry: EntryPoint, cause: str) -> InputError:
+    return InputError(
+        f"{_label(entry)} cannot be loaded",
+        cause=cause,
+        next=f"repair or uninstall {entry.dist.name if entry.dist else 'the package'}",
+    )
+
+
+def _label(entry: EntryPoint) -> str:
+    package = f" of {entry.dist.name}" if entry.dist else ""
+    return f"entry point {entry.name!r} ({GROUP}){package}"

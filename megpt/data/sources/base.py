@@ -1,4 +1,4 @@
-"""What every archive format has in common: a streamed list of studies, and paths that stay inside the archive."""
+"""What all archive formats share: a streamed list of studies, and paths that stay inside the archive."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import hashlib
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from megpt.config import DataConfig
+from megpt.data.studies import Listed
 from megpt.errors import InputError, MegptError
 from megpt.study import Study, View
 
-# What radiology tables call the splits.
+FILM_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".dic", ".ima"})
+# The names that radiology tables use for the splits.
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -31,14 +34,15 @@ SPLIT_NAMES = {
 
 
 class Source(ABC):
-    """An archive. `studies()` streams its manifest: no film is opened, and a film that is absent is not found out here.
+    """An archive. `studies()` streams its list of studies and opens no film, so an absent film is not noticed here.
 
-    A study whose split the archive does not say has `split == ""`.
+    A study has `split == ""` if the archive does not assign it to a split.
     """
 
     format: ClassVar[str]
+    """The name of the format, for `data.format`; the same as in the registry."""
     about: ClassVar[str]
-    """One line for the list of formats: what the layout looks like."""
+    """The layout in one line, for the list of formats in errors."""
 
     def __init__(self, root: Path, data: DataConfig):
         self.root, self.data = root, data
@@ -47,24 +51,29 @@ class Source(ABC):
     @classmethod
     @abstractmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:
-        """Whether `path` has this layout; looks at names and, at most, at the head of one file."""
+        """Whether `path` has this layout; reads names and, at most, the head of one file."""
 
     @abstractmethod
     def studies(self) -> Iterator[Study]:
         """The studies in the archive's own order, the same on every call.
 
         Raises:
-            InputError: a table that cannot be read, naming file and column.
+            InputError: a table cannot be read; the error names file and column.
         """
+
+    def listed(self) -> Iterator[Listed]:
+        """The same studies for a shard list, without the bytes of films that can be fetched from a table later."""
+        return map(Listed, self.studies())
 
     def tables(self) -> Iterable[Path]:
         """The files that list the studies."""
         return ()
 
     def fingerprint(self) -> str:
-        """16 hex digits that change when the tables do (or the folder's name, where there are none).
+        """16 hex digits that change with the tables, or with the folder's name if there are no tables.
 
-        Of each table its name, size, first and last mebibyte: the same on a copy of the archive.
+        They cover the name, the size, and the first and last mebibyte of each table, so a copy of the archive has the
+        same digits.
         """
         digest = hashlib.sha256(f"{self.format}:{self.root.name}".encode())
         for path in self.tables():
@@ -77,7 +86,7 @@ class Source(ABC):
         return digest.hexdigest()[:16]
 
     def view(self, relative: str, *, image_id: str | None = None, position: str = "") -> View:
-        """The view of a film that a table names; without a `uri` where the path would leave the archive."""
+        """The view of a film that a table names; it has no `uri` if the path leads out of the archive."""
         return View(image_id or relative, position, uri=self._inside.resolve(relative))
 
 
@@ -89,7 +98,7 @@ class Inside:
         self._folder = functools.lru_cache(maxsize=4096)(self._check_folder)
 
     def resolve(self, relative: str) -> str | None:
-        """The absolute path of a film, or None where `..`, an absolute path or a symbolic link leads out."""
+        """The absolute path of a film, or None if `..`, an absolute path or a symbolic link leads out."""
         parts = relative.replace("\\", "/").split("/")
         if not relative or "\0" in relative or ".." in parts:
             return None
@@ -103,7 +112,7 @@ class Inside:
         return path
 
     def _check_folder(self, relative: str) -> str | None:
-        """The real path of a folder inside; its parent is known already, so that it costs one question to the disk."""
+        """The real path of a folder inside; its parent is in the cache, so this costs one file system call."""
         if relative.startswith("/"):
             real = os.path.realpath(relative)
             return real if self._holds(real) else None
@@ -121,34 +130,84 @@ class Inside:
         return real == str(self.root) or real.startswith(str(self.root).rstrip("/") + "/")
 
 
-def check_mounted(root: Path) -> None:
-    """Tell an archive that this machine does not see from films that are not in it.
+class ImageFolder:
+    """The folder that a list's image paths are relative to, for lists that are used with more than one image tree.
 
-    Without this a node that lacks the archive's file system would call each film of its shards missing. A mount point
-    on which nothing is mounted is an empty folder.
+    IU X-Ray's films have two names: R2Gen's `CXR7_IM-2263/0.png`, and Open-i's own `CXR7_IM-2263-1001.png`, all in one
+    folder. If a study's folder is absent, its films are looked up by Open-i's names.
+
+    Args:
+        root: the archive.
+        candidates: folders inside the root that may hold the images, the likeliest first; the root is the last.
+    """
+
+    def __init__(self, root: Path, candidates: Sequence[str]):
+        self.root = root
+        self.base = next((name for name in candidates if (root / name).is_dir()), "")
+        self._inside = Inside(root)
+
+    def views(self, study_id: str, paths: Sequence[str], positions: Sequence[str] = ()) -> tuple[View, ...]:
+        """The views of a study; a view whose path leads out of the archive has no uri."""
+        if paths and self._by_study and not (self._folder / study_id).is_dir():
+            original = self._by_study.get(study_id)
+            if original and not any(self._exists(path) for path in paths):
+                return tuple(View(Path(name).stem, uri=self._resolve(name)) for name in original)
+        known = [*positions, *[""] * len(paths)]
+        return tuple(
+            View(path, position, uri=self._resolve(path)) for path, position in zip(paths, known, strict=False)
+        )
+
+    def _resolve(self, path: str) -> str | None:
+        return self._inside.resolve(f"{self.base}/{path}" if self.base and not path.startswith("/") else path)
+
+    def _exists(self, path: str) -> bool:
+        uri = self._resolve(path)
+        return uri is not None and os.path.exists(uri)  # noqa: PTH110
+
+    @property
+    def _folder(self) -> Path:
+        return self.root / self.base
+
+    @functools.cached_property
+    def _by_study(self) -> dict[str, list[str]]:
+        """Open-i's names by study id; {} if the images are in folders."""
+        found = defaultdict(list)
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                stem, _, rest = entry.name.rpartition("-")
+                if stem and Path(rest).suffix.lower() in FILM_SUFFIXES and stem.startswith("CXR"):
+                    found[stem].append(entry.name)
+        return {study_id: sorted(names) for study_id, names in found.items()}
+
+
+def check_mounted(root: Path) -> None:
+    """Tell an archive that is not mounted on this machine from films that are missing in it.
+
+    Without this check, a node without the archive's file system would report every film of its shards as missing. A
+    mount point without a mount is an empty folder.
 
     Raises:
-        MegptError: `root` is not there, or is an empty folder.
+        MegptError: `root` does not exist, or is an empty folder.
     """
     try:
-        if not (here := root.is_file()):
-            with os.scandir(root) as entries:  # not a list of them: a heap may hold a million films
-                here = next(entries, None) is not None
+        if not (mounted := root.is_file()):
+            with os.scandir(root) as entries:  # the first entry is enough: a folder may hold a million films
+                mounted = next(entries, None) is not None
     except OSError:
-        here = False
-    if not here:
+        mounted = False
+    if not mounted:
         raise MegptError(
-            f"the archive {root} cannot be seen from node {socket.gethostname()}",
-            cause="its file system is not mounted there, or was lost; what was finished is kept",
-            next="mount it, or take the node out of the cluster, and run the same command again: it resumes",
+            f"the archive {root} is not visible on node {socket.gethostname()}",
+            cause="its file system is not mounted there, or was lost; finished shards are kept",
+            next="mount it, or remove the node from the cluster, then run the same command again: it resumes",
         )
 
 
 def split_name(value: str | None, *, where: str) -> str:
-    """train, val, test, or "" for an unknown one, from the names that tables use.
+    """train, val or test, from the names that tables use; "" if the cell is empty.
 
     Raises:
-        InputError: a name that is none of them.
+        InputError: an unknown name.
     """
     name = SPLIT_NAMES.get((value or "").strip().lower())
     if name is None:

@@ -1,4 +1,4 @@
-"""Films in folders, no tables: one study per folder that holds films, or per film where a folder is merely a heap."""
+"""Films in folders without tables: one study per folder of films, or per film in a folder that holds many."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megpt.config import DataConfig
-from megpt.data.sources.base import Source
-from megpt.films.decode import HEADER_BYTES, kind_of
+from megpt.data.sources.base import FILM_SUFFIXES, Source
+from megpt.films.decode import HEADER_BYTES, film_type
 from megpt.study import Study
 
-FILM_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".dic", ".ima"})
-# No examination of a chest has more films than this; a folder with more holds films of many patients.
+# No chest examination has more films than this; a folder with more holds films of many patients.
 MAX_FILMS_PER_STUDY = 16
 
 
 class FolderSource(Source):
-    """A tree of films. A study's id is its folder's path (a heap's film: its own, without suffix).
+    """A tree of films. A study's id is the path of its folder, or of its film without suffix in a folder with many.
 
-    Its subject is the folder that holds the study's, since trees go patient/study/film; without one, the study's id.
+    Trees go patient/study/film, so the subject is the folder above the study's, or the study's id if there is none.
     """
 
     format = "folder"
@@ -43,7 +42,7 @@ class FolderSource(Source):
                 prefix = "" if relative == "." else relative + "/"
                 stems = [Path(name).stem if Path(name).suffix.lower() in FILM_SUFFIXES else name for name in films]
                 counts = Counter(stems)
-                # a.png beside a.dcm: two films of one name keep their suffixes as ids
+                # films with the same stem, such as a.png and a.dcm, keep their suffixes in their ids
                 for stem, name in zip(stems, films, strict=True):
                     yield self._study(prefix + (stem if counts[stem] == 1 else name), [prefix + name])
             else:
@@ -51,7 +50,7 @@ class FolderSource(Source):
                 yield self._study(relative, [f"{relative}/{name}" for name in films], subject)
 
     def _folders(self) -> Iterator[tuple[str, list[str]]]:
-        """(folder, file names), sorted, hidden ones left out; links to folders are not followed."""
+        """(folder, file names), sorted, without hidden ones; links to folders are not followed."""
         for folder, folders, files in os.walk(self.root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield folder, [name for name in files if not name.startswith(".")]
@@ -73,6 +72,6 @@ def is_film(path: Path) -> bool:
         if not path.is_file():
             return False
         with path.open("rb") as file:
-            return kind_of(file.read(HEADER_BYTES)) is not None
+            return film_type(file.read(HEADER_BYTES)) is not None
     except OSError:
         return False

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source
-from megpt.data.sources.sections import fold, join
-from megpt.data.sources.tables import csv_rows
+from megpt.data.sources.reading import csv_rows, fold, join
 from megpt.errors import InputError
 from megpt.study import Study
 

@@ -1,9 +1,9 @@
-"""Any archive, by a table of your own: CSV or Parquet with a row per study or per film.
+"""Any archive with a table of your own: CSV or Parquet, one row per study or per film.
 
     study_id, image_path, subject_id, position, report, findings, impression, split, Atelectasis, …
 
-`study_id` and `image_path` are required. Paths are relative to the table's folder; several in one cell are parted by
-`|`. Rows of one study follow one another. Columns named like CheXpert observations hold 1, 0, -1 or nothing.
+`study_id` and `image_path` are required. Paths are relative to the table's folder; `|` separates several in
+one cell. Rows of one study follow one another. Columns named like CheXpert observations hold 1, 0, -1 or nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source, split_name
+from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.data.sources.table import has_columns
-from megpt.data.sources.tables import csv_header, csv_rows
 from megpt.data.studies import open_parquet, read_rows
 from megpt.errors import InputError, did_you_mean
 from megpt.study import CHEXPERT, Study
@@ -45,7 +45,7 @@ class ManifestSource(Source):
             return False
         if table.suffix == ".parquet":
             return has_columns(table, *REQUIRED)
-        # a CSV given by name is meant as a manifest: what it lacks is better said than "no known format"
+        # a CSV given by name is meant to be a manifest: an error about its columns helps more than "no known format"
         return (path.is_file() and _is_csv(table)) or set(REQUIRED) <= set(csv_header(table))
 
     def tables(self) -> Iterable[Path]:
@@ -86,11 +86,11 @@ class ManifestSource(Source):
         yield from enumerate(read_rows(self._table))
 
     def _observations(self, row: dict[str, Any], line: int) -> dict[str, int] | None:
-        named = [name for name in CHEXPERT if name in row]
-        if not named:
+        observed = [name for name in CHEXPERT if name in row]
+        if not observed:
             return None
         labels = {}
-        for name in named:
+        for name in observed:
             if (text := _text(row[name])) is not None:
                 try:
                     value = float(text)

@@ -4,9 +4,9 @@
     files/p10/p10000032/s50414267/<dicom_id>.dcm       cxr-record-list.csv.gz
     files/p10/p10000032/s50414267.txt                  … inside mimic-cxr-reports.zip, or extracted
 
-Memory: the id columns of the tables (some 250 MB for all 377,110 films), and the zip's directory. Report
-texts and films stream. `data.reports` names the zip or folder where it lies apart, `data.annotations` the folder of the
-tables.
+Memory holds the id columns of the tables (some 250 MB for all 377,110 films) and the zip's directory. Report texts
+are streamed. `data.reports` names the zip or folder of the reports and `data.annotations` the folder of the tables, if
+they are not in the archive.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ import numpy as np
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Inside, Source, split_name
-from megpt.data.sources.sections import Report, parse_report
-from megpt.data.sources.tables import csv_header, csv_rows
+from megpt.data.sources.reading import Report, csv_header, csv_rows, parse_report
 from megpt.errors import InputError
 from megpt.study import CHEXPERT, SPLITS, Study, View
 
 RECORDS = ("cxr-record-list.csv.gz", "cxr-record-list.csv")
-# Reports are a few kilobytes; anything of this size is not one.
+# Reports are a few kilobytes; anything this large is not one.
 MAX_REPORT_BYTES = 1 << 20
 
 
@@ -58,7 +57,7 @@ class MimicCxrSource(Source):
         )
 
     def tables(self) -> Iterable[Path]:
-        found = [self._films_table, *(self._table(kind) for kind in ("split", "chexpert", "negbio"))]
+        found = [self._films_table, *(self._table(name) for name in ("split", "chexpert", "negbio"))]
         reports = self._reports_at
         if reports is not None and reports.is_file():
             found.append(reports)
@@ -81,8 +80,8 @@ class MimicCxrSource(Source):
 
     # --- films
 
-    def _table(self, kind: str) -> Path | None:
-        return next(iter(sorted(self._tables_at.glob(f"mimic-cxr-2.*-{kind}.csv*"))), None)
+    def _table(self, name: str) -> Path | None:
+        return next(iter(sorted(self._tables_at.glob(f"mimic-cxr-2.*-{name}.csv*"))), None)
 
     @cached_property
     def _films_table(self) -> Path | None:
@@ -96,7 +95,7 @@ class MimicCxrSource(Source):
             yield from self._films_of_tree()
             return
         rows = self._film_rows(table)
-        # Tables come sorted by study, but nothing promises it: a stable sort by first appearance costs little.
+        # The tables are sorted by study, but nothing guarantees it; a stable sort by first appearance costs little.
         first: dict[tuple[str, str], int] = {}
         order = np.fromiter((first.setdefault(row[:2], len(first)) for row in rows), np.int64, len(rows))
         ordered = (rows[i] for i in np.argsort(order, kind="stable"))
@@ -122,7 +121,7 @@ class MimicCxrSource(Source):
         return self.view(path, image_id=dicom_id, position=position)
 
     def _suffix(self, rows: list[tuple[str, str, str, str]]) -> str:
-        """`.jpg` or `.dcm`, whichever the first film that is there has."""
+        """`.jpg` or `.dcm`, the suffix of the first film that exists."""
         for row in rows[:1000]:
             for suffix in (".jpg", ".dcm"):
                 uri = self._film(row, suffix).uri
@@ -131,7 +130,7 @@ class MimicCxrSource(Source):
         return ".jpg"
 
     def _films_of_tree(self) -> Iterator[tuple[tuple[str, str], list[View]]]:
-        """The same from folder names alone, where there are no tables."""
+        """The same from folder names, for a tree without tables."""
         for group in sorted((self.root / "files").glob("p[0-9][0-9]")):
             for patient in sorted(group.glob("p*")):
                 for study in sorted(path for path in patient.glob("s*") if path.is_dir()):
@@ -140,7 +139,7 @@ class MimicCxrSource(Source):
                     views = [self.view(f"{relative}/{name}", image_id=Path(name).stem) for name in names]
                     yield (patient.name.removeprefix("p"), study.name.removeprefix("s")), views
 
-    # --- what the other tables say of a study
+    # --- splits and labels
 
     def _splits(self) -> _Lookup | None:
         table = self._table("split")
@@ -205,7 +204,7 @@ class MimicCxrSource(Source):
         if self._reports_inside is None:
             self._reports_inside = Inside(self._reports_at or self.root)
         inside = self._reports_inside
-        # The reports' folder may have been given as mimic-cxr-reports/ or as the files/ inside it.
+        # data.reports may name mimic-cxr-reports/ or the files/ inside it.
         for candidate in (name, name.removeprefix("files/")):
             path = inside.resolve(candidate)
             if path is None or not os.path.isfile(path):  # noqa: PTH113
@@ -217,7 +216,7 @@ class MimicCxrSource(Source):
 
 
 class _Lookup:
-    """study_id → its split, as a number each."""
+    """study_id → its split, stored as a number."""
 
     def __init__(self, pairs: Iterable[tuple[str, int]]):
         self._codes = dict(pairs)
@@ -228,7 +227,7 @@ class _Lookup:
 
 
 class _LabelLookup:
-    """study_id → {observation: 1, 0 or -1}, from a -chexpert or -negbio table: 14 bytes a study, and its id."""
+    """study_id → {observation: 1, 0 or -1}, from a -chexpert or -negbio table: 14 bytes per study, and its id."""
 
     ABSENT = 9
     VALUES: ClassVar[dict[str, int]] = {"": ABSENT, "1.0": 1, "0.0": 0, "-1.0": -1}

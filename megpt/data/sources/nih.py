@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14: a table of labels and a heap of films, one study per film, no reports.
+"""NIH ChestX-ray14: a table of labels and folders of films, one study per film, no reports.
 
 Data_Entry_2017_v2020.csv (Image Index, Finding Labels, …)     images/*.png  or  images_001/images/*.png …
 """
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source
-from megpt.data.sources.tables import csv_header, csv_rows
+from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.errors import InputError
 from megpt.study import Study
 
-# NIH's names that CheXpert has a like for; the table names all findings of a film, so an absent one is negative.
+# NIH's names and their counterparts in CheXpert. The table names all findings of a film, so an absent one is negative.
 OBSERVATIONS = {
     "Atelectasis": "Atelectasis",
     "Cardiomegaly": "Cardiomegaly",
@@ -31,7 +31,7 @@ OBSERVATIONS = {
     "Pneumothorax": "Pneumothorax",
 }
 TABLES = ("Data_Entry_2017*.csv", "labels.csv")
-# Column → the names that the official table and its extracts give it.
+# Column → its names in the official table and in extracts of it.
 COLUMNS = {
     "file": ("Image Index", "file", "filename", "image"),
     "labels": ("Finding Labels", "nih_finding_labels", "labels"),
@@ -75,7 +75,7 @@ class NihSource(Source):
                 raise InputError(f"{table} has an empty file name", where=f"column {file!r}, line {line}")
             found = {OBSERVATIONS[label] for label in row[labels].split("|") if label in OBSERVATIONS}
             view = self.view(
-                self._place(name, folders), image_id=name, position=(row.get(columns["view"] or "") or "").strip()
+                self._path_of(name, folders), image_id=name, position=(row.get(columns["view"] or "") or "").strip()
             )
             subject = (row.get(columns["patient"] or "") or name.partition("_")[0]).strip()
             yield Study(
@@ -90,13 +90,13 @@ class NihSource(Source):
         parts = sorted(f"{p.name}/images" for p in self.root.glob("images_[0-9][0-9][0-9]") if (p / "images").is_dir())
         return parts or ["images" if (self.root / "images").is_dir() else "."]
 
-    def _place(self, name: str, folders: list[str]) -> str:
-        """The film's path; the official release spreads its films over twelve folders in the order of their names."""
+    def _path_of(self, name: str, folders: list[str]) -> str:
+        """The film's path; the official release has its films in twelve folders, in the order of their names."""
         if "/" in name or "\\" in name:
             return name
         for number, folder in enumerate(folders):
             if os.path.exists(self.root / folder / name):  # noqa: PTH110
-                # the next film most likely lies in the same folder
+                # the next film is most likely in the same folder
                 folders.insert(0, folders.pop(number))
                 return f"{folder}/{name}"
         return f"{folders[0]}/{name}"

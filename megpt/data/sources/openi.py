@@ -14,7 +14,7 @@ from typing import Any
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source
-from megpt.data.sources.sections import fold, join
+from megpt.data.sources.reading import fold, join
 from megpt.errors import InputError
 from megpt.study import Study, View
 
@@ -59,17 +59,17 @@ class OpeniSource(Source):
             yield Study(study_id, study_id, views, join(findings, impression), findings, impression, split="")
 
     def _film(self, study_id: str, image: str) -> View:
-        """`CXR1_1_IM-0001-3001` lies at NLMCXR_png/<id>.png, or as NLMCXR_dcm/1/1_IM-0001-3001.dcm."""
+        """`CXR1_1_IM-0001-3001` is NLMCXR_png/<id>.png, or NLMCXR_dcm/1/1_IM-0001-3001.dcm."""
         short = image.removeprefix(study_id + "_")
         dicom = f"{DICOM}/{study_id.removeprefix('CXR')}/{short}.dcm"
         candidates = (f"{PNG}/{image}.png", dicom, f"{image}.png", f"images/{image}.png")
         views = [self.view(path, image_id=image) for path in candidates]
-        there = (view for view in views if view.uri and os.path.exists(view.uri))  # noqa: PTH110
-        return next(there, views[0])
+        existing = (view for view in views if view.uri and os.path.exists(view.uri))  # noqa: PTH110
+        return next(existing, views[0])
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuses a document type, and with it every entity a file could define or fetch."""
+    """Refuses a document type, and so every entity that a file could define or fetch."""
 
     def doctype(self, *_: Any) -> None:
         raise InputError("document type")
@@ -87,7 +87,7 @@ def _parse(path: Path) -> ElementTree.Element:
         return ElementTree.fromstring(path.read_bytes(), parser=ElementTree.XMLParser(target=_NoDoctype()))
     except InputError:
         raise InputError(
-            f"{path} is refused", cause="it has a document type or more than 4 MiB, which no report needs"
+            f"{path} is refused", cause="it has a document type or more than 4 MiB, and no report needs either"
         ) from None
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise InputError(f"{path} is not valid XML", cause=type(error).__name__, next="download it again") from None

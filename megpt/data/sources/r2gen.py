@@ -3,7 +3,7 @@
     {"train": [{"id", "report", "image_path": ["CXR1_IM-0001/0.png", …]}, …], "val": […], "test": […]}
 
 MIMIC-CXR entries carry `study_id` and `subject_id`, and those of one study become one study with several views: their
-report is the same text. The file streams; for MIMIC-CXR the image paths of a split are held (60 MB for all).
+report is the same text. The file is streamed; for MIMIC-CXR, memory holds the image paths of a split (60 MB for all).
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from megpt.config import DataConfig
-from megpt.data.sources.base import Source
-from megpt.data.sources.image_folder import ImageFolder
-from megpt.data.sources.tables import json_items, json_keys, list_of, text_of
+from megpt.data.sources.base import ImageFolder, Source
+from megpt.data.sources.reading import json_items, json_keys, list_of, text_of
 from megpt.errors import InputError
 from megpt.study import SPLITS, Study
 
@@ -73,7 +72,7 @@ class R2GenSource(Source):
         )
 
     def _grouped(self, split: str) -> Iterator[Study]:
-        """One study per study_id: its paths are gathered first, its report is read when it is first met."""
+        """One study per study_id: a first pass collects its paths, a second one reads its report."""
         paths: dict[str, list[str]] = {}
         for entry in self._entries(split):
             images = list_of(entry, "image_path", self.annotation)

@@ -11,15 +11,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megpt.config import DataConfig
-from megpt.data.sources.base import Source, split_name
-from megpt.data.sources.image_folder import ImageFolder
-from megpt.data.sources.tables import json_is_list, json_items, json_keys, json_pairs, list_of, text_of
+from megpt.data.sources.base import ImageFolder, Source, split_name
+from megpt.data.sources.reading import json_is_list, json_items, json_keys, json_pairs, list_of, text_of
 from megpt.errors import InputError
 from megpt.study import Study
 
 
 class RexrankSource(Source):
-    """One file, or all ReXRank*.json of a folder by name."""
+    """One file, or all ReXRank*.json of a folder, in the order of their names."""
 
     format = "rexrank"
     about = "ReXrank's exchange format: ReXRank*.json (a list of studies, or an object by study id) beside images/"
@@ -69,7 +68,7 @@ class RexrankSource(Source):
 
 
 def _folder_of(images: list[str]) -> str:
-    """A list without ids names each study by the folder of its images, or by its only image."""
+    """The id of a study that has none: the folder of its images, or its only image."""
     folders = {str(PurePosixPath(image).parent) for image in images}
     if len(folders) == 1 and folders != {"."}:
         return folders.pop()

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source
-from megpt.data.studies import open_parquet, read_rows, read_studies, study_files
+from megpt.data.studies import READ_ROWS, Listed, open_parquet, split_folders, study_files
 from megpt.errors import InputError
 from megpt.study import Study
 
+# Rows without films are small.
+LIST_ROWS = 5_000
+
 
 class TableSource(Source):
-    """Films lie in the table or at a `uri`; the table is megpt's own output, so an absolute uri is taken as it is."""
+    """Films are in the table or at a `uri`; megpt wrote the table, so an absolute uri is trusted."""
 
     format = "table"
     about = "a studies/ table (split=train|val|test/part-*.parquet), or one Parquet file of it such as failed.parquet"
@@ -25,42 +26,54 @@ class TableSource(Source):
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:
         if path.is_dir():
-            return any(path.glob("split=*/*.parquet"))
+            return any(any(folder.glob("*.parquet")) for folder in split_folders(path))
         return path.suffix == ".parquet" and has_columns(path, "study_id", "views")
 
     def tables(self) -> Iterable[Path]:
-        return [path for _, path in study_files(self.root)] if self.root.is_dir() else [self.root]
+        return [path for _, path in self._files()]
 
     def studies(self) -> Iterator[Study]:
-        if self.root.is_dir():
-            yield from (self._absolute(study) for study in read_studies(self.root))
-            return
-        with open_parquet(self.root) as file:
-            for name in ("study_id", "views"):
-                if name not in file.schema_arrow.names:
-                    raise InputError(f"{self.root} has no column {name!r}", cause="it is not a table of studies")
-        for number, row in enumerate(read_rows(self.root)):
-            if not row["study_id"]:
-                raise InputError(f"{self.root} has an empty study_id", where=f"column study_id, row {number}")
-            row["views"] = row["views"] or ()
-            yield self._absolute(Study.from_row(row, split=""))
+        return (self._study(split, row) for split, _, _, row in self._rows(with_films=True))
 
-    def _absolute(self, study: Study) -> Study:
-        """With relative uris taken from the table's own folder."""
-        if all(view.uri is None or Path(view.uri).is_absolute() for view in study.views):
+    def listed(self) -> Iterator[Listed]:
+        """Without the films' bytes, which may be a hundred gigabytes; `megpt.data.studies.with_films` fetches them."""
+        for split, path, number, row in self._rows(with_films=False):
+            yield Listed(self._study(split, row), str(path), number)
+
+    def _files(self) -> list[tuple[str, Path]]:
+        return study_files(self.root) if self.root.is_dir() else [("", self.root)]
+
+    def _rows(self, *, with_films: bool) -> Iterator[tuple[str, Path, int, dict[str, Any]]]:
+        """(split, file, row number, row) of each study."""
+        for split, path in self._files():
+            with open_parquet(path) as file:
+                for name in ("study_id", "views"):
+                    if name not in file.schema_arrow.names:
+                        raise InputError(f"{path} has no column {name!r}", cause="it is not a table of studies")
+                leaves = [file.metadata.schema.column(n).path for n in range(file.metadata.num_columns)]
+                columns = None if with_films else [leaf for leaf in leaves if not leaf.endswith(".bytes")]
+                batches = file.iter_batches(batch_size=READ_ROWS if with_films else LIST_ROWS, columns=columns)
+                for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+                    if not row["study_id"]:
+                        raise InputError(f"{path} has an empty study_id", where=f"column study_id, row {number}")
+                    yield split, path, number, row
+
+    def _study(self, split: str, row: dict[str, Any]) -> Study:
+        """The study of a row; its relative uris are resolved from the table's own folder."""
+        study = Study.from_row({**row, "views": row["views"] or ()}, split=split)
+        if all(view.uri is None or view.uri.startswith("/") for view in study.views):
             return study
-        views = (
-            view
-            if view.uri is None or Path(view.uri).is_absolute()
-            else replace(view, uri=self._inside.resolve(view.uri))
+        resolved = (
+            view if view.uri is None or view.uri.startswith("/") else replace(view, uri=self._inside.resolve(view.uri))
             for view in study.views
         )
-        return replace(study, views=tuple(views))
+        return replace(study, views=tuple(resolved))
 
 
 def has_columns(path: Path, *names: str) -> bool:
     """Whether a Parquet file has all these columns."""
     try:
-        return set(names) <= set(pq.read_schema(path).names)
-    except (pa.ArrowInvalid, OSError):
+        with open_parquet(path) as file:
+            return set(names) <= set(file.schema_arrow.names)
+    except InputError:
         return False

@@ -1,4 +1,4 @@
-"""Drawn chest films with findings of known kind, side and size, reports that say so, and an archive of both."""
+"""Drawn chest films with findings of known type, side and size, their reports, and an archive of both."""
 
 from megpt.demo.phantom.archive import write_archive, write_films, write_tables
 from megpt.demo.phantom.drawing import draw_film

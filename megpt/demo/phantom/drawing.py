@@ -1,8 +1,8 @@
 """Drawing a phantom's films: soft shapes on a unit frame, about a millisecond each.
 
-The frame: u runs from -1 (the patient's right, which is the image's left) to +1, v from -1 (neck) to +1 (abdomen);
-on a lateral film u runs from front to back. Frontal and lateral of one patient are drawn from the same findings,
-so what is high and in front on one is high and in front on the other.
+In the frame, u runs from -1 (the patient's right, which is the image's left) to +1, and v from -1 (neck) to +1
+(abdomen); on a lateral film, u runs from front to back. Both films of a patient are drawn from the same findings, so a
+finding has the same height and depth on each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Array = np.ndarray
 LUNG_X, LUNG_WIDTH, LUNG_TOP = 0.44, 0.33, -0.68
 """Centre and half width of a lung, and its apex."""
 FLOOR = 0.52
-"""Where the diaphragm stands in the middle of a lung."""
+"""Height of the diaphragm in the middle of a lung."""
 NOISE = 0.018
 
 
@@ -48,7 +48,7 @@ def _frame(width: int, height: int) -> tuple[Array, Array]:
 
 
 def _posed(width: int, height: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """The frame as this patient stood: a little shifted, turned and scaled."""
+    """The frame in this patient's pose: slightly shifted, turned and scaled."""
     u, v = _frame(width, height)
     turn, (du, dv), scale = rng.normal(0, 0.025), rng.normal(0, 0.025, 2), rng.uniform(0.95, 1.06)
     return (
@@ -99,7 +99,7 @@ def _lung(u: Array, v: Array, sign: float) -> tuple[Array, Array]:
 
 
 def _place(finding: Finding) -> tuple[float, float]:
-    """Where a lung finding lies on a frontal film."""
+    """The centre of a lung finding on a frontal film."""
     height = -0.36 if finding.zone == "upper" else 0.22
     return _sign(finding.side) * (LUNG_X + 0.10 * finding.x), height + 0.09 * finding.y
 
@@ -160,7 +160,7 @@ def _effusion(image: Array, finding: Finding, u: Array, v: Array, lungs: dict) -
 
 
 def _pneumothorax(image: Array, finding: Finding, u: Array, v: Array, lungs: dict) -> Array:
-    """The lung's edge falls away from the chest wall; beyond its fine line there is air alone."""
+    """The lung's edge, a fine line, has left the chest wall; between the two there is only air."""
     mask, _ = lungs[finding.side]
     depth = 0.12 + 0.16 * finding.size
     outward = (u * _sign(finding.side) - LUNG_X) / LUNG_WIDTH
@@ -180,11 +180,11 @@ def _lesion(image: Array, finding: Finding, u: Array, v: Array, lungs: dict) -> 
 
 def _device(image: Array, finding: Finding, u: Array, v: Array, lungs: dict) -> Array:
     sign = _sign(finding.side)
-    if finding.kind == "pacemaker":
+    if finding.device == "pacemaker":
         box = _edge(0.12 - np.abs(u - sign * 0.62)) * _edge(0.09 - np.abs(v + 0.50 + 0.03 * finding.y))
         lead = _stroke(u, v, [(sign * 0.58, -0.48), (sign * 0.12, -0.42), (0.0, -0.10), (0.14, 0.38)], 0.018)
         return _over(_over(image, lead, 1.0), box, 1.0)
-    if finding.kind == "central venous catheter":
+    if finding.device == "central venous catheter":
         route = [(sign * 0.28, -0.98), (sign * 0.22, -0.62), (-0.10, -0.42), (-0.12, 0.02 + 0.05 * finding.y)]
         return _over(image, _stroke(u, v, route, 0.022), 1.0)
     tip = -0.28 + 0.06 * finding.y
@@ -219,7 +219,7 @@ def _lateral(patient: Patient, u: Array, v: Array) -> Array:
 
 
 def _lateral_finding(image: Array, finding: Finding, u: Array, v: Array, lung: Array) -> Array:
-    """What a finding looks like from the side, at the height it has on the frontal film."""
+    """A finding seen from the side, at the height that it has on the frontal film."""
     name, y = finding.observation, _place(finding)[1]
     depth = 0.15 + 0.30 * finding.z
     if name == "Consolidation":
@@ -237,9 +237,9 @@ def _lateral_finding(image: Array, finding: Finding, u: Array, v: Array, lung: A
         return image + 0.36 * lung * _stroke(u, v, [(-0.1, y + 0.04), (0.45, y - 0.06)], 0.025)
     if name == "Pneumothorax":
         return image * (1 - 0.7 * lung * _edge(-0.42 - v + 0.1 * finding.size, 0.04))
-    if finding.kind == "pacemaker":
+    if finding.device == "pacemaker":
         return _over(image, _ellipse(u, v, -0.72, -0.50, 0.06, 0.12), 1.0)
     if name == "Support Devices":
-        tip = -0.28 if finding.kind == "endotracheal tube" else 0.02
+        tip = -0.28 if finding.device == "endotracheal tube" else 0.02
         return _over(image, _stroke(u, v, [(0.05, -1.0), (0.0, tip + 0.05 * finding.y)], 0.022), 1.0)
     return image

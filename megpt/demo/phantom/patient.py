@@ -1,9 +1,9 @@
-"""What a phantom patient has: findings of known kind, side, place and size, drawn from a seed.
+"""A phantom patient's findings, with known type, side, place and size, drawn from a seed.
 
     patient = draw_patient(seed=42, index=7)
 
-Findings are independent of one another and about a quarter of the patients have none, so no report can be guessed
-without its films. Lengths are fractions of the film's half width; places lie in the frame of `drawing`.
+Findings are independent of one another, and about a quarter of the patients have none, so no report can be guessed
+without its films. Lengths are fractions of the film's half width; positions are in the frame of `drawing`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ DEVICES = ("pacemaker", "central venous catheter", "endotracheal tube")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding: a CheXpert observation with what a radiologist would say of it.
+    """One finding: a CheXpert observation and the details that a radiologist would report.
 
-    `size` is in [0, 1], small to large; `zone` is upper or lower (lung findings); `kind` names the device.
+    `size` is in [0, 1], small to large; `zone` is upper or lower (lung findings); `device` names the device.
     `x`, `y`, `z` shift the finding within its place, each in [-1, 1] (across, down, front to back).
     """
 
@@ -47,7 +47,7 @@ class Finding:
     side: Side = ""
     zone: str = ""
     size: float = 0.0
-    kind: str = ""
+    device: str = ""
     x: float = 0.0
     y: float = 0.0
     z: float = 0.0
@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """One study's truth. The generator that made it draws pose and wording apart, so each can change alone."""
+    """The truth of one study. Pose and wording have random numbers of their own, so each can change alone."""
 
     index: int
     findings: tuple[Finding, ...]
@@ -64,7 +64,7 @@ class Patient:
     """Half width of the heart."""
 
     def labels(self, denied: tuple[str, ...] = ()) -> dict[str, int]:
-        """CheXpert labels: 1 for what is there, 0 for what the report denies; the rest is not mentioned."""
+        """CheXpert labels: 1 for a finding, 0 for one that the report denies; others are not mentioned."""
         labels = dict.fromkeys(denied, 0)
         labels |= {finding.observation: 1 for finding in self.findings}
         # As in CheXpert, a support device alone is no finding.
@@ -79,7 +79,7 @@ def generator(seed: int, index: int, purpose: int) -> np.random.Generator:
 
 
 def draw_patient(seed: int, index: int) -> Patient:
-    """The patient number `index` of the archive that `seed` names."""
+    """Patient number `index` of the archive with this seed."""
     rng = generator(seed, index, 0)
     chosen: list[str] = []
     if rng.random() >= NORMAL_FRACTION:
@@ -95,7 +95,7 @@ def _finding(name: str, rng: np.random.Generator) -> Finding:
     side: Side = "left" if rng.random() < 0.5 else "right"
     zone = "upper" if rng.random() < 0.5 else "lower"
     size, x, y, z = (float(v) for v in (rng.random(), *rng.uniform(-1, 1, 3)))
-    kind = ""
+    device = ""
     if name in ("Cardiomegaly", "Edema"):
         side = ""
     if name == "Pleural Effusion" and rng.random() < 0.2:
@@ -103,6 +103,6 @@ def _finding(name: str, rng: np.random.Generator) -> Finding:
     if name not in ("Consolidation", "Lung Lesion"):
         zone = ""
     if name == "Support Devices":
-        kind = DEVICES[int(rng.integers(len(DEVICES)))]
-        side = "" if kind == "endotracheal tube" else side
-    return Finding(observation=name, side=side, zone=zone, size=size, kind=kind, x=x, y=y, z=z)
+        device = DEVICES[int(rng.integers(len(DEVICES)))]
+        side = "" if device == "endotracheal tube" else side
+    return Finding(observation=name, side=side, zone=zone, size=size, device=device, x=x, y=y, z=z)

@@ -1,4 +1,7 @@
-"""The embedded archive of drawn films (megpt.demo.phantom): films.csv, reports.csv, labels.csv, phantom.json."""
+"""The archive of drawn films as a format; `megpt.data.sources` knows it by name.
+
+films.csv, reports.csv, labels.csv and phantom.json are described in megpt/demo/phantom/archive.py.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source, split_name
-from megpt.data.sources.tables import csv_rows
+from megpt.data.sources.reading import csv_rows
 from megpt.demo.phantom.archive import FILMS, LABELS, MARKER, REPORTS
 from megpt.errors import InputError
 from megpt.study import CHEXPERT, Study, View
@@ -26,8 +29,8 @@ class PhantomSource(Source):
     def tables(self) -> Iterable[Path]:
         if not (self.root / MARKER).is_file():
             raise InputError(
-                f"{self.root} is no phantom archive, or an unfinished one",
-                cause=f"{MARKER}, which is written last, is not there",
+                f"{self.root} is not a finished phantom archive",
+                cause=f"it has no {MARKER}, which is written last",
                 next="write it with `megpt demo`, or set data.format=auto",
             )
         return [self.root / name for name in (MARKER, FILMS, REPORTS, LABELS)]

@@ -1,7 +1,7 @@
 """A phantom's report: several wordings per finding, negatives among them, in an order that varies.
 
-The phrases are those a rule-based labeller of chest reports is written for; `{size}` and `{side}` come from the
-finding. About one report in fifteen has a removed word, "XXXX", as the public collections do.
+The phrases are those that rule-based labellers of chest reports expect; `{size}` and `{side}` come from the finding.
+About one report in fifteen has a removed word, "XXXX", as in the public collections.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ NEGATIVE: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 )
 NORMAL = ("the lungs are clear", "no acute cardiopulmonary abnormality", "normal chest")
 NEGATIVE_FRACTION = 0.3
-"""Chance that a report denies what is not there, for each phrase of `NEGATIVE`."""
+"""Chance that a report denies an absent finding, for each phrase of `NEGATIVE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def write_report(patient: Patient, seed: int) -> Report:
     """The report of one patient; the same text for the same arguments."""
     rng = generator(seed, patient.index, 3)
     present = {finding.observation for finding in patient.findings}
-    positive = [_pick(POSITIVE[f.kind or f.observation], rng).format(**_words(f)) for f in patient.findings]
+    positive = [_pick(POSITIVE[f.device or f.observation], rng).format(**_words(f)) for f in patient.findings]
     if not positive:
         positive = [_pick(NORMAL, rng)]
     negative: list[str] = []
@@ -140,4 +140,4 @@ def _remove_word(body: str, rng: np.random.Generator) -> str:
 def _impression(patient: Patient) -> str:
     if not patient.findings:
         return "No acute disease."
-    return " ".join(f"{(f.kind or f.observation).capitalize()}." for f in patient.findings)
+    return " ".join(f"{(f.device or f.observation).capitalize()}." for f in patient.findings)

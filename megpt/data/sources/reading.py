@@ -1,12 +1,18 @@
-"""CSV tables and JSON lists, streamed, with errors that name the file, the column and the line."""
+"""Reading an archive's lists: CSV tables and JSON lists, streamed, and the sections of a free-text report.
+
+Errors name the file, and the column and line or the field.
+"""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -16,16 +22,21 @@ from megpt.errors import InputError, did_you_mean
 
 csv.field_size_limit(min(sys.maxsize, 2**24))
 
+# A heading begins a line, is in capitals, and ends with a colon.
+_HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ,/()&_-]{2,60}?)[ \t]*:", re.MULTILINE)
+_FINDINGS = frozenset({"FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "FINDINGS/IMPRESSION", "CHEST FINDINGS"})
+_IMPRESSION = frozenset({"IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "SUMMARY", "OPINION"})
+
 
 def open_text(path: Path) -> TextIO:
-    """A text file, gzipped or not, as UTF-8 with or without byte-order mark."""
+    """A UTF-8 text file, with or without gzip and a byte-order mark."""
     if path.suffix == ".gz":
         return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
     return path.open(encoding="utf-8-sig", newline="")
 
 
 def csv_header(path: Path) -> list[str]:
-    """The column names; [] for a file that is no table."""
+    """The column names; [] for a file that is not a table."""
     try:
         with open_text(path) as file:
             return next(csv.reader(file), [])
@@ -34,7 +45,7 @@ def csv_header(path: Path) -> list[str]:
 
 
 def csv_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of a CSV file. A required cell is never None; further columns come along as they are.
+    """(line number, row) of a CSV file. A required cell is never None; other cells may be.
 
     Raises:
         InputError: no such file, not text, a missing column, or a line with fewer cells than the required ones need.
@@ -53,7 +64,7 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[st
             for cells in reader:
                 if not cells:
                     continue
-                # What csv.DictReader does, in half the time: MIMIC-CXR's tables have a million lines.
+                # This does what csv.DictReader does in half the time: MIMIC-CXR's tables have a million lines.
                 short = [None] * (len(names) - len(cells))
                 row: dict[str, Any] = dict(zip(names, [*cells, *short], strict=False))
                 for column in required:
@@ -90,7 +101,7 @@ def json_is_list(path: Path) -> bool:
 
 
 def json_keys(path: Path, most: int) -> list[str]:
-    """The first keys of a JSON object, as far as they begin in its first megabyte; [] for anything else."""
+    """The first keys of a JSON object that begin in its first megabyte; [] for anything else."""
     keys: list[str] = []
     try:
         with path.open("rb") as file:
@@ -133,10 +144,10 @@ def _json(path: Path, parse: Any) -> Iterator[Any]:
 
 
 def text_of(entry: dict[str, Any], field: str, path: Path) -> str | None:
-    """A text field of a JSON entry: stripped, None when empty or absent.
+    """A text field of a JSON entry, stripped; None if it is empty or absent.
 
     Raises:
-        InputError: it holds something other than text or a number.
+        InputError: the field holds something other than text or a number.
     """
     value = entry.get(field)
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
@@ -147,10 +158,10 @@ def text_of(entry: dict[str, Any], field: str, path: Path) -> str | None:
 
 
 def list_of(entry: dict[str, Any], field: str, path: Path) -> list[str]:
-    """A list-of-text field of a JSON entry; one text counts as a list of one.
+    """A field of a JSON entry that holds a list of texts; a single text counts as a list of one.
 
     Raises:
-        InputError: it holds anything else.
+        InputError: the field holds anything else.
     """
     value = entry.get(field)
     if value is None:
@@ -160,3 +171,43 @@ def list_of(entry: dict[str, Any], field: str, path: Path) -> list[str]:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
     raise InputError(f"{path}: {field!r} is not a list of texts")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report's parts; None for a missing one. `text` is the part that a model learns."""
+
+    text: str | None
+    findings: str | None
+    impression: str | None
+
+
+def parse_report(raw: str) -> Report:
+    """Find the FINDINGS and IMPRESSION sections of a report such as MIMIC-CXR's.
+
+    White space is folded. `text` is the findings followed by the impression. If a report has neither section, it is the
+    last paragraph, where radiologists then write both.
+    """
+    parts: dict[str, list[str]] = {"findings": [], "impression": []}
+    headings = list(_HEADING.finditer(raw))
+    for heading, following in zip_longest(headings, headings[1:]):
+        name = " ".join(heading.group(1).split())
+        section = "findings" if name in _FINDINGS else "impression" if name in _IMPRESSION else None
+        if section:
+            parts[section].append(raw[heading.end() : following.start() if following else len(raw)])
+    findings, impression = (fold(" ".join(texts)) for texts in parts.values())
+    text = join(findings, impression)
+    if text is None:
+        paragraphs = [p for p in re.split(r"\n[ \t]*\n", raw[headings[-1].end() :] if headings else raw) if p.strip()]
+        text = fold(paragraphs[-1]) if paragraphs else None
+    return Report(text, findings, impression)
+
+
+def fold(text: str | None) -> str | None:
+    """The text with each run of white space as one space; None if nothing is left."""
+    return " ".join((text or "").split()) or None
+
+
+def join(findings: str | None, impression: str | None) -> str | None:
+    """Findings, then impression; None if there is neither."""
+    return " ".join(part for part in (findings, impression) if part) or None

@@ -1,0 +1,270 @@
+"""predictions/: the output folder of a generation run.
+
+    OUT/plan/                           the shard list (megpt/data/shards.py), written once, at the first start
+    OUT/reports/part-000000.parquet …   one row per study, `megpt.study.PREDICTIONS_SCHEMA`; one file per shard
+    OUT/failed.parquet                  the studies without a report: a list that can be used as `source`
+    OUT/run.json                        config, decoding, versions, counts, seconds
+    OUT/launches.jsonl                  a line per start of the job
+
+Order of writes: the shard list; each shard's file, whole, by a rename after its rows are on disk; failed.parquet and
+run.json when all files are there; `_SUCCESS` last, by the job. So a shard is done if its file exists, and nothing else
+has to be true: after a kill, the shards without a file are still to do.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from megpt import __version__
+from megpt.data.shards import ShardList, ShardListWriter, unique
+from megpt.data.sources import Source
+from megpt.data.studies import Listed, open_parquet, read_rows, with_films, write_rows
+from megpt.errors import InputError, MegptError
+from megpt.output import SUCCESS, is_locked, write_aside
+from megpt.study import FAILED_SCHEMA, PREDICTIONS_SCHEMA
+
+LIST, REPORTS, FAILED, RUN_JSON, LAUNCHES = "plan", "reports", "failed.parquet", "run.json", "launches.jsonl"
+# The packages that the reports may depend on.
+PACKAGES = ("torch", "transformers", "timm", "ray", "pyarrow", "pillow")
+
+
+def studies_of_split(source: Source, split: str) -> Iterator[Listed]:
+    """The studies of one split; those without a split in the archive belong to every one."""
+    return (listed for listed in source.listed() if split == "all" or listed.study.split in ("", split))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """An output folder with a complete shard list. It holds no open files, so it may be sent to other processes."""
+
+    folder: Path
+    shards: ShardList
+
+    @classmethod
+    def open(cls, folder: Path) -> Predictions | None:
+        """The folder of an earlier start; None before its shard list was complete."""
+        shards = ShardList.load(folder / LIST)
+        return None if shards is None else cls(folder, shards)
+
+    @classmethod
+    def create(cls, folder: Path, source: Source, *, split: str, limit: int | None, shard_size: int) -> Predictions:
+        """Write the shard list of a first start.
+
+        Raises:
+            InputError: no study of that split, two studies with one id, or a study without an id.
+        """
+        studies = unique(islice(studies_of_split(source, split), limit), where=str(source.root))
+        with ShardListWriter(folder / LIST, shard_size) as writer:
+            for listed in studies:
+                writer.add(listed)
+            if not writer.studies:
+                raise InputError(
+                    f"no study of split {split!r} in {source.root}",
+                    cause="the archive is empty, or its studies belong to other splits",
+                    next="set generate.split=all",
+                )
+            return cls(folder, writer.finish(format=source.format))
+
+    # ---- shards
+
+    def path(self, shard: int) -> Path:
+        return self.folder / REPORTS / f"part-{shard:06d}.parquet"
+
+    def finished(self) -> list[int]:
+        """The shards that have a file, in order."""
+        return sorted(n for n in finished_shards(self.folder) if n < len(self.shards))
+
+    def left(self) -> list[int]:
+        """The shards without a file, in order."""
+        return sorted(set(range(len(self.shards))) - finished_shards(self.folder))
+
+    def count(self, shards: Iterable[int]) -> int:
+        """The number of studies in these shards."""
+        return sum(self.shards[shard].studies for shard in shards)
+
+    def studies(self, shard: int) -> list[Listed]:
+        """The studies of one shard, in order; `megpt.data.studies.with_films` fetches their films."""
+        return self.shards.read(self.shards[shard])
+
+    def write_shard(self, shard: int, rows: Iterable[dict[str, Any]]) -> Path:
+        """Write the file of one shard, whole or not at all; the rows are in the order of its studies."""
+        write_rows(self.path(shard), rows, PREDICTIONS_SCHEMA)
+        return self.path(shard)
+
+    def count_failed(self, shard: int) -> int:
+        """Rows of one shard that have an error, from the file's footer if its statistics are there."""
+        column = PREDICTIONS_SCHEMA.get_field_index("error")
+        with open_parquet(self.path(shard)) as file:
+            groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+            counted = [(group.num_rows, group.column(column).statistics) for group in groups]
+            if all(statistics is not None and statistics.has_null_count for _, statistics in counted):
+                return sum(rows - statistics.null_count for rows, statistics in counted)
+            errors = file.read(columns=["error"]).column("error")
+            return len(errors) - errors.null_count
+
+    # ---- the end of a run
+
+    def finish(self, *, seconds: float, config: dict[str, Any], **values: Any) -> dict[str, int]:
+        """Check the table, then write failed.parquet and run.json; returns the counts. `_SUCCESS` comes after this."""
+        reasons = self.check()
+        counts = {"studies": self.shards.studies, **{name: reasons[name] for name in ("stop", "length", "error")}}
+        self.write_failed()
+        tree = {
+            "megpt": __version__,
+            "job": "generate",
+            **values,
+            "counts": counts,
+            "shards": len(self.shards),
+            "seconds": round(seconds, 3),
+            "launches": self.launches(),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "config": config,
+        }
+        with write_aside(self.folder / RUN_JSON) as temporary:
+            temporary.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+        return counts
+
+    def check(self) -> Counter[str]:
+        """Prove from the files that each study of the list has one row; returns how often each finish reason occurs.
+
+        Raises:
+            MegptError: a file is missing, damaged, or holds other studies than its shard.
+        """
+        reasons: Counter[str] = Counter()
+        for shard, expected in enumerate(self.shards.study_ids()):
+            path, again = self.path(shard), "delete this one file and run the same command again"
+            try:
+                rows = list(read_rows(path, ["study_id", "finish_reason"]))
+            except InputError as error:
+                cause = f"it was damaged after it was written ({error.cause})" if error.cause else "it was deleted"
+                raise MegptError(f"{path} cannot be read", cause=cause, next=again) from None
+            if [row["study_id"] for row in rows] != expected:
+                raise MegptError(
+                    f"{path} does not hold the studies of its shard",
+                    cause="something else has written or changed it",
+                    next=again,
+                )
+            reasons.update(row["finish_reason"] for row in rows)
+        return reasons
+
+    def write_failed(self) -> int:
+        """Write failed.parquet, the studies without a report, with their films or uris; returns their number."""
+        return write_rows(self.folder / FAILED, self._failed_rows(), FAILED_SCHEMA)
+
+    def _failed_rows(self) -> Iterator[dict[str, Any]]:
+        for shard in range(len(self.shards)):
+            if not self.count_failed(shard):
+                continue
+            rows = read_rows(self.path(shard), ["study_id", "error"])
+            errors = {row["study_id"]: row["error"] for row in rows if row["error"] is not None}
+            failed = [listed for listed in self.studies(shard) if listed.study.study_id in errors]
+            for study in with_films(failed):
+                yield {**study.to_row(), "split": study.split, "error": errors[study.study_id]}
+
+    # ---- starts and status
+
+    def record_launch(self, **values: Any) -> None:
+        """Add a line about this start of the job."""
+        with (self.folder / LAUNCHES).open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def launches(self) -> list[dict[str, Any]]:
+        """The lines of all starts, without those that a kill cut off."""
+        path, found = self.folder / LAUNCHES, []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+    def status(self) -> Status:
+        """The progress of the run, from its files alone: no process is asked, so it works after a kill as well."""
+        finished = self.finished()
+        failed = sum(map(self.count_failed, finished))
+        if (self.folder / SUCCESS).exists():
+            state = "finished"
+        else:
+            state = "running" if is_locked(self.folder) else "stopped"
+        rate = self._rate(finished, running=state == "running")
+        return Status(self.shards.studies, self.count(finished), failed, rate, state)
+
+    def _rate(self, finished: list[int], *, running: bool) -> float | None:
+        """Studies per second since the last start, until now if the job runs, else until the last file."""
+        starts = [launch["started"] for launch in self.launches() if "started" in launch]
+        written = {shard: self.path(shard).stat().st_mtime for shard in finished} if starts else {}
+        recent = {shard: at for shard, at in written.items() if at >= starts[-1]}
+        if not recent:
+            return None
+        end = time.time() if running else max(recent.values())
+        return self.count(recent) / max(end - starts[-1], 1e-3)
+
+
+@dataclass(frozen=True)
+class Status:
+    """Numbers of studies. `rate` is that of the last start, in studies per second; None before its first shard."""
+
+    total: int
+    done: int
+    failed: int
+    rate: float | None
+    state: str
+    """finished, running, or stopped."""
+
+    @property
+    def left(self) -> int:
+        return self.total - self.done
+
+    @property
+    def seconds_left(self) -> float | None:
+        return self.left / self.rate if self.rate else None
+
+    def lines(self) -> list[str]:
+        """The status in words."""
+        lines = [f"{self.state}: {self.done} of {self.total} studies done, {self.failed} failed, {self.left} left"]
+        if self.rate:
+            lines.append(f"rate: {self.rate:.1f} studies/s")
+        if self.left and self.rate and self.state == "running":
+            lines.append(f"time left: {duration(self.seconds_left or 0)}")
+        if self.state == "stopped":
+            lines.append("run the same command again: it resumes")
+        return lines
+
+
+def finished_shards(folder: Path) -> set[int]:
+    """The numbers of the shards that have a file."""
+    reports = folder / REPORTS
+    if not reports.is_dir():
+        return set()
+    names = (entry.name for entry in os.scandir(reports))
+    return {int(name[5:-8]) for name in names if name.startswith("part-") and name.endswith(".parquet")}
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of killed writers; only the process that has claimed the folder may call this."""
+    for pattern in (f"{REPORTS}/.*.tmp", f"{LIST}/.*.tmp", ".*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The content of run.json."""
+    return dict(json.loads((folder / RUN_JSON).read_text()))
+
+
+def duration(seconds: float) -> str:
+    """3725 → 1 h 02 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
