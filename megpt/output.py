@@ -61,6 +61,17 @@ def write_aside(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """A text file, whole or absent."""
+    with write_aside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, tree: Any) -> None:
+    """A JSON file for people and programs, whole or absent."""
+    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -102,8 +113,7 @@ class Output:
 
     def finish(self, **summary: Any) -> None:
         """Write `_SUCCESS`, the last thing a job does; `summary` is kept inside as JSON."""
-        with write_aside(self.path / SUCCESS) as temporary:
-            temporary.write_text(json.dumps(summary, indent=1) + "\n")
+        write_json(self.path / SUCCESS, summary)
 
     def summary(self) -> dict[str, Any]:
         """What `finish` was given."""
@@ -111,7 +121,8 @@ class Output:
 
     def discard(self) -> None:
         """Delete the folder: an attempt that could not succeed leaves nothing, so the next may have another config."""
-        shutil.rmtree(self.path)
+        # Errors do not matter: what cannot be deleted (NFS keeps an open lock) must not hide why it is deleted.
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -141,9 +152,8 @@ def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], conf
         if record.exists():
             _refuse_changes(record, job, identity)
         else:
-            with write_aside(record) as temporary:
-                tree = {"job": job, "identity": _plain(identity), "config": config.model_dump(mode="json")}
-                temporary.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            tree = {"job": job, "identity": _plain(identity), "config": config.model_dump(mode="json")}
+            write_text(record, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         yield Output(path=path, done=(path / SUCCESS).exists())
 
 

@@ -17,13 +17,14 @@ from rich.table import Table
 from megpt.config import Config
 from megpt.data.studies import study_files
 from megpt.errors import InputError
-from megpt.output import Output, write_aside
+from megpt.output import Output, write_json, write_text
 from megpt.progress import console, log
 from ray_jobs.evaluate import HEADLINE, Evaluate, read_metrics
 from ray_jobs.fit_prompts import FitPrompts
 from ray_jobs.generate.job import Generate
 from ray_jobs.job import Job
 from ray_jobs.train.job import Train, check
+from ray_jobs.train.validate import check_validation
 
 FULL = "full"
 RESULT = "ablation.json"
@@ -40,6 +41,7 @@ class Ablate(Job):
         study_files(str(self.config.studies), "train")
         for variant in self.variants.values():
             check(variant)
+            check_validation(variant)
 
     def inputs(self) -> dict[str, Any]:
         return Train(self.config).inputs()
@@ -117,48 +119,43 @@ def _changes_clusters(config: Config, variant: Config) -> bool:
     return moved or config.fit_prompts != variant.fit_prompts or config.seed != variant.seed
 
 
-def _cells(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
-    lines = []
-    for name, metrics in rows.items():
-        cells = [name]
-        for score in HEADLINE:
-            value, interval = metrics["scores"].get(score), metrics["intervals"].get(score)
-            cells.append(
-                "–"
-                if value is None
-                else f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-            )
-        lines.append(cells)
-    baselines = rows[FULL].get("baselines") or {}
-    for name, scores in baselines.items():
+def table_rows(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A line of cells for each variant, the scores with their intervals, and for each baseline beneath."""
+    lines = [
+        [name, *(_cell(metrics["scores"].get(score), metrics["intervals"].get(score)) for score in HEADLINE)]
+        for name, metrics in rows.items()
+    ]
+    for name, scores in (rows[FULL].get("baselines") or {}).items():
         if scores:
-            cells = [f"{scores[s]:.3f}" if scores.get(s) is not None else "–" for s in HEADLINE]
-            lines.append([f"baseline: {name}", *cells])
+            lines.append([f"baseline: {name}", *(_cell(scores.get(score)) for score in HEADLINE)])
     return lines
 
 
+def _cell(value: float | None, interval: list[float] | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
 def table(rows: dict[str, dict[str, Any]]) -> Table:
-    """The variants' scores with their intervals, the baselines beneath."""
+    """The variants' scores, for the screen."""
     result = Table(title=f"ablation, n = {rows[FULL]['n']} studies")
     for heading in ("variant", *HEADLINE):
         result.add_column(heading, no_wrap=heading == "variant")
-    for cells in _cells(rows):
+    for cells in table_rows(rows):
         result.add_row(*cells)
     return result
 
 
 def write_results(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
     """ablation.json (the full metrics of each variant) and ablation.md (the table)."""
-    with write_aside(folder / RESULT) as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(folder / RESULT, rows)
     first = rows[FULL]
+    table = [["variant", *HEADLINE], ["---"] * (len(HEADLINE) + 1), *table_rows(rows)]
     lines = [
-        "| variant | " + " | ".join(HEADLINE) + " |",
-        "|" + " --- |" * (len(HEADLINE) + 1),
-        *("| " + " | ".join(cells) + " |" for cells in _cells(rows)),
+        *(f"| {' | '.join(cells)} |" for cells in table),
         "",
         f"n = {first['n']} {first['unit']}s, cleaner {first['cleaner']}, tokenizer {first['tokenizer']}.",
         "Brackets: bootstrap interval over studies. Not for clinical decisions.",
     ]
-    with write_aside(folder / "ablation.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+    write_text(folder / "ablation.md", "\n".join(lines) + "\n")

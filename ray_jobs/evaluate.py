@@ -27,7 +27,7 @@ from megpt.evaluation.metrics import Evaluation, Task, evaluate
 from megpt.evaluation.page import gallery, write_page
 from megpt.evaluation.pairs import fingerprint, read_pairs, training_reports
 from megpt.evaluation.table import per_study
-from megpt.output import write_aside
+from megpt.output import write_aside, write_json
 from megpt.progress import Progress, log
 from ray_jobs.job import Job
 from ray_jobs.placement import one_cpu
@@ -115,8 +115,7 @@ def write(evaluation: Evaluation, folder: Path, config: Config) -> None:
     write_page(folder / PAGE, evaluation, rows=rows, films=films)
     with write_aside(folder / TABLE) as temporary:
         pq.write_table(per_study(evaluation), temporary, **COMPRESSION)
-    with write_aside(folder / METRICS) as temporary:
-        temporary.write_text(json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / METRICS, evaluation.metrics)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

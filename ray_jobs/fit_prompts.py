@@ -9,7 +9,9 @@ OUT/prompts.yaml (to be read and edited) and OUT/centroids.safetensors.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -155,50 +157,38 @@ class Encoder:
         self.encoder = encoder.to(self.device)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        out: dict[str, list[Any]] = {"study_id": [], "readable": [], "feature": []}
-        for path, rows in zip(batch["path"], batch["rows"], strict=True):
-            for ids, readable, features in self._file(str(path), [int(r) for r in rows]):
-                out["study_id"] += ids
-                out["readable"] += readable
-                out["feature"] += features
-        return {name: np.array(values) for name, values in out.items()}
+        rows = [row for file in zip(batch["path"], batch["rows"], strict=True) for row in self._file(*file)]
+        return {name: np.array([row[name] for row in rows]) for name in ("study_id", "readable", "feature")}
 
-    def _file(self, path: str, rows: list[int]) -> Iterator[tuple[list[str], list[bool], list[np.ndarray]]]:
-        wanted, pending = set(rows), []
-        for number, row in enumerate(tables.read_rows(Path(path))):
-            if number in wanted:
-                pending.append(Study.from_row({**row, "views": row.get("views") or ()}))
-            if len(pending) == BATCH:
-                yield self._batch(pending)
-                pending = []
-        if pending:
-            yield self._batch(pending)
+    def _file(self, path: str, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
+        wanted = set(numbers.tolist())
+        chosen = (row for number, row in enumerate(tables.read_rows(Path(path))) if number in wanted)
+        studies = (Study.from_row({**row, "views": row.get("views") or ()}) for row in chosen)
+        while batch := list(islice(studies, BATCH)):
+            yield from self._encode(batch)
 
-    def _batch(self, studies: list[Study]) -> tuple[list[str], list[bool], list[np.ndarray]]:
+    def _encode(self, studies: list[Study]) -> Iterator[dict[str, Any]]:
         import torch
 
         from megpt.model.visual import prompt_features
 
-        films, readable = [], []
-        data = self.config.data
+        films, data = {}, self.config.data
         for study in studies:
-            try:
+            with contextlib.suppress(UnreadableFilm):
                 size = self.processor.image_size
-                films.append(load_films(study, size=size, max_views=data.max_views, max_pixels=data.max_pixels))
-                readable.append(True)
-            except UnreadableFilm:
-                readable.append(False)
-        found: list[np.ndarray] = []
-        if films:
-            inputs = self.processor(films)
-            with torch.no_grad():
-                x = prompt_features(
-                    self.encoder, inputs["pixel_values"].to(self.device), inputs["view_mask"].to(self.device)
+                films[study.study_id] = load_films(
+                    study, size=size, max_views=data.max_views, max_pixels=data.max_pixels
                 )
-            found = list(x.cpu().numpy())
+        features = {}
+        if films:
+            inputs = {name: x.to(self.device) for name, x in self.processor(list(films.values())).items()}
+            with torch.no_grad():
+                x = prompt_features(self.encoder, inputs["pixel_values"], inputs["view_mask"])
+            features = dict(zip(films, x.cpu().numpy(), strict=True))
         empty = np.zeros(self.encoder.channels, dtype=np.float32)
-        rest = iter(found)
-        return [s.study_id for s in studies], readable, [next(rest) if good else empty for good in readable]
+        for study in studies:
+            name = study.study_id
+            yield {"study_id": name, "readable": name in features, "feature": features.get(name, empty)}
 
 
 def reports(config: Config, wanted: set[str]) -> dict[str, str]:

@@ -13,7 +13,6 @@ OUT/split=…/part-*.parquet, failed.parquet, run.json and _SUCCESS.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import tempfile
 import time
@@ -32,7 +31,7 @@ from megpt.data.shards import Shard, ShardList
 from megpt.data.sources import open_source
 from megpt.data.studies import Listed
 from megpt.errors import InputError, TooManyFailed
-from megpt.output import write_aside
+from megpt.output import write_json
 from megpt.progress import Progress, log
 from ray_jobs.job import Job
 from ray_jobs.placement import one_cpu
@@ -124,21 +123,20 @@ class Prepare(Job):
         if counts["failed"] == counts["studies"]:
             raise self._nothing_readable(counts["studies"], reasons)
         merge_failed(folder, shards)
-        with write_aside(folder / RUN_JSON) as temporary:
-            tree = {
-                "job": "prepare",
-                "format": self.source.format,
-                "split_by": shards.notes["split_by"],
-                "counts": dict(counts),
-                "splits": {name: dict(numbers) for name, numbers in splits.items()},
-                "reasons": dict(reasons.most_common()),
-                "patients_in_two_splits": shards.notes["patients_in_two_splits"],
-                "shards": len(shards),
-                "seconds": round(time.monotonic() - self.began, 3),
-                "versions": {name: version(name) for name in PACKAGES},
-                "config": self.config.model_dump(mode="json"),
-            }
-            temporary.write_text(json.dumps(tree, indent=1) + "\n")
+        tree = {
+            "job": "prepare",
+            "format": self.source.format,
+            "split_by": shards.notes["split_by"],
+            "counts": dict(counts),
+            "splits": {name: dict(numbers) for name, numbers in splits.items()},
+            "reasons": dict(reasons.most_common()),
+            "patients_in_two_splits": shards.notes["patients_in_two_splits"],
+            "shards": len(shards),
+            "seconds": round(time.monotonic() - self.began, 3),
+            "versions": {name: version(name) for name in PACKAGES},
+            "config": self.config.model_dump(mode="json"),
+        }
+        write_json(folder / RUN_JSON, tree)
         return dict(counts)
 
     def _nothing_readable(self, studies: int, reasons: Counter[str]) -> InputError:

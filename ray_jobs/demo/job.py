@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from megpt.config import Config
+from megpt.demo.costs import PeakMemory, costs_table, measured, read_costs
 from megpt.output import SUCCESS, Output
 from megpt.progress import console, log
-from ray_jobs.demo.costs import PeakMemory, costs_table, measured, read_costs
 from ray_jobs.demo.draw import Draw
 from ray_jobs.demo.language_model import LanguageModel
 from ray_jobs.evaluate import HEADLINE, PAGE, Evaluate, read_metrics

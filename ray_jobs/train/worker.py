@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from ray.util.metrics import Gauge
 
 from megpt.config import Config
 from megpt.errors import InputError, MegptError, from_json, to_json
-from megpt.output import write_aside
+from megpt.output import write_json, write_text
 from megpt.training.log import FIGURES
 from ray_jobs import ray_private
 from ray_jobs.runtime import uncollected
@@ -55,8 +54,7 @@ def worker(arguments: dict[str, Any]) -> None:
         tell_error(output, error)
         raise
     if context.get_world_rank() == 0:
-        with write_aside(output / "steps" / SUMMARY) as temporary:
-            temporary.write_text(json.dumps(summary))
+        write_json(output / "steps" / SUMMARY, summary)
     if context.get_local_rank() == 0:
         drop_samples(config)
 
@@ -76,8 +74,7 @@ def gauges() -> Callable[[dict[str, float]], None]:
 
 def tell_error(output: Path, error: MegptError) -> None:
     """Leave an error for the command that watches."""
-    with write_aside(output / ERROR) as temporary:
-        temporary.write_text(to_json(error), encoding="utf-8")
+    write_text(output / ERROR, to_json(error))
 
 
 def take_error(output: Path) -> MegptError | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from megpt.output import write_aside
+from megpt.output import write_json
 
 COSTS = "costs.json"
 SAMPLE_EVERY_S = 2.0
@@ -46,8 +46,7 @@ def measured(folder: Path, stage: str, memory: PeakMemory) -> Iterator[None]:
         before = spent.get(stage, Cost(0, 0))
         spent[stage] = Cost(before.seconds + time.monotonic() - began, max(before.gib, memory.gib))
         rows = {name: {"seconds": round(cost.seconds, 1), "gib": round(cost.gib, 2)} for name, cost in spent.items()}
-        with write_aside(folder / COSTS) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(folder / COSTS, rows)
 
 
 def costs_table(spent: dict[str, Cost]) -> Table:
