@@ -11,12 +11,11 @@ from megpt.data.cleaning import clean
 from megpt.data.sources import open_source
 from megpt.data.studies import read_studies
 from megpt.errors import InputError, did_you_mean
+from megpt.evaluation.statistics import CLINICAL, SCORES
 from megpt.films.decode import UnreadableFilm, load_films
 from megpt.study import Study
 
 PAPER_MEAN = "(BLEU_4 + CIDEr) / 2"
-CLINICAL = ("clinical_micro_f1", "clinical_macro_f1")
-SCORES = ("BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr", *CLINICAL)
 
 
 def check_validation(config: Config) -> None:
