@@ -26,7 +26,7 @@ from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm, load_films
 from megpt.progress import Progress, console, log
 from megpt.study import Study
-from ray_jobs.job import Job
+from ray_jobs.job import Job, absolute
 from ray_jobs.runtime import quiet, uncollected
 
 # Studies encoded in one forward pass. Part of the result (in its last digits), hence no setting.
@@ -126,7 +126,7 @@ def encode(config: Config, units: list[tuple[str, list[int]]], *, total: int) ->
         compute=pool,
         num_cpus=config.cluster.cpus_per_worker,
         num_gpus=config.cluster.gpus_per_worker or None,
-        fn_constructor_args=(config.to_yaml(),),
+        fn_constructor_args=(absolute(config).to_yaml(),),
     )
     features: dict[str, np.ndarray] = {}
     with Progress("fit-prompts", total) as progress:

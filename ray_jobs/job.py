@@ -171,3 +171,17 @@ class Job:
         """Say that the output is finished, with the verdict that it had then."""
         log(f"{self.name}: {output.path} is finished, nothing to do")
         self.verdict(output.path, output.summary())
+
+
+def absolute(config: Config) -> Config:
+    """The config with its local paths made absolute, for workers: they start in folders of their own."""
+    keys = ("output", "source", "studies", "prompts", "checkpoint", "data.reports", "data.annotations")
+    changes: dict[str, Any] = {}
+    for key in (*keys, "train.deepspeed", "model.llm", "model.vision_weights"):
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        # The last three may be a hub id, a word or the name of a shipped file instead of a path.
+        if value is not None and (key in keys or Path(value).exists()):
+            changes[key] = str(Path(value).absolute())
+    return config.overridden(changes)

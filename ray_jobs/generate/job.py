@@ -39,7 +39,7 @@ from megpt.generation.predictions import FAILED, Predictions, finished_shards, r
 from megpt.progress import Progress, log
 from ray_jobs.generate.watch import watched
 from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
-from ray_jobs.job import Job
+from ray_jobs.job import Job, absolute
 from ray_jobs.placement import worker_slots
 from ray_jobs.runtime import joined, quiet
 
@@ -59,7 +59,8 @@ class Generate(Job):
 
     def open(self) -> None:
         _, path = self.config.input_of("source", "studies")
-        self.source = open_source(path, data=self.config.data)
+        # Workers, which start in folders of their own, get its paths.
+        self.source = open_source(str(Path(path).absolute()), data=self.config.data)
         self.fingerprint = checkpoint_fingerprint(self.config)
 
     def inputs(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class Generate(Job):
 
     def plan(self, folder: Path) -> bool:
         remove_leftovers(folder)
-        self.predictions = Predictions.open(folder) or self._list(folder)
+        self.predictions = Predictions.open(folder.absolute()) or self._list(folder.absolute())
         studies = self.predictions.shards.studies
         self.predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=studies)
         return bool(self.predictions.left())
@@ -108,7 +109,7 @@ class Generate(Job):
 
     def _pass(self, missing: list[int]) -> ray.data.Dataset:
         """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""
-        config = self.config
+        config = absolute(self.config)
         cpus, decode_cpus = _cpu_shares(config)
         pool = ray.data.ActorPoolStrategy(
             min_size=min(config.cluster.min_workers, len(missing)),
@@ -117,7 +118,7 @@ class Generate(Job):
             max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
             enable_true_multi_threading=True,
         )
-        archive = str(self.source.root.absolute())
+        archive = str(self.source.root)
         # One row a block: otherwise a small list is one block, and one actor does everything.
         shards = ray.data.from_items([{"shard": n} for n in missing], override_num_blocks=len(missing))
         with warnings.catch_warnings():

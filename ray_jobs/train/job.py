@@ -25,7 +25,7 @@ from megpt.training.deepspeed import check_batch_sizes, deepspeed_settings
 from megpt.training.inputs import input_fingerprint, weights_fingerprint
 from megpt.training.log import check_loggers
 from ray_jobs.failures import PREEMPTED, cause_of, known_failure
-from ray_jobs.job import Job
+from ray_jobs.job import Job, absolute
 from ray_jobs.train.validate import check_validation
 from ray_jobs.train.watch import watching
 from ray_jobs.train.worker import SUMMARY, take_error, worker
@@ -184,20 +184,6 @@ def trainer(config: Config) -> Any:
             backend="nccl" if config.cluster.gpus_per_worker else "gloo", timeout_s=math.ceil(config.train.timeout_s)
         ),
     )
-
-
-def absolute(config: Config) -> Config:
-    """The config with its local paths made absolute."""
-    keys = ("output", "source", "studies", "prompts", "data.reports", "data.annotations")
-    changes: dict[str, Any] = {}
-    for key in (*keys, "train.deepspeed", "model.llm", "model.vision_weights"):
-        value: Any = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        # The last three may be a hub id, a word or the name of a shipped file instead of a path.
-        if value is not None and (key in keys or Path(value).exists()):
-            changes[key] = str(Path(value).absolute())
-    return config.overridden(changes)
 
 
 def take_summary(output: Path) -> dict[str, Any]:
