@@ -12,7 +12,8 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+# The version is read from megpt/__init__.py when the package is installed.
+$(STAMP): pyproject.toml constraints.txt megpt/__init__.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet "uv==$$(sed -n 's/^uv==//p' constraints.txt)"
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable ".[test]"
