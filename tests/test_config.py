@@ -147,6 +147,15 @@ def test_text_is_taken_literally(text: str) -> None:
     assert load_config(None, [f"output='{text}'"]).output == text
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(codec="utf-8"), max_size=30))
+def test_any_text_is_taken_literally(text: str) -> None:
+    text = text.strip()
+    if text[:1] not in ("'", '"'):
+        value = None if text in ("", "~", "null", "Null", "NULL") else text
+        assert load_config(None, [f"data.reports={text}"]).data.reports == value
+
+
 @pytest.mark.parametrize("text", ["", "~", "null", " "])
 def test_nothing_unsets_a_path(tmp_path: Path, text: str) -> None:
     file = tmp_path / "a.yaml"

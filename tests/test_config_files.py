@@ -26,6 +26,8 @@ from hypothesis import strategies as st
 from megpt.config import SHIPPED, Config, TrainConfig, load_config, shipped_names
 from megpt.errors import InputError
 from megpt.training.deepspeed import deepspeed_file, deepspeed_settings
+from ray_jobs.__main__ import main
+from ray_jobs.train.job import absolute
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = "iu_xray_deep, iu_xray_delta, iu_xray_shallow, mimic_cxr_deep, mimic_cxr_delta, mimic_cxr_shallow, phantom"
@@ -84,6 +86,16 @@ def test_deepspeed_files_are_found_by_name(tmp_path: Path, monkeypatch: pytest.M
     )
 
 
+def test_workers_get_the_name_of_a_shipped_file_and_the_path_of_an_own_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "own.json", "{}")
+    for name, meant in (("offload", "offload"), ("own.json", str(tmp_path / "own.json")), (None, None)):
+        config = Config(output="x", train=TrainConfig(deepspeed=name))
+        assert absolute(config).train.deepspeed == meant
+
+
 def test_package_data_holds_every_file() -> None:
     tree = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = tree["tool"]["setuptools"]["package-data"]["megpt"]
@@ -101,6 +113,15 @@ def test_several_files_are_merged_in_order(tmp_path: Path) -> None:
     assert config.model.vision_args == {"b": 2}  # a value, not a section: replaced as a whole
     assert load_config([two, one]).train.lr == 0.1
     assert load_config([]) == Config()
+
+
+def test_the_command_takes_several_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = write(tmp_path / "mine.yaml", "train: {lr: 0.2}\n")
+    line = ["--config", "phantom", "train.epochs=5", "--config", str(mine), "--print-config"]
+    assert main(["train", *line]) == 0
+    tree = yaml.safe_load(capsys.readouterr().out)
+    assert (tree["train"]["lr"], tree["train"]["epochs"], tree["phantom"]["num_studies"]) == (0.2, 5, 5000)
+    assert tree == load_config(["phantom", mine], ["train.epochs=5"]).model_dump(mode="json")
 
 
 VALUES = {
