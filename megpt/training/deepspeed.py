@@ -1,16 +1,28 @@
-"""DeepSpeed JSON: the file a user may replace, with what megpt owns filled in from its own config.
+"""Everything that knows it is DeepSpeed: its JSON config, its engine, its process group.
 
     settings = deepspeed_settings(config.train, world_size=2)
+    engine = make_engine(model, config.train)
 
-A file may say anything DeepSpeed understands. Batch sizes, number format, clipping and the optimizer's own figures
-come from `train.*`; a file that says otherwise is an error rather than a surprise.
+A JSON file may set anything DeepSpeed understands. Batch sizes, number format, clipping and the optimizer's own
+figures come from `train.*`; a file that contradicts them is an error rather than a surprise.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
 
 from megpt.config import TrainConfig
 from megpt.errors import InputError
@@ -66,6 +78,11 @@ def deepspeed_settings(train: TrainConfig, *, world_size: int) -> dict[str, Any]
     return settings
 
 
+def zero_stage(train: TrainConfig, world_size: int) -> int:
+    """The ZeRO stage of the complete config; 0 where a file has a `zero_optimization` section without one."""
+    return int(deepspeed_settings(train, world_size=world_size)["zero_optimization"].get("stage", 0))
+
+
 def check_batch_sizes(train: TrainConfig, world_size: int) -> None:
     """Refuse a global batch that cannot be shared out evenly.
 
@@ -114,3 +131,123 @@ def _fill(settings: dict[str, Any], key: str, value: Any, field: str, path: Path
             next=f'delete {key} from the file (or write "auto"), and set {field}',
         )
     settings[leaf] = value
+
+
+def ensure_process_group(timeout_s: float) -> None:
+    """A group of this one process where no launcher has made one."""
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timedelta(seconds=timeout_s))
+        for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+            os.environ.setdefault(key, value)
+
+
+def local_device() -> torch.device:
+    """This worker's GPU, or the CPU where there is none."""
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def share_threads() -> None:
+    """Give each worker of a machine an equal share of its cores: more threads than cores slow all of them down."""
+    workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+
+
+def make_engine(model: nn.Module, train: TrainConfig) -> Any:
+    """DeepSpeed's engine for the trained parameters of `model`."""
+    # DeepSpeed picks its accelerator when it is imported.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if os.environ["DS_ACCELERATOR"] == "cpu":
+        # Else it would look for a compiler at every start and build a shared-memory reduction that only inference uses.
+        deepspeed.ops.__compatible_ops__ = {}  # pyrefly: ignore[missing-attribute]
+    settings = deepspeed_settings(train, world_size=dist.get_world_size())
+    if train.activation_checkpointing:
+        model.gradient_checkpointing_enable()  # pyrefly: ignore[not-callable]
+    _import_muon_plain()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with _scalars_as_vectors(model), _time_limit(train.timeout_s):
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameters,  # pyrefly: ignore[bad-argument-type]
+            config=settings,
+            dist_init_required=False,
+        )
+    return engine
+
+
+def _import_muon_plain() -> None:
+    """ZeRO asks whether the optimizer is a Muon, and importing Muon starts torch's compiler: seconds for nothing."""
+    was = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        if was is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = was
+
+
+@contextmanager
+def _time_limit(timeout_s: float) -> Iterator[None]:
+    """DeepSpeed makes process groups of its own, which would wait for torch's half hour and not for the run's limit."""
+    make = dist.new_group
+    dist.new_group = partial(make, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield
+    finally:
+        dist.new_group = make
+
+
+@contextmanager
+def _scalars_as_vectors(model: nn.Module) -> Iterator[None]:
+    """DeepSpeed sends parameters around as bytes when it starts, which a tensor without dimensions cannot be.
+
+    Those that are trained stay vectors, since it scales their gradients by one.
+    """
+    scalars = [p for p in model.parameters() if p.ndim == 0]
+    for parameter in scalars:
+        parameter.data = parameter.data.view(1)
+    try:
+        yield
+    finally:
+        for parameter in scalars:
+            if not parameter.requires_grad and not hasattr(parameter, "ds_tensor"):
+                parameter.data = parameter.data.view(())
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Set the rate of the step that comes."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+@contextmanager
+def whole_model(engine: Any) -> Iterator[nn.Module]:
+    """The model with all its weights on every worker, free of ZeRO-3's collectives, for generation and export.
+
+    Workers write different numbers of tokens, so a forward pass must not wait for the others. A collective itself.
+    """
+    model: nn.Module = engine.module
+    if engine.zero_optimization_stage() < 3:
+        yield model
+        return
+    import deepspeed
+
+    offload = engine.optimizer.parameter_offload
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        for parameter in model.parameters():
+            parameter.ds_active_sub_modules.clear()  # pyrefly: ignore[missing-attribute]
+        for hook in (*offload.forward_hooks, *offload.backward_hooks):
+            hook.remove()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        try:
+            yield model
+        finally:
+            offload._register_deepspeed_module(offload.module)
