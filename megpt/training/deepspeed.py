@@ -29,6 +29,7 @@ from megpt.errors import InputError
 from megpt.training.order import Cutting
 
 SHIPPED = Path(__file__).parents[1] / "deepspeed"
+KERNELS_KEPT = 64
 SCHEDULED_BY_MEGPT = ("scheduler", "data_efficiency", "curriculum_learning")
 
 
@@ -38,10 +39,10 @@ def deepspeed_file(train: TrainConfig) -> Path:
 
 
 def deepspeed_settings(train: TrainConfig, *, world_size: int) -> dict[str, Any]:
-    """The complete DeepSpeed config for so many workers.
+    """The complete DeepSpeed config for a number of workers.
 
     Raises:
-        InputError: no such file, not JSON, or a value that contradicts `train.*`.
+        InputError: no such file, not JSON, a value that contradicts `train.*`, or a combination that cannot train.
     """
     path = deepspeed_file(train)
     settings = _read(path)
@@ -60,10 +61,10 @@ def deepspeed_settings(train: TrainConfig, *, world_size: int) -> dict[str, Any]
     }
     if train.deepspeed is None or "zero_optimization" not in settings:
         owned["zero_optimization.stage"] = (train.zero_stage, "train.zero_stage")
-    kind = settings.setdefault("optimizer", {}).setdefault("type", "AdamW")
-    if str(kind).lower() not in ("adam", "adamw"):
+    optimizer = settings.setdefault("optimizer", {}).setdefault("type", "AdamW")
+    if str(optimizer).lower() not in ("adam", "adamw"):
         raise InputError(
-            f"{path} sets optimizer.type = {kind!r}",
+            f"{path} sets optimizer.type = {optimizer!r}",
             cause="checkpoints hold Adam's two moments, so that they load at any number of workers",
             next='set it to "AdamW"',
         )
@@ -75,7 +76,33 @@ def deepspeed_settings(train: TrainConfig, *, world_size: int) -> dict[str, Any]
             cause="megpt schedules the learning rate and the samples itself, so that a run resumes exactly",
             next=f"delete `{extra[0]}` there, and set train.lr, train.min_lr and train.warmup_steps instead",
         )
+    _refuse_untrainable(settings["zero_optimization"], train, path)
     return settings
+
+
+def _refuse_untrainable(zero: dict[str, Any], train: TrainConfig, path: Path) -> None:
+    stage = zero.get("stage", 0)
+    if stage == 0 and train.precision == "bf16":
+        raise InputError(
+            "train.precision = bf16 does not work with ZeRO stage 0",
+            where=str(path),
+            cause="DeepSpeed keeps no float32 weights at this stage that a checkpoint could be made of",
+            next="set train.zero_stage=1, which costs the same on one worker, or train.precision=fp32",
+        )
+    for section, least in (("offload_optimizer", 1), ("offload_param", 3)):
+        device = (zero.get(section) or {}).get("device", "none")
+        if device not in ("none", "cpu"):
+            raise InputError(
+                f"{path} sets {section}.device = {device!r}",
+                cause="checkpoints are gathered from memory",
+                next='set it to "cpu" or "none"',
+            )
+        if device == "cpu" and stage < least:
+            raise InputError(
+                f"{path} sets {section}, which ZeRO stage {stage} does not have",
+                cause=f"DeepSpeed offloads this from stage {least} on, and ignores it below",
+                next=f"delete {section} there, or set zero_optimization.stage to {least} or more",
+            )
 
 
 def zero_stage(train: TrainConfig, world_size: int) -> int:
@@ -84,10 +111,10 @@ def zero_stage(train: TrainConfig, world_size: int) -> int:
 
 
 def check_batch_sizes(train: TrainConfig, world_size: int) -> None:
-    """Refuse a global batch that cannot be shared out evenly.
+    """Refuse a global batch that cannot be divided evenly.
 
     Raises:
-        InputError: `global_batch_size` is no multiple of the workers, or of workers × micro batch.
+        InputError: `global_batch_size` is not a multiple of the workers, or of workers × micro batch.
     """
     total, micro = train.global_batch_size, train.micro_batch_size
     if total % world_size:
@@ -110,7 +137,9 @@ def _read(path: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(str(p) for p in sorted(SHIPPED.glob("*.json")))
-        raise InputError(f"no DeepSpeed config at {path}", where="train.deepspeed", next=f"one of {known}") from None
+        raise InputError(
+            f"no DeepSpeed config at {path}", where="train.deepspeed", next=f"set it to one of {known}"
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} cannot be read as JSON", cause=str(error)) from None
     if not isinstance(settings, dict):
@@ -122,19 +151,19 @@ def _fill(settings: dict[str, Any], key: str, value: Any, field: str, path: Path
     *sections, leaf = key.split(".")
     for name in sections:
         settings = settings.setdefault(name, {})
-    said = settings.get(leaf, "auto")
-    if said != "auto" and said != value:
+    found = settings.get(leaf, "auto")
+    if found != "auto" and found != value:
         raise InputError(
-            f"{path} says {key} = {said!r}, but {field} means {value!r}",
+            f"{path} sets {key} = {found!r}, but {field} requires {value!r}",
             where=str(path),
-            cause=f"megpt fills {key} from its own config",
+            cause=f"megpt sets {key} from its own config",
             next=f'delete {key} from the file (or write "auto"), and set {field}',
         )
     settings[leaf] = value
 
 
 def ensure_process_group(timeout_s: float) -> None:
-    """A group of this one process where no launcher has made one."""
+    """Make a group of this process alone if no launcher has made one."""
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         store = dist.HashStore()
@@ -144,14 +173,21 @@ def ensure_process_group(timeout_s: float) -> None:
 
 
 def local_device() -> torch.device:
-    """This worker's GPU, or the CPU where there is none."""
+    """This worker's GPU, or the CPU of a machine without one."""
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
 
-def share_threads() -> None:
-    """Give each worker of a machine an equal share of its cores: more threads than cores slow all of them down."""
+def share_machine() -> None:
+    """Give each worker of a machine an equal share of its cores, and bound what its CPU kernels keep.
+
+    More threads than cores slow all of them down. In bf16 every matrix product of a new shape makes oneDNN compile a
+    kernel, which torch's binding and oneDNN itself each keep: 1,024 of them by default, about a megabyte each, and
+    reports of ever other lengths fill both caches. Both read these variables when they first compute.
+    """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KERNELS_KEPT))
     workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
 
@@ -164,12 +200,12 @@ def make_engine(model: nn.Module, train: TrainConfig) -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if os.environ["DS_ACCELERATOR"] == "cpu":
-        # Else it would look for a compiler at every start and build a shared-memory reduction that only inference uses.
+        # Otherwise each start looks for a compiler, and builds a shared-memory reduction that only inference uses.
         deepspeed.ops.__compatible_ops__ = {}  # pyrefly: ignore[missing-attribute]
     settings = deepspeed_settings(train, world_size=dist.get_world_size())
     if train.activation_checkpointing:
         model.gradient_checkpointing_enable()  # pyrefly: ignore[not-callable]
-    _import_muon_plain()
+    _import_muon_uncompiled()
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _scalars_as_vectors(model), _time_limit(train.timeout_s):
         engine, *_ = deepspeed.initialize(
@@ -181,35 +217,35 @@ def make_engine(model: nn.Module, train: TrainConfig) -> Any:
     return engine
 
 
-def _import_muon_plain() -> None:
-    """ZeRO asks whether the optimizer is a Muon, and importing Muon starts torch's compiler: seconds for nothing."""
-    was = os.environ.get("TORCHDYNAMO_DISABLE")
+def _import_muon_uncompiled() -> None:
+    """ZeRO checks whether the optimizer is a Muon, and importing Muon starts torch's compiler, which takes seconds."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     finally:
-        if was is None:
+        if before is None:
             del os.environ["TORCHDYNAMO_DISABLE"]
         else:
-            os.environ["TORCHDYNAMO_DISABLE"] = was
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 @contextmanager
 def _time_limit(timeout_s: float) -> Iterator[None]:
-    """DeepSpeed makes process groups of its own, which would wait for torch's half hour and not for the run's limit."""
-    make = dist.new_group
-    dist.new_group = partial(make, timeout=timedelta(seconds=timeout_s))
+    """DeepSpeed makes process groups of its own, which would use torch's limit of half an hour, not the run's."""
+    new_group = dist.new_group
+    dist.new_group = partial(new_group, timeout=timedelta(seconds=timeout_s))
     try:
         yield
     finally:
-        dist.new_group = make
+        dist.new_group = new_group
 
 
 @contextmanager
 def _scalars_as_vectors(model: nn.Module) -> Iterator[None]:
-    """DeepSpeed sends parameters around as bytes when it starts, which a tensor without dimensions cannot be.
+    """DeepSpeed broadcasts parameters as bytes when it starts, which fails for a tensor without dimensions.
 
-    Those that are trained stay vectors, since it scales their gradients by one.
+    Trained ones stay vectors, because it multiplies their gradients by a vector.
     """
     scalars = [p for p in model.parameters() if p.ndim == 0]
     for parameter in scalars:
@@ -223,16 +259,16 @@ def _scalars_as_vectors(model: nn.Module) -> Iterator[None]:
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
-    """Set the rate of the step that comes."""
+    """Set the learning rate of the next step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
 
 
 @contextmanager
 def whole_model(engine: Any) -> Iterator[nn.Module]:
-    """The model with all its weights on every worker, free of ZeRO-3's collectives, for generation and export.
+    """The model with all its weights on every worker, without ZeRO-3's collectives, for generation and export.
 
-    Workers write different numbers of tokens, so a forward pass must not wait for the others. A collective itself.
+    Workers generate different numbers of tokens, so a forward pass must not wait for the others. A collective.
     """
     model: nn.Module = engine.module
     if engine.zero_optimization_stage() < 3:

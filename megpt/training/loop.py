@@ -94,7 +94,7 @@ def train_loop(
     """
     check_cache(config)
     deepspeed.ensure_process_group(config.train.timeout_s)
-    deepspeed.share_threads()
+    deepspeed.share_machine()
     made, hooks, train = parts(), hooks or Hooks(), config.train
     model, samples, rank, world = made.model, made.samples, dist.get_rank(), dist.get_world_size()
     require_same_on_every_worker(samples)
