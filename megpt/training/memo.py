@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from torch import Tensor
 
 from megpt.config import Config
 from megpt.errors import InputError
-from megpt.training.batches import MicroBatch
 from megpt.training.order import Indices
+
+if TYPE_CHECKING:
+    from megpt.training.batches import MicroBatch
 
 
 class Memo:

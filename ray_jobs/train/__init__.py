@@ -22,6 +22,7 @@ from megpt.output import Output, claim
 from megpt.progress import log
 from megpt.training.deepspeed import check_batch_sizes, deepspeed_settings
 from megpt.training.log import check_loggers
+from megpt.training.memo import check_cache
 from megpt.training.samples import input_fingerprint, weights_fingerprint
 from ray_jobs.failures import PREEMPTED, cause_of, known_failure
 from ray_jobs.runtime import cluster, require_resources
@@ -97,6 +98,7 @@ def check(config: Config) -> None:
         )
     deepspeed_settings(config.train, world_size=most)
     check_loggers(config.train)
+    check_cache(config)
 
 
 def check_inputs(config: Config) -> None:
