@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 export DS_ACCELERATOR ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test fast lint setup clean
+.PHONY: demo test fast mutants lint setup clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,10 @@ test: $(STAMP) lint
 
 fast: $(STAMP)
 	$(PYTEST) -m "not slow"
+
+# Faults put into the source on purpose, and whether a test notices; FILES="megpt/training/order.py" for some files.
+mutants: $(STAMP)
+	$(BIN)/python tests/mutation.py $(FILES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -29,7 +29,8 @@ from megpt.errors import InputError
 from megpt.training.order import Cutting
 
 SHIPPED = Path(__file__).parents[1] / "deepspeed"
-KERNELS_KEPT = 64
+KERNELS_KEPT = 256
+"""About as many as one step needs of an EfficientNet and a small Llama, forward and backward."""
 SCHEDULED_BY_MEGPT = ("scheduler", "data_efficiency", "curriculum_learning")
 
 

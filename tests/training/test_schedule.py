@@ -38,7 +38,15 @@ def test_the_rates_of_short_runs():
 
 
 @pytest.mark.parametrize(
-    "settings, total", [({"epochs": 2}, 10), ({"epochs": 0.5}, 3), ({"epochs": 0.01}, 1), ({"epochs": 1e-12}, 1), ({"epochs": 2.1}, 11), ({"epochs": 9, "max_steps": 4}, 4)]
+    "settings, total",
+    [
+        ({"epochs": 2}, 10),
+        ({"epochs": 0.5}, 3),
+        ({"epochs": 0.01}, 1),
+        ({"epochs": 1e-12}, 1),
+        ({"epochs": 2.1}, 11),
+        ({"epochs": 9, "max_steps": 4}, 4),
+    ],
 )
 def test_length(settings, total):
     assert Schedule.of(TrainConfig(**settings), 5).total_steps == total
