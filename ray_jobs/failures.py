@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from megpt.errors import MegptError, from_text
 from megpt.output import is_full, storage_error
 
+# Faults of code and configuration, which every new start meets again. Their texts name code, never data.
+_OF_CODE = (NotImplementedError, TypeError, AttributeError, NameError, ImportError, AssertionError)
 PREEMPTED = "a node was taken away after notice (preemption)"
 
 
@@ -74,8 +76,32 @@ def cause_of(error: BaseException, timeout_s: float) -> str:
     if any(_timed_out(cause) for chain in causes.values() for cause in chain):
         return f"a collective operation hung longer than train.timeout_s = {timeout_s:g} s"
     if causes:
-        return "; ".join(f"worker {rank}: {type(chain[-1]).__name__}" for rank, chain in list(causes.items())[:3])
-    return type(_chain(error)[-1]).__name__
+        return "; ".join(f"worker {rank}: {_described(chain[-1])}" for rank, chain in list(causes.items())[:3])
+    return _described(_chain(error)[-1])
+
+
+def raised_by_workers(error: BaseException) -> tuple[tuple[str, str], ...]:
+    """Type and text of what the workers raised; nothing where a worker was lost or hung, whatever the others say.
+
+    Two starts that raise the same will raise it a third time.
+    """
+    chains = [_chain(failure) for failure in _failures(error).values()]
+    if any(_lost(cause) or _timed_out(cause) for chain in chains for cause in chain):
+        return ()
+    return tuple(sorted({(type(chain[-1]).__name__, str(chain[-1])) for chain in chains}))
+
+
+def is_fault_of_code(error: BaseException) -> bool:
+    """Whether a worker raised what no restart mends, such as a NotImplementedError or a TypeError."""
+    failures = _failures(error).values()
+    return bool(raised_by_workers(error)) and any(isinstance(_chain(failure)[-1], _OF_CODE) for failure in failures)
+
+
+def _described(cause: BaseException) -> str:
+    """The type of an error; and its first line if it cannot hold anything from a report or a table."""
+    name = type(cause).__name__
+    text = str(cause).strip().partition("\n")[0][:200]
+    return f"{name}: {text}" if text and (isinstance(cause, _OF_CODE) or type(cause) is RuntimeError) else name
 
 
 def _lost(cause: BaseException) -> bool:

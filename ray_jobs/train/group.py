@@ -15,7 +15,7 @@ from megpt.config import ClusterConfig, Config
 from megpt.errors import MegptError
 from megpt.progress import log
 from ray_jobs import ray_private
-from ray_jobs.failures import cause_of
+from ray_jobs.failures import cause_of, is_fault_of_code, raised_by_workers
 from ray_jobs.placement import asked, where
 from ray_jobs.train.worker import ERROR
 
@@ -64,6 +64,8 @@ class GroupWatch(ray_private.ControllerCallback):
         self.mark = Path(str(config.output)) / MARK
         self.error = Path(str(config.output)) / ERROR
         self._since: float | None = None
+        self._raised: tuple[Any, ...] = ()
+        """What the workers raised at the last restart, and the newest checkpoint at that time."""
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         self._say_why(previous_state, current_state)
@@ -74,13 +76,27 @@ class GroupWatch(ray_private.ControllerCallback):
         if again and type(previous_state) is not type(current_state):
             if self.error.exists():
                 raise MegptError("a worker has said why the run cannot go on", where=str(self.error))
-            log(f"{AGAIN}: {cause_of(current_state.training_failed_error, self.timeout_s)}")
+            self._refuse_repetition(error := current_state.training_failed_error)
+            log(f"{AGAIN}: {cause_of(error, self.timeout_s)}")
         going = isinstance(previous_state, ray_private.PreemptingState)
         if going and isinstance(current_state, ray_private.ShuttingDownState):
             # A node that goes before its deadline looks to Ray Train like any other that is lost. When that has used
             # up the restarts, the command starts the group again.
             self.mark.parent.mkdir(exist_ok=True)
             self.mark.touch()
+
+    def _refuse_repetition(self, error: BaseException) -> None:
+        """Raise for an error that a restart meets again: a fault of code, or the same one twice at one checkpoint."""
+        errors = raised_by_workers(error)
+        raised = (errors, sorted(path.name for path in self.mark.parent.glob("step-*"))[-1:])
+        if is_fault_of_code(error) or (errors and raised == self._raised):
+            raise MegptError(
+                "training stopped by an error that a restart does not mend",
+                where=str(self.mark.parent.parent),
+                cause=cause_of(error, self.timeout_s),
+                next="mend the cause and run the same command again: it resumes; --debug shows tracebacks",
+            ) from error
+        self._raised = raised
 
     def _limit(self, previous_state: Any, current_state: Any) -> None:
         if not isinstance(current_state, (*WAITING, *STARTING)):

@@ -22,8 +22,9 @@ from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.model.checkpoint.files import CENTROIDS, PROMPTS
 from megpt.progress import log
 from megpt.training.deepspeed import check_batch_sizes, deepspeed_settings
-from megpt.training.inputs import input_fingerprint, weights_fingerprint
 from megpt.training.log import check_loggers
+from megpt.training.memo import check_cache
+from megpt.training.samples import input_fingerprint, weights_fingerprint
 from ray_jobs.failures import PREEMPTED, cause_of, known_failure
 from ray_jobs.job import Job, absolute
 from ray_jobs.train.validate import check_validation
@@ -111,6 +112,7 @@ def check(config: Config) -> None:
         )
     deepspeed_settings(config.train, world_size=most)
     check_loggers(config.train)
+    check_cache(config)
 
 
 def check_inputs(config: Config) -> None:

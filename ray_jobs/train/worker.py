@@ -32,9 +32,8 @@ def worker(arguments: dict[str, Any]) -> None:
     if (output / ERROR).exists():
         return  # another worker raised it, and the controller did not see the file yet
     with uncollected():
-        from megpt.training.inputs import drop_samples
-        from megpt.training.loop import Hooks, train_loop
-        from megpt.training.parts import make_parts
+        from megpt.training.loop import Hooks, make_parts, train_loop
+        from megpt.training.samples import drop_samples
         from ray_jobs.train.validate import best_score, validator
 
     logging.getLogger(ray_private.report_logger()).setLevel(logging.WARNING)

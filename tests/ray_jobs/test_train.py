@@ -40,7 +40,7 @@ from megpt.data.studies import part_path, write_studies
 from megpt.errors import InputError, MegptError
 from megpt.study import Study, View
 from megpt.training.checkpoints import CheckpointStore
-from megpt.training.parts import make_parts
+from megpt.training.loop import make_parts
 from megpt.training.state import MASTER
 from ray_jobs.train.group import AGAIN
 from ray_jobs.train.job import Train

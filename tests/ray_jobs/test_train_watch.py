@@ -229,6 +229,44 @@ def test_an_error_that_no_restart_mends_ends_the_run(tmp_path, capsys):
     assert str(take_error(tmp_path)) == "the loss is nan"
 
 
+def restarting(*errors):
+    """The state of a controller whose workers have raised these."""
+    group = {rank: RayTaskError("f", "traceback", error) for rank, error in enumerate(errors)}
+    return RestartingState(WorkerGroupError("x", group))
+
+
+def test_a_fault_of_code_is_not_tried_again(tmp_path):
+    watch = GroupWatch(config(output=str(tmp_path)))
+    failed = restarting(RuntimeError("Connection closed by peer"), NotImplementedError("unsupported mix of dtypes\nx"))
+    with pytest.raises(MegptError) as raised:
+        watch.after_controller_state_update(RunningState(), failed)
+    assert str(raised.value) == (
+        "training stopped by an error that a restart does not mend\n"
+        f"  where: {tmp_path}\n"
+        "  cause: worker 0: RuntimeError: Connection closed by peer; "
+        "worker 1: NotImplementedError: unsupported mix of dtypes\n"
+        "  next:  mend the cause and run the same command again: it resumes; --debug shows tracebacks"
+    )
+
+
+def test_the_same_error_twice_is_not_tried_again(tmp_path, capsys):
+    def update(watch, *errors):
+        watch.after_controller_state_update(RunningState(), restarting(*errors))
+
+    watch = GroupWatch(config(output=str(tmp_path)))
+    (tmp_path / "steps" / "step-00000002").mkdir(parents=True)
+    update(watch, OSError("a name that must not be shown"))
+    update(watch, OSError("another"))
+    (tmp_path / "steps" / "step-00000004").mkdir()
+    update(watch, OSError("another"))  # there was progress
+    assert "name" not in capsys.readouterr().err
+    with pytest.raises(MegptError, match="cause: worker 0: OSError\n"):
+        update(watch, OSError("another"))
+    # A worker that dies again and again is retried as often as train.max_failures says, whatever the others raise.
+    for _ in range(3):
+        update(watch, OSError("another"), ActorDiedError())
+
+
 def test_ctrl_c():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interruptible():
