@@ -113,6 +113,8 @@ class ModelConfig(Section):
     """Depthwise over-parameterised convolution behind FEM."""
     doconv_kernel: Positive = 3
     """Kernel side of DOConv (the reference has 1, where nothing is over-parameterised)."""
+    extra_modules: tuple[str, ...] = ()
+    """Further modules that follow DOConv on the feature map, in this order: names from the group `megpt.modules`."""
     views: Literal["mean", "concat"] = "mean"
     """Several films of a study: averaged, or kept in sequence."""
     dynamic_prompt: bool = True

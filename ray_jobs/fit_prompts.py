@@ -39,8 +39,7 @@ def run(config: Config, *, dry_run: bool = False) -> int:
         InputError: no studies/ table, an encoder that cannot be had, or fewer studies than clusters.
     """
     from megpt.model.build import build_encoder
-    from megpt.model.clusters import candidates
-    from megpt.model.prompts import fit_prompt_bank
+    from megpt.model.clusters import candidates, fit_prompt_bank
 
     config.require("output", "studies")
     units = choose(config)
@@ -183,7 +182,7 @@ class Encoder:
     def _batch(self, studies: list[Study]) -> tuple[list[str], list[bool], list[np.ndarray]]:
         import torch
 
-        from megpt.model.visual import prompt_features
+        from megpt.model.vision import prompt_features
 
         films, readable = [], []
         data = self.config.data

@@ -26,8 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megpt.config import LanguageModelConfig
 from megpt.errors import InputError
-from megpt.model.frame import PREFIX, SUFFIX
-from megpt.model.prompts import INSTRUCTION, default_text
+from megpt.model.prompts import INSTRUCTION, PREFIX, SUFFIX, default_text
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CONTEXT = 512

@@ -17,7 +17,7 @@ from typing import Any
 
 from megpt.config import Config
 from megpt.errors import InputError, MegptError, TooManyFailed
-from megpt.model.checkpoint.files import CENTROIDS, PROMPTS
+from megpt.model.prompts import CENTROIDS, PROMPTS
 from megpt.output import Output, claim
 from megpt.progress import log
 from megpt.training.deepspeed import check_batch_sizes, deepspeed_settings

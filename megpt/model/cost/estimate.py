@@ -29,6 +29,7 @@ VIEWS = 2
 PROMPT_TOKENS = 64
 """Text tokens of a prompt: some 35 of the frame and the instruction, the rest for a cluster's findings terms."""
 GIB = 2**30
+LABELS = {"fem": "FEM", "doconv": "DOConv"}
 
 
 @dataclass(frozen=True)
@@ -191,13 +192,11 @@ def skeleton(config: Config) -> Any:
 
 
 def _parts(model: Any, costs: dict[str, Cost]) -> tuple[Part, ...]:
-    enhancer = model.projector.enhancer
-    fem, doconv = (None, None) if enhancer is None else (enhancer.fem, enhancer.doconv)
+    modules = dict(model.projector.enhancer.named_children()) if model.projector.enhancer else {}
     rows: list[tuple[str, list[nn.Module | None], Cost]] = [
         ("vision encoder", [model.vision], costs["vision"]),
         ("prompt encoder", [model.prompt_encoder], costs.get("prompt encoder", Cost())),
-        ("FEM", [fem], costs.get("FEM", Cost())),
-        ("DOConv", [doconv], costs.get("DOConv", Cost())),
+        *((LABELS.get(name, name), [module], costs[name]) for name, module in modules.items()),
         ("projection + LayerNorm", [model.projector.linear, model.projector.norm], costs["projector"]),
         ("language model", [model.language_model], costs["language model"]),
     ]

@@ -6,15 +6,16 @@ architecture: any encoder and any language model is counted as it is. A multiply
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from megpt.model import lora
 from megpt.model.language import vocabulary_head
 from megpt.model.loss import chunked_cross_entropy
 
@@ -71,8 +72,8 @@ def measure(run: Callable[[], Tensor], module: nn.Module) -> Cost:
 def study_costs(model: Any, lengths: Lengths, *, chunk: int) -> dict[str, Cost]:
     """The cost of each part of a MeGPT model on the meta device, for one study.
 
-    Keys: vision, prompt encoder (where the prompts' features need a pass of their own), FEM, DOConv, projector (without
-    these two), language model.
+    Keys: vision, prompt encoder (if choosing prompts needs a pass of its own), each feature module by its name,
+    projector (without these), language model.
     """
     weight = model.projector.linear.weight
     meta = {"device": "meta", "dtype": weight.dtype}
@@ -96,23 +97,20 @@ def study_costs(model: Any, lengths: Lengths, *, chunk: int) -> dict[str, Cost]:
 def frozen_forward(model: Any, films: Tensor) -> int:
     """FLOPs of the pass that chooses the prompt, through the encoder as it was when they were fitted."""
     encoder = model.prompt_encoder or model.vision
-    off = model._adapters_off if model.config.mode == "delta" else contextlib.nullcontext
-    with torch.no_grad(), off():
+    with torch.no_grad(), lora.adapters_off(model.vision.trunk):
         return measure(lambda: encoder(films), encoder).forward
 
 
 def _projection(projector: Any, maps: Tensor) -> dict[str, Cost]:
-    """FEM, DOConv, and what is left of the projector."""
+    """Each feature module, and the rest of the projector."""
     parts: dict[str, Cost] = {}
     x, side = maps, projector.side
     if side:  # the reference's reshape: (B, C, h, w) → (B, √H, h·w, √H), behind the linear layer
         x = maps.new_empty(len(maps), side, maps[0, 0].numel(), side).requires_grad_()
-    if projector.enhancer is not None and (fem := projector.enhancer.fem) is not None:
-        parts["FEM"] = measure(lambda: fem(x), fem)
-    if projector.enhancer is not None and (doconv := projector.enhancer.doconv) is not None:
-        # Behind a FEM the gradient has to go through.
-        y = x.detach().requires_grad_(x.requires_grad or "FEM" in parts)
-        parts["DOConv"] = measure(lambda: doconv(y), doconv)
+    for name, module in projector.enhancer.named_children() if projector.enhancer else ():
+        parts[name] = measure(partial(module, x), module)
+        # The gradient has to pass through a module that follows another.
+        x = x.detach().requires_grad_()
     whole = measure(lambda: projector(maps)[0], projector)
     forward, backward, kept = (
         max(0, getattr(whole, key) - sum(getattr(part, key) for part in parts.values()))
