@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from megpt.model.doconv import DOConv2d as DOConv2d
     from megpt.model.fem import FEM as FEM
     from megpt.model.modeling import MeGPTForConditionalGeneration as MeGPTForConditionalGeneration
-    from megpt.model.processing import MeGPTImageProcessor as MeGPTImageProcessor, MeGPTProcessor as MeGPTProcessor
+    from megpt.model.processing import MeGPTImageProcessor as MeGPTImageProcessor
+    from megpt.model.processing import MeGPTProcessor as MeGPTProcessor
     from megpt.model.projector import Projector as Projector
     from megpt.model.prompts import PromptBank as PromptBank
     from megpt.model.vision import VisualFeatures as VisualFeatures

@@ -70,7 +70,5 @@ class MeGPTConfig(PreTrainedConfig):
 
 
 if not SubConfigSpec:
-    MeGPTConfig.sub_configs = {"text_config": AutoConfig}
-if not SubConfigSpec:
-    MeGPTConfig.sub_configs = {"text_config": AutoConfig}
+    MeGPTConfig.sub_configs = {"text_config": AutoConfig}  # pyrefly: ignore[bad-assignment]
 AutoConfig.register(MeGPTConfig.model_type, MeGPTConfig, exist_ok=True)

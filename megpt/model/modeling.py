@@ -83,7 +83,8 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
             lora.add_adapters(self.vision.trunk, config.vision, rank=rank, alpha=alpha, dropout=dropout)
         if config.llm_lora:
             language.add_language_adapter(self.language_model, rank=rank, alpha=alpha, dropout=dropout)
-        self.set_generation_config(language.greedy_decoding(self.language_model))
+        self.generation_config = language.greedy_decoding(self.language_model)
+        self.language_model.generation_config = self.generation_config
         self._positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self._freeze()
 

@@ -72,7 +72,7 @@ def load_model(
     if config.llm_lora:
         language.load_language_adapter(model.language_model, folder / lora.LANGUAGE_ADAPTER)
     if (folder / "generation_config.json").exists():
-        model.set_generation_config(GenerationConfig.from_pretrained(folder))
+        model.generation_config = model.language_model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = str(folder)
     return model.to(device=_device(device_map), dtype=dtype).eval()
 

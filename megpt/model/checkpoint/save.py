@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from megpt.errors import MegptError
 from megpt.model import language, lora
@@ -93,10 +93,6 @@ class Checkpointed(PreTrainedModel):
         if self.config.llm_lora:
             own, target = _within(state, "language_model."), folder / lora.LANGUAGE_ADAPTER
             language.save_language_adapter(self.language_model, target, own, self.config.llm)
-
-    def set_generation_config(self, settings: GenerationConfig) -> None:
-        """Make `settings` the defaults of `generate`."""
-        self.generation_config = self.language_model.generation_config = settings
 
     def export(self, folder: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save a folder that needs no other files: LoRA merged, DOConv folded (both in place), all weights held."""
