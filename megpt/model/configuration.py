@@ -10,7 +10,7 @@ from megpt.config import ModelConfig, TrainConfig
 
 try:
     from transformers.configuration_utils import SubConfigSpec
-except ImportError:  # transformers before 5.20
+except ImportError:  # an older transformers
     SubConfigSpec = None
 
 

@@ -60,9 +60,9 @@ def run(config: Config, *, dry_run: bool = False) -> int:
     if dry_run:
         from rich.console import Console
 
-        from megpt.model.cost.estimate import plan
+        from megpt.model.cost.estimate import estimate
 
-        Console().print(plan(config).render())
+        Console().print(estimate(config).render())
         return 0
     check_inputs(config)
     with claim(config.output, job="train", identity=identity(config), config=config) as output:

@@ -8,7 +8,6 @@
 - An edited prompts.yaml is what the model reads next; a broken one is refused.
 - Folded and exported, it computes the same; the card names the intended use.
 - A damaged or missing file is refused by name; a pickle is never read.
-- Loading is one straight walk: modeling → load → prompts → language → vision, and nothing calls back.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -30,7 +28,6 @@ from torch import nn
 
 from megpt.errors import InputError
 from megpt.model import DOConv2d, MeGPTForConditionalGeneration, MeGPTProcessor, PromptBank
-from megpt.model.checkpoint import load as load_module
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("vit", {"mode": "shallow"}),
@@ -216,33 +213,6 @@ def test_a_second_checkpoint_replaces_the_first(make_model: MakeModel, tmp_path:
     second.save_pretrained(tmp_path)
     assert not [*tmp_path.glob("adapter_*"), *tmp_path.glob("model-*"), *tmp_path.glob("*index*")]
     assert same(second, load(tmp_path)) and load(tmp_path).bank.centroids is None
-
-
-def test_loading_is_a_straight_walk(make_model: MakeModel, tmp_path: Path) -> None:
-    """The calls of `load_model` into other files of the model, in order, and none of theirs back into it."""
-    model, _ = make_model("vit", mode="deep")
-    model.save_pretrained(tmp_path)
-    here = Path(load_module.__file__)
-    root = here.parent.parent
-    walk: list[str] = []
-
-    def watch(frame: FrameType, event: str, _: Any) -> None:
-        caller, callee = frame.f_back, Path(frame.f_code.co_filename)
-        if event != "call" or caller is None or root not in callee.parents:
-            return
-        back = Path(caller.f_code.co_filename)
-        if back == here and callee != here:
-            walk.append(callee.relative_to(root).as_posix())
-        assert callee != here or back == here or frame.f_code.co_name == "load_model", frame.f_code.co_name
-
-    sys.setprofile(watch)
-    try:
-        load(tmp_path)
-    finally:
-        sys.setprofile(None)
-    parts = [name for name in walk if name not in ("checkpoint/fingerprint.py", "configuration.py")]
-    order = ["prompts.py", "language.py", "vision.py", "modeling.py", "vision.py"]
-    assert [name for n, name in enumerate(parts) if n == 0 or parts[n - 1] != name] == order
 
 
 def test_bank_without_clusters(tmp_path: Path) -> None:

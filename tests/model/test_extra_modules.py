@@ -23,7 +23,7 @@ from torch import nn
 from megpt.config import load_config
 from megpt.errors import InputError
 from megpt.model import MeGPTForConditionalGeneration, fingerprint
-from megpt.model.cost.estimate import plan
+from megpt.model.cost.estimate import estimate
 from megpt.model.projector import MODULES
 
 SOURCE = """
@@ -100,7 +100,7 @@ def test_its_cost_is_counted(squeeze: Path, tiny_llm: Path) -> None:
     overrides += [f"model.llm={tiny_llm}", "model.vision_weights=none"]
     found = {}
     for extra in ("[]", "[squeeze]"):
-        rows = plan(load_config(None, [*overrides, f"model.extra_modules={extra}"])).parts
+        rows = estimate(load_config(None, [*overrides, f"model.extra_modules={extra}"])).parts
         found[extra] = {part.name: part for part in rows}
     assert list(found["[squeeze]"]).index("squeeze") == list(found["[squeeze]"]).index("DOConv") + 1
     part = found["[squeeze]"].pop("squeeze")

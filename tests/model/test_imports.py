@@ -2,6 +2,8 @@
 
 - No circle.
 - `reference` and `cost` import the model, never the other way round.
+- Loading a checkpoint is a straight walk through five files: modeling, load, prompts, language, vision. `load` calls the
+  others in the order that its docstring gives, and none of them knows it; `fingerprint` and `lora` help on the way.
 """
 
 from __future__ import annotations
@@ -48,3 +50,33 @@ def test_arrows() -> None:
         rooms = {found.split(".")[2] for found in imports_of(path) if found.count(".") > 1}
         if name.split(".")[2:3] not in (["reference"], ["cost"]):
             assert not rooms & {"reference", "cost"}, name
+
+
+def test_loading_is_a_straight_walk() -> None:
+    load = FILES["megpt.model.checkpoint.load"]
+    helpers = {"megpt.model.configuration", "megpt.model.checkpoint.fingerprint", "megpt.model.lora"}
+    walk = {f"megpt.model.{name}" for name in ("prompts", "language", "vision")}
+    assert imports_of(load) == helpers | walk
+    callers = {name for name in FILES if "megpt.model.checkpoint.load" in imports_of(FILES[name])}
+    assert callers == {"megpt.model.modeling"}
+    (function,) = (
+        node
+        for node in ast.parse(load.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name == "load_model"
+    )
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    order = [ast.unparse(call) for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset))]
+    steps = (
+        "local_folder(",
+        "MeGPTConfig.from_pretrained(",
+        "_read_tensors(",
+        "PromptBank.load(",
+        "_language_model(",
+        "_encoder('vision'",
+        "model_class(",
+        "_encoder('prompt_encoder'",
+        "_restore(model.projector",
+        "lora.load_adapters(",
+        "language.load_language_adapter(",
+    )
+    assert [call[: len(step)] for call in order for step in steps if call.startswith(step)] == list(steps)

@@ -40,6 +40,9 @@ def test_fem_is_its_formula() -> None:
     assert [layer.conv.out_channels for layer in fem.branch0] == [16, 16]
     assert fem.branch1[3].conv.dilation == (5, 5) and fem.merge.conv.in_channels == 48
     assert fem.shortcut[0].conv.out_channels == 16
+    for part in (fem.branch0, fem.branch1, fem.branch2):
+        assert [layer.relu for layer in part] == [True] * (len(part) - 1) + [False]
+    assert [layer.relu for layer in (*fem.shortcut, fem.merge)] == [False] * 3
     x = torch.randn(2, 32, 6, 6)
 
     def run(layers: nn.Sequential) -> torch.Tensor:
