@@ -3,6 +3,7 @@
 - Round trips are bit-equal in every mode: partial, full, sharded, bfloat16; safetensors only.
 - A partial checkpoint holds what was trained and names the rest; frozen parts that differ or are gone are refused, and
   so is a folder without some of the weights it should hold.
+- Keywords of transformers that have no effect are logged.
 - A second checkpoint in the same folder leaves nothing of the first.
 - The Auto classes load it after `import megpt.hf`; `import megpt` itself imports neither torch nor transformers.
 - An edited prompts.yaml is what the model reads next; a broken one is refused.
@@ -213,6 +214,14 @@ def test_a_second_checkpoint_replaces_the_first(make_model: MakeModel, tmp_path:
     second.save_pretrained(tmp_path)
     assert not [*tmp_path.glob("adapter_*"), *tmp_path.glob("model-*"), *tmp_path.glob("*index*")]
     assert same(second, load(tmp_path)) and load(tmp_path).bank.centroids is None
+
+
+def test_keywords_without_effect_are_named(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load(tiny_checkpoint, trust_remote_code=False, torch_dtype=torch.bfloat16, low_cpu_mem_usage=True)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "ignored" in line]
+    assert len(lines) == 1 and lines[0].endswith(
+        "from_pretrained: ignored low_cpu_mem_usage, torch_dtype, which MeGPT checkpoints do not use"
+    )
 
 
 def test_bank_without_clusters(tmp_path: Path) -> None:

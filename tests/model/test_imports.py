@@ -2,8 +2,8 @@
 
 - No circle.
 - `reference` and `cost` import the model, never the other way round.
-- Loading a checkpoint is a straight walk through five files: modeling, load, prompts, language, vision. `load` calls the
-  others in the order that its docstring gives, and none of them knows it; `fingerprint` and `lora` help on the way.
+- Loading a checkpoint is a straight walk through five files: modeling, load, prompts, language, vision. `load` calls
+  the others in the order that its docstring gives, and none of them calls back; `fingerprint` and `lora` help.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
     return _joined(_tensor_digest(name, tensor) for name, tensor in tensors.items())
 
 
-def local_folder(name: str) -> Path:
+def local_folder(name: str, revision: str | None = None) -> Path:
     """The folder of a checkpoint, downloaded when `name` is a hub id."""
     if (Path(name) / "config.json").exists():
         return Path(name)
@@ -114,7 +114,7 @@ def local_folder(name: str) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(name))
+            return Path(snapshot_download(name, revision=revision))
         except Exception as error:
             raise InputError(f"no checkpoint at {name!r}", cause=f"{type(error).__name__} from the hub") from error
     raise InputError(

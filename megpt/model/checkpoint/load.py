@@ -30,6 +30,10 @@ from megpt.model.checkpoint.fingerprint import (
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.prompts import PromptBank, tokenise_bank
 from megpt.model.vision import VisionEncoder, load_weights
+from megpt.progress import log
+
+FROM_AUTO_CLASSES = {"trust_remote_code", "adapter_kwargs", "local_files_only"}
+"""Keywords that the Auto classes always pass on."""
 
 
 def load_model(
@@ -41,7 +45,8 @@ def load_model(
     vision_weights: str | None = None,
     dtype: torch.dtype | str | None = None,
     device_map: Any = None,
-    **_: Any,
+    revision: str | None = None,
+    **unused: Any,
 ) -> Any:
     """The model of a checkpoint folder or hub id, in evaluation mode.
 
@@ -50,11 +55,15 @@ def load_model(
         llm, vision_weights: the new location of the frozen parts, if they have moved.
         dtype: of all weights; by default that of the saved ones.
         device_map: one device for the whole model, in any of transformers' notations.
+        revision: of a hub id.
+        unused: further keywords of transformers; those that have no effect here are logged.
 
     Raises:
         InputError: a file is missing or damaged, or a frozen part is not the one the checkpoint was trained with.
     """
-    folder = local_folder(name)
+    if ignored := sorted(unused.keys() - FROM_AUTO_CLASSES):
+        log(f"from_pretrained: ignored {', '.join(ignored)}, which MeGPT checkpoints do not use")
+    folder = local_folder(name, revision)
     config = config or MeGPTConfig.from_pretrained(folder)
     dtype = _dtype(dtype, config)
     tensors = _read_tensors(folder)
