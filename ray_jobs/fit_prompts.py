@@ -63,7 +63,7 @@ class FitPrompts(Job):
         self.features = encode(self.config, self.units, total=self.wanted)
 
     def finish(self, folder: Path) -> dict[str, Any]:
-        from megpt.model.prompts import fit_prompt_bank
+        from megpt.model.clusters import fit_prompt_bank
 
         ids = sorted(self.features)
         if not ids:
@@ -170,7 +170,7 @@ class Encoder:
     def _encode(self, studies: list[Study]) -> Iterator[dict[str, Any]]:
         import torch
 
-        from megpt.model.visual import prompt_features
+        from megpt.model.vision import prompt_features
 
         films, data = {}, self.config.data
         for study in studies:

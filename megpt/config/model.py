@@ -36,6 +36,8 @@ class ModelConfig(Section):
     """Whether a depthwise over-parameterised convolution follows FEM."""
     doconv_kernel: Positive = 3
     """Kernel side of DOConv (the reference has 1, which over-parameterises nothing)."""
+    extra_modules: tuple[str, ...] = ()
+    """Further modules that follow DOConv on the feature map, in this order: names from the group `megpt.modules`."""
     views: Literal["mean", "concat"] = "mean"
     """Whether the films of a study are averaged or kept in sequence."""
     dynamic_prompt: bool = True

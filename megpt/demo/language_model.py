@@ -26,9 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megpt.config import LanguageModelConfig
 from megpt.errors import InputError
-from megpt.model.frame import PREFIX, SUFFIX
-from megpt.model.modeling import IGNORED
-from megpt.model.prompts import INSTRUCTION, default_text
+from megpt.model.loss import IGNORED_LABEL
+from megpt.model.prompts import INSTRUCTION, PREFIX, SUFFIX, default_text
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CONTEXT = 512
@@ -162,13 +161,13 @@ class Teacher:
         embed = self.model.model.embed_tokens
         noise = torch.randn(len(lessons), SLOTS, embed.embedding_dim, generator=generator)
         longest = max(len(lesson.ids) for lesson in lessons)
-        labels = torch.tensor([lesson.ids + [IGNORED] * (longest - len(lesson.ids)) for lesson in lessons])
+        labels = torch.tensor([lesson.ids + [IGNORED_LABEL] * (longest - len(lesson.ids)) for lesson in lessons])
         around = [embed(torch.tensor(ids)).expand(len(lessons), -1, -1) for ids in (self.prefix, self._suffix())]
         report = embed(labels[:, :-1].clamp(min=0))
         vectors = digest(lessons, embed.weight, self.rng, noise, difficulty)
         embeds = torch.cat((around[0], vectors, around[1], report), 1)
         hidden = self.model.model(inputs_embeds=embeds).last_hidden_state[:, -longest:]
-        known = labels != IGNORED
+        known = labels != IGNORED_LABEL
         return F.cross_entropy(self.model.lm_head(hidden[known]), labels[known])
 
 

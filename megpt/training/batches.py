@@ -23,7 +23,7 @@ from torch import Tensor
 
 from megpt.config import DataConfig
 from megpt.films.decode import UnreadableFilm, load_films
-from megpt.model.modeling import IGNORED
+from megpt.model.loss import IGNORED_LABEL
 from megpt.training.order import Cutting, GlobalOrder, Indices
 from megpt.training.samples import Samples
 
@@ -143,7 +143,7 @@ class Loader:
 def pad(labels: list[np.ndarray]) -> Tensor:
     """Label ids of several samples as (B, L ≥ 1), filled with -100 on the right."""
     longest = max(1, *(len(ids) for ids in labels)) if labels else 1
-    table = torch.full((len(labels), longest), IGNORED)
+    table = torch.full((len(labels), longest), IGNORED_LABEL)
     for row, ids in enumerate(labels):
         table[row, : len(ids)] = torch.from_numpy(ids)
     return table

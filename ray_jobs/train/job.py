@@ -19,7 +19,7 @@ from megpt.config import Config
 from megpt.data.sources import open_source
 from megpt.data.studies import study_files
 from megpt.errors import InputError, MegptError, TooManyFailed
-from megpt.model.checkpoint.files import CENTROIDS, PROMPTS
+from megpt.model.prompts import CENTROIDS, PROMPTS
 from megpt.progress import log
 from megpt.training.deepspeed import check_batch_sizes, deepspeed_settings
 from megpt.training.log import check_loggers
@@ -60,7 +60,7 @@ class Train(Job):
         """What the run will need: parameters, FLOPs, memory of each GPU."""
         from rich.console import Console
 
-        from megpt.model.cost.estimate import plan as estimate
+        from megpt.model.cost.estimate import estimate
 
         check(self.config)
         Console().print(estimate(self.config).render())
