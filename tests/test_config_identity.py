@@ -41,6 +41,7 @@ EVERYTHING = sorted({key.partition(".")[0] for key in KNOWN_KEYS})
 ANOTHER = {
     "prepare.jpeg_quality": 96,
     "model.vision_args": {"depths": [2]},
+    "model.extra_modules": ["another"],
     "fit_prompts.candidates": [2],
     "train.betas": [0.8, 0.9],
     "train.loggers": [],
