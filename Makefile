@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Two processes, each a file of tests at a time; files of long tests first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test fast lint fmt lowest cov wheel setup clean
+.PHONY: help demo test fast mutants lint fmt lowest cov wheel setup clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -26,6 +26,10 @@ test: $(STAMP) lint lowest ## lint, types, the lowest declared versions, and eve
 
 fast: $(STAMP) ## the tests that take seconds: two minutes in all
 	$(PYTEST) -m "not slow"
+
+# Faults put into the source on purpose, and whether a test notices; FILES="megpt/training/order.py" for some files.
+mutants: $(STAMP) ## put faults into the source, and count those that no test notices
+	$(BIN)/python tests/mutation.py $(FILES)
 
 lint: $(STAMP) ## style, types, spelling and prose
 	$(BIN)/ruff check .

@@ -4,4 +4,4 @@ For research; not for clinical decisions. See README.md for the two commands. `i
 transformers' Auto classes.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

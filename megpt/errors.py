@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
+
+# The layout of an error screen: `MegptError.__str__` writes it, `from_text` reads it.
+LABELS = ("where", "cause", "next")
+
+
+def _line(label: str) -> str:
+    return f"  {label + ':':<7}"
 
 
 class MegptError(Exception):
@@ -26,11 +34,8 @@ class MegptError(Exception):
         self.what, self.where, self.cause, self.next = what, where, cause, next
 
     def __str__(self) -> str:
-        lines = [self.what]
-        for label, text in (("where", self.where), ("cause", self.cause), ("next", self.next)):
-            if text:
-                lines.append(f"  {label + ':':<7}{text}")
-        return "\n".join(lines)
+        labelled = ((label, getattr(self, label)) for label in LABELS)
+        return "\n".join([self.what, *(_line(label) + str(text) for label, text in labelled if text)])
 
 
 class InputError(MegptError):
@@ -55,8 +60,23 @@ def to_json(error: MegptError) -> str:
 
 def from_json(text: str) -> MegptError:
     """What `to_json` wrote."""
-    told = json.loads(text)
-    return KINDS.get(told["kind"], MegptError)(*told["parts"])
+    written = json.loads(text)
+    return KINDS.get(written["kind"], MegptError)(*written["parts"])
+
+
+_SCREEN = re.compile(
+    r"^megpt\.errors\.(?P<kind>\w+): (?P<what>.+)"
+    + "".join(rf"(?:\n{re.escape(_line(label))}(?P<{label}>.+))?" for label in LABELS),
+    re.MULTILINE,
+)
+
+
+def from_text(traceback: str) -> MegptError | None:
+    """The error whose screen stands in a printed traceback; None when there is none."""
+    found = _SCREEN.search(traceback)
+    if not found or found["kind"] not in KINDS:
+        return None
+    return KINDS[found["kind"]](found["what"], *(found[label] for label in LABELS))
 
 
 def did_you_mean(name: str, known: list[str], *, most: int = 3) -> str:

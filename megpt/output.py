@@ -4,6 +4,8 @@ with claim(config.output, job="generate", identity={...}, config=config) as outp
     if output.done: ...                       # nothing to do
     with write_aside(output.path / "x.json") as temporary: temporary.write_text(...)
     output.finish()                           # _SUCCESS, last of all
+
+`inspect` raises what `claim` would raise, and writes nothing: it is the dry run's.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from megpt.config import Config
 from megpt.errors import InputError, MegptError
 from megpt.settings import difference
 
-SUCCESS, RUN, LOCK = "_SUCCESS", "megpt.yaml", ".lock"
+SUCCESS, RECORD, LOCK = "_SUCCESS", "megpt.yaml", ".lock"
 LOCK_TRIES, LOCK_PAUSE_S = 3, 0.1
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
@@ -58,6 +61,17 @@ def write_aside(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """A text file, whole or absent."""
+    with write_aside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, tree: Any) -> None:
+    """A JSON file for people and programs, whole or absent."""
+    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
@@ -85,7 +99,7 @@ def storage_error(error: BaseException, path: str | Path) -> MegptError:
             next="free space and run the same command again: it resumes",
         )
     reason = error.strerror if isinstance(error, OSError) else None
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in FORBIDDEN:
         return InputError(f"{path} cannot be written", cause=reason, next="choose another output=PATH")
     return MegptError(f"writing {path} failed", cause=type(error).__name__ + (f": {reason}" if reason else ""))
 
@@ -99,8 +113,16 @@ class Output:
 
     def finish(self, **summary: Any) -> None:
         """Write `_SUCCESS`, the last thing a job does; `summary` is kept inside as JSON."""
-        with write_aside(self.path / SUCCESS) as temporary:
-            temporary.write_text(json.dumps(summary, indent=1) + "\n")
+        write_json(self.path / SUCCESS, summary)
+
+    def summary(self) -> dict[str, Any]:
+        """What `finish` was given."""
+        return dict(json.loads((self.path / SUCCESS).read_text()))
+
+    def discard(self) -> None:
+        """Delete the folder: an attempt that could not succeed leaves nothing, so the next may have another config."""
+        # Errors do not matter: what cannot be deleted (NFS keeps an open lock) must not hide why it is deleted.
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -114,15 +136,11 @@ def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], conf
         InputError: the folder holds something else, belongs to another config (differences shown), or another
             process is writing it now.
     """
-    config.require("output")
+    if output is None:
+        config.require("output")
     path = Path(str(output))
-    record = path / RUN
-    if path.is_file() or (path.is_dir() and not record.exists() and any(p.name != LOCK for p in path.iterdir())):
-        raise InputError(
-            f"output {path} exists and was not written by megpt",
-            cause="it holds other files, which are never overwritten",
-            next="choose another output=PATH",
-        )
+    record = path / RECORD
+    _refuse_foreign(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / LOCK).open("a")
@@ -130,19 +148,67 @@ def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], conf
         raise storage_error(error, path) from error
     with lock:
         if not _locked(lock):
-            raise InputError(
-                f"another job is writing {path} now",
-                cause="two jobs on one output would write studies twice",
-                next=f"wait for it (megpt status {path}), or choose another output=PATH",
-            )
-        same = json.loads(json.dumps(identity, default=str))
+            raise _busy(path)
         if record.exists():
-            _refuse_changes(record, job, same)
+            _refuse_changes(record, job, identity)
         else:
-            with write_aside(record) as temporary:
-                tree = {"job": job, "identity": same, "config": config.model_dump(mode="json")}
-                temporary.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            tree = {"job": job, "identity": _plain(identity), "config": config.model_dump(mode="json")}
+            write_text(record, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         yield Output(path=path, done=(path / SUCCESS).exists())
+
+
+def inspect(output: str | Path, *, job: str, identity: dict[str, Any]) -> Output:
+    """The folder as `claim` would find it.
+
+    Raises:
+        InputError: as `claim`, and where the folder could not be made.
+    """
+    path = Path(output)
+    _refuse_foreign(path)
+    if is_locked(path):
+        raise _busy(path)
+    if (path / RECORD).exists():
+        _refuse_changes(path / RECORD, job, identity)
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        reason = errno.EACCES if nearest.is_dir() else errno.ENOTDIR
+        raise storage_error(OSError(reason, os.strerror(reason)), path)
+    return Output(path=path, done=(path / SUCCESS).exists())
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a job holds the folder's claim now (on this machine, or on a file system that shares locks)."""
+    try:
+        with (folder / LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _plain(identity: dict[str, Any]) -> dict[str, Any]:
+    """As it reads back from the record: tuples are lists."""
+    return dict(json.loads(json.dumps(identity, default=str)))
+
+
+def _refuse_foreign(path: Path) -> None:
+    foreign = path.is_dir() and not (path / RECORD).exists() and any(p.name != LOCK for p in path.iterdir())
+    if path.is_file() or foreign:
+        raise InputError(
+            f"output {path} exists and was not written by megpt",
+            cause="it holds other files, which are never overwritten",
+            next="choose another output=PATH",
+        )
+
+
+def _busy(path: Path) -> InputError:
+    return InputError(
+        f"another job is writing {path} now",
+        cause="two jobs on one output would write studies twice",
+        next=f"wait for it (megpt status {path}), or choose another output=PATH",
+    )
 
 
 def _locked(lock: TextIO) -> bool:
@@ -165,7 +231,7 @@ def _refuse_changes(record: Path, job: str, identity: dict[str, Any]) -> None:
         raise InputError(
             f"{record} is damaged", next="delete the output folder or choose another output=PATH"
         ) from None
-    changed = difference(was, identity) if was_job == job else [f"job: {was_job} → {job}"]
+    changed = difference(was, _plain(identity)) if was_job == job else [f"job: {was_job} → {job}"]
     if changed:
         raise InputError(
             f"output {record.parent} exists from another config",

@@ -1,105 +1,209 @@
-"""How settings are read and checked: YAML, dotted overrides, and errors that name the field and the nearest key.
+"""How settings are declared, named and checked. Nothing here knows a setting; megpt/config lists them.
 
-Nothing here knows a setting; megpt/config.py lists them.
+A setting is a field of a `Section`, with a type, a range, a default and the docstring beneath it. Unless it is marked,
+a change of it changes the job's result:
+
+    log_every: Annotated[Positive, Indifferent] = 10
+    \"\"\"Steps between log lines.\"\"\"
+
+The mark has to be the outermost `Annotated`; inside a union it has no effect, so that a slip leaves the setting in
+the identity.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from megpt.errors import InputError, did_you_mean
 
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Indifferent:
+    """Marks a setting, or a whole section, that changes how fast or where a job runs but not its result."""
+
+
+class Fingerprinted:
+    """Marks the path of an input: its name does not change the result, its contents do.
+
+    The job adds a fingerprint of the contents to its identity.
+    """
+
 
 class Section(BaseModel):
-    """Keyword-only, immutable, and strict about unknown keys."""
+    """Keyword-only, immutable, strict about unknown keys, and without NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
-def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key that a config of this type may hold."""
-    keys = []
+@dataclass(frozen=True)
+class Leaf:
+    """One setting: its dotted key, its declaration, and the marks on it or on a section around it."""
+
+    key: str
+    field: FieldInfo
+    marks: tuple[Any, ...]
+
+    @property
+    def in_identity(self) -> bool:
+        """Whether its value belongs to the identity of a job that reads it."""
+        return Indifferent not in self.marks and Fingerprinted not in self.marks
+
+    @property
+    def sentence(self) -> str:
+        """What it means: the docstring beneath its declaration, on one line."""
+        return " ".join((self.field.description or "").split())
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of its values."""
+        kind: Any = self.field.annotation
+        return TypeAdapter(Annotated[kind, self.key, *self.field.metadata]).json_schema()
+
+    @property
+    def type(self) -> str:
+        """The kinds of value it takes: `integer or null`."""
+        return " or ".join(dict.fromkeys(kind for kind, _ in _kinds(self.schema)))
+
+    @property
+    def range(self) -> str:
+        """The values it takes of those kinds: `> 0`; empty when all are allowed."""
+        return "; ".join(dict.fromkeys(values for _, values in _kinds(self.schema) if values))
+
+    @property
+    def allowed(self) -> str:
+        """Type and range together, as an error names them."""
+        return " or ".join(f"{kind} {values}".strip() for kind, values in _kinds(self.schema))
+
+    @property
+    def default(self) -> Any:
+        """Its value when nobody sets it."""
+        return self.field.get_default(call_default_factory=True)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its value is text, or text or nothing."""
+        return self.field.annotation in (str, str | None)
+
+
+def leaves(model: type[BaseModel], prefix: str = "", marks: tuple[Any, ...] = ()) -> Iterator[Leaf]:
+    """Every setting of a config of this type, in the order of declaration."""
     for name, info in model.model_fields.items():
+        all_marks = (*marks, *(mark for mark in info.metadata if mark in (Indifferent, Fingerprinted)))
         section = info.annotation
         if isinstance(section, type) and issubclass(section, Section):
-            keys += known_keys(section, f"{prefix}{name}.")
+            yield from leaves(section, f"{prefix}{name}.", all_marks)
         else:
-            keys.append(prefix + name)
-    return keys
+            yield Leaf(prefix + name, info, all_marks)
+
+
+def _kinds(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Type and range of each alternative in a JSON schema."""
+    if "anyOf" in schema:
+        for alternative in schema["anyOf"]:
+            yield from _kinds(alternative)
+    elif "enum" in schema or "const" in schema:
+        choices = [str(choice) for choice in schema.get("enum", [schema.get("const")])]
+        yield ("one of", ", ".join(choices)) if len(choices) > 1 else ("the word", choices[0])
+    elif schema.get("type") == "array":
+        length = f"{len(schema['prefixItems'])} × " if "prefixItems" in schema else ""
+        for kind, values in _kinds(schema["prefixItems"][0] if length else schema["items"]):
+            yield f"list of {length}{kind}", values
+    else:
+        kind = {"string": "text", "boolean": "true or false", "object": "mapping"}
+        yield kind.get(schema["type"], schema["type"]), _bounds(schema)
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    if "minimum" in schema and "maximum" in schema:
+        return f"{schema['minimum']:g} to {schema['maximum']:g}"
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    return " and ".join(f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema)
+
+
+def known_keys(model: type[BaseModel]) -> list[str]:
+    """Every dotted key that a config of this type may hold."""
+    return [leaf.key for leaf in leaves(model)]
+
+
+def covers(name: str, key: str) -> bool:
+    """Whether `name`, a section or a key, means the setting `key`."""
+    return key == name or key.startswith(f"{name}.")
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """`key: old → new` for each leaf in which two nested dicts differ."""
     lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            lines += difference(was, now, f"{prefix}{key}.")
-        elif was != now:
-            lines.append(f"{prefix}{key}: {was!r} → {now!r}")
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += difference(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} → {after!r}")
     return lines
 
 
-def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
-    """The mapping in a YAML file; a section with nothing under it is an empty one."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        near = [str(p) for p in sorted(Path("configs").glob("*.yaml"))]
-        raise InputError(f"no config at {path}", next=did_you_mean(str(path), near) if near else None) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML", cause=str(error).replace("\n", " ")) from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} holds {type(tree).__name__}, not a mapping", next="see configs/phantom.yaml")
-    sections = {key.partition(".")[0] for key in known if "." in key}
-    return {str(key): {} if value is None and key in sections else value for key, value in tree.items()}
+def sections_of(known: Sequence[str]) -> set[str]:
+    """Every name that a key of `known` has in front of a dot."""
+    return {key.rpartition(".")[0] for key in known if "." in key}
 
 
-def apply_override(tree: dict[str, Any], override: str, known: list[str]) -> None:
-    """Set one `section.key=value` in a nested dict; the value is read as YAML, so numbers and lists work."""
-    key, sign, text = override.partition("=")
-    if not sign or not key:
-        raise InputError(f"cannot read {override!r}", cause="an override is section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    if isinstance(value, str):
-        value = _number(value)
-    set_key(tree, key, value, known)
+def merge(tree: dict[str, Any], changes: dict[str, Any], known: Sequence[str]) -> None:
+    """Put the settings of `changes` over those of `tree`: sections are merged, all other values replaced."""
+    sections = sections_of(known)
+    for key, value in changes.items():
+        if key in sections and value is None:  # `train:` with nothing under it
+            tree.setdefault(key, {})
+        elif key in sections and isinstance(value, dict) and isinstance(tree.get(key), dict):
+            tree[key] = {**tree[key], **value}
+        else:
+            tree[key] = dict(value) if isinstance(value, dict) else value
 
 
-def set_key(tree: dict[str, Any], key: str, value: Any, known: list[str]) -> None:
-    """Set a dotted key in a nested dict."""
-    *sections, leaf = key.split(".")
-    for name in sections:
-        if tree.get(name) is None:  # `train:` with nothing under it
-            tree[name] = {}
+def set_key(tree: dict[str, Any], key: str, value: Any, known: Sequence[str]) -> None:
+    """Set a dotted key in a nested dict; a mapping given for a section is merged into it."""
+    *parents, leaf = key.split(".")
+    if not parents and isinstance(value, dict):
+        merge(tree, {key: value}, known)
+        return
+    for name in parents:
+        below = {} if tree.get(name) is None else tree[name]
+        if not isinstance(below, dict):
+            raise InputError(f"unknown key {key!r}", where="the command line", next=did_you_mean(key, list(known)))
+        # Copied, so that a tree that shares this part keeps its own value.
+        tree[name] = dict(below)
         tree = tree[name]
-        if not isinstance(tree, dict):
-            raise InputError(f"unknown key {key!r}", where="the command line", next=did_you_mean(key, known))
     tree[leaf] = value
 
 
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 3e-4 as a string; people mean a number."""
-    try:
-        return float(text) if any(c in "eE" for c in text) and any(c.isdigit() for c in text) else text
-    except ValueError:
-        return text
+def find_shipped(name: str | Path, folder: Path, suffix: str) -> Path:
+    """The file that a user means: a path where it exists, else the file of that name in megpt's own `folder`.
+
+    Returns the path as given when neither is there, for the caller's error.
+    """
+    path = Path(name)
+    if not path.is_file() and path.name == str(name):
+        shipped = folder / (path.name if path.suffix == suffix else path.name + suffix)
+        if shipped.is_file():
+            return shipped
+    return path
 
 
-def as_input_error(error: ValidationError, where: str, known: list[str]) -> InputError:
+def as_input_error(error: ValidationError, where: str, settings: Sequence[Leaf]) -> InputError:
     """The first of pydantic's complaints, as the screen a user can act on."""
+    known = [leaf.key for leaf in settings]
     first = error.errors(include_url=False)[0]
-    key, value = ".".join(_field_path([str(part) for part in first["loc"]], known)), first.get("input")
+    key, value = error_key(error, known), first.get("input")
     if first["type"] == "extra_forbidden":
-        if isinstance(value, dict) and value:  # a mistyped section: what stands in it says more than its name
-            key = f"{key}.{next(iter(value))}"
         return InputError(f"unknown key {key!r}", where=where, next=did_you_mean(key, known))
     if first["type"] == "model_type":
         return InputError(
@@ -108,12 +212,24 @@ def as_input_error(error: ValidationError, where: str, known: list[str]) -> Inpu
             next=f"set one of its keys: {', '.join(k for k in known if k.startswith(key + '.'))}",
         )
     message = first["msg"].removeprefix("Value error, ")
-    return InputError(f"{key or 'config'} = {value!r}: {message}", where=where)
+    for leaf in settings:
+        if leaf.key == key:
+            return InputError(
+                f"{key} = {value!r}: {message}", where=where, next=f"{key} takes {leaf.allowed}. {leaf.sentence}"
+            )
+    # A rule between settings names their values itself; the whole section would bury them.
+    return InputError(f"{key or 'config'}: {message}", where=where)
 
 
-def _field_path(parts: list[str], known: list[str]) -> list[str]:
-    """A pydantic location without the names of union members, which no user wrote."""
+def error_key(error: ValidationError, known: Sequence[str]) -> str:
+    """The dotted key that the first of pydantic's complaints is about."""
+    first = error.errors(include_url=False)[0]
+    parts, value = [str(part) for part in first["loc"]], first.get("input")
+    # Below a setting's own key a location holds the names of union members, which no user wrote.
     for length in range(1, len(parts)):
         if ".".join(parts[:length]) in known:
-            return parts[:length]
-    return parts
+            return ".".join(parts[:length])
+    key = ".".join(parts)
+    if first["type"] == "extra_forbidden" and isinstance(value, dict) and value:
+        return f"{key}.{next(iter(value))}"  # a mistyped section: the key below says more than its name
+    return key

@@ -1,38 +1,72 @@
 """The command line: `megpt JOB --config FILE [section.key=value …]`, the same as `python -m ray_jobs JOB …`.
 
 Exit codes: 0 done; 2 bad command, config or input, nothing written; 3 done, but more studies failed than allowed;
-1 anything else.
+130 and 143 stopped by Ctrl-C and SIGTERM, to be gone on with by the same command; 1 anything else.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from megpt import __version__
-from megpt.config import Config, load_config
-from megpt.errors import InputError, did_you_mean
+from megpt.config import Config, help_text, load_config, refuse_unread
+from megpt.errors import InputError, MegptError, did_you_mean
 from megpt.progress import console, log
-from ray_jobs.failures import known_failure
+
+
+class Entry(NamedTuple):
+    """A job of the command line, known without importing it."""
+
+    home: str
+    """module:class"""
+    text: str
+    arguments: tuple[str, ...] = ()
+    """Names of its positional arguments."""
+
 
 JOBS = {
-    "prepare": "archive → studies/: read, check and shard an archive of films and reports",
-    "fit-prompts": "studies/ → prompts/: cluster the films, one readable prompt per cluster",
-    "train": "studies/ + prompts/ → checkpoint/: DeepSpeed ZeRO on Ray Train",
-    "generate": "archive or studies/ + checkpoint/ → predictions/: sharded batch generation",
-    "evaluate": "predictions/ → metrics.json, per_study.parquet, index.html",
-    "ablate": "train, generate and evaluate each variant of `ablate.variants`; one table",
-    "demo": "all of the above on drawn films, in minutes, without a GPU",
-    "import-checkpoint": "a reference .pth → checkpoint/: R2GenGPT and MeGPT weights",
-    "status": "what an output folder holds: done, failed, left, rate",
+    "prepare": Entry(
+        "ray_jobs.prepare:Prepare", "archive → studies/: read, check and shard an archive of films and reports"
+    ),
+    "fit-prompts": Entry(
+        "ray_jobs.fit_prompts:FitPrompts", "studies/ → prompts/: cluster the films, one readable prompt per cluster"
+    ),
+    "train": Entry("ray_jobs.train.job:Train", "studies/ + prompts/ → checkpoint/: DeepSpeed ZeRO on Ray Train"),
+    "generate": Entry(
+        "ray_jobs.generate.job:Generate", "archive or studies/ + checkpoint/ → predictions/: sharded batch generation"
+    ),
+    "evaluate": Entry("ray_jobs.evaluate:Evaluate", "predictions/ → metrics.json, per_study.parquet, index.html"),
+    "ablate": Entry(
+        "ray_jobs.ablate:Ablate", "train, generate and evaluate each variant of `ablate.variants`; one table"
+    ),
+    "demo": Entry("ray_jobs.demo.job:Demo", "all of the above on drawn films, in minutes, without a GPU"),
+    "import-checkpoint": Entry(
+        "ray_jobs.import_checkpoint:ImportCheckpoint",
+        "a reference .pth → checkpoint/: R2GenGPT and MeGPT weights",
+        ("file",),
+    ),
+    "status": Entry("ray_jobs.status:Status", "what an output folder holds: done, failed, left, rate", ("folder",)),
 }
+GROUP = "megpt.jobs"
+"""Entry points of jobs from elsewhere: NAME = "module:class", a subclass of `ray_jobs.job.Job`."""
+ALWAYS = ("output", "cluster")
+"""What every job reads that reads any setting."""
 # Set by `ray job submit` in the environment of the command it runs.
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-POSITIONAL = {"import-checkpoint": "file", "status": "folder"}
+
+
+class Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,16 +74,46 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message, next="megpt --help")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole surface of the command line (frozen in tests/ray_jobs/test_cli.py)."""
+def jobs() -> dict[str, Entry]:
+    """All jobs: megpt's own, and those that installed packages add."""
+    return {point.name: Entry(point.value, f"from {point.value}") for point in entry_points(group=GROUP)} | JOBS
+
+
+def find(name: str) -> Any:
+    """The class of a job."""
+    module, _, attribute = jobs()[name].home.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def reads_of(name: str) -> tuple[str, ...]:
+    """Keys and sections of the config that a job reads."""
+    reads = find(name).reads
+    return (*ALWAYS, *reads) if reads else ()
+
+
+def parser(described: str | None = None) -> argparse.ArgumentParser:
+    """The whole surface of the command line (frozen in tests/ray_jobs/test_cli.py).
+
+    Args:
+        described: the job whose help lists its settings.
+    """
     top = _Parser(prog="megpt", description="Radiology reports for chest X-rays at archive scale. For research only.")
     top.add_argument("--version", action="version", version=f"megpt {__version__}")
-    jobs = top.add_subparsers(dest="job", metavar="JOB", required=True, parser_class=_Parser)
-    for name, text in JOBS.items():
-        job = jobs.add_parser(name, help=text, description=text)
-        if name in POSITIONAL:
-            job.add_argument(POSITIONAL[name], help="path")
-        job.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
+    commands = top.add_subparsers(dest="job", metavar="JOB", required=True, parser_class=_Parser)
+    for name, entry in jobs().items():
+        settings = help_text(reads_of(name)) if name == described else ""
+        job = commands.add_parser(
+            name,
+            help=entry.text,
+            description=entry.text,
+            epilog=f"settings:\n{settings}" if settings else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for argument in entry.arguments:
+            job.add_argument(argument, help="path")
+        job.add_argument(
+            "--config", metavar="FILE", action="append", default=[], help="YAML file or name; of several the last wins"
+        )
         job.add_argument("--limit", metavar="N", type=int, help="use the first N studies only")
         job.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
         job.add_argument(
@@ -65,27 +129,51 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     try:
-        return _run(arguments)
-    except KeyboardInterrupt:
+        with _terminable():
+            return _run(arguments)
+    except (KeyboardInterrupt, Terminated) as stop:
         log("interrupted; run the same command again to resume")
-        return 1
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    except MegptError as error:
+        if debug:
+            raise
+        console.print(f"error: {error}", style="red", markup=False)
+        return error.exit_code
     except Exception as error:
         if debug:
             raise
-        if known := known_failure(error, _output_named(arguments)):
-            console.print(f"error: {known}", style="red", markup=False)
-            return known.exit_code
         # The message of an unforeseen error may quote its input, so only its type is shown.
         console.print(f"error: unexpected {type(error).__name__}", style="red", markup=False)
         console.print("  next:  the same command with --debug shows where", markup=False)
         return 1
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM inside the block raises Terminated; a second one ends the process at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(arguments: list[str]) -> int:
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in JOBS:
-        raise InputError(f"unknown job {arguments[0]!r}", next=did_you_mean(arguments[0], list(JOBS)))
+    known = jobs()
+    job = arguments[0] if arguments else ""
+    if job and not job.startswith("-") and job not in known:
+        raise InputError(f"unknown job {job!r}", next=did_you_mean(job, list(known)))
     # Options and overrides may come in any order, which argparse alone does not allow behind a subcommand.
-    options, rest = parser().parse_known_args(arguments)
+    helped = job in known and not {"-h", "--help"}.isdisjoint(arguments)
+    options, rest = parser(job if helped else None).parse_known_args(arguments)
     if unknown := [word for word in rest if word.startswith("-") or "=" not in word]:
         raise InputError(f"cannot read {unknown[0]!r}", cause="an override is section.key=value", next="megpt --help")
     options.overrides += rest
@@ -94,10 +182,9 @@ def _run(arguments: list[str]) -> int:
         print(config.to_yaml(), end="")
         return 0
     _check_output(config)
-    module = importlib.import_module(f"ray_jobs.{options.job.replace('-', '_')}")
-    if options.job in POSITIONAL:
-        return int(module.run(config, getattr(options, POSITIONAL[options.job]), dry_run=options.dry_run))
-    return int(module.run(config, dry_run=options.dry_run))
+    _check_named(options.job, config)
+    positional = [getattr(options, name) for name in known[options.job].arguments]
+    return int(find(options.job).run(config, *positional, dry_run=options.dry_run))
 
 
 def configure(options: argparse.Namespace) -> Config:
@@ -108,8 +195,12 @@ def configure(options: argparse.Namespace) -> Config:
     return load_config(options.config, overrides)
 
 
-def _output_named(arguments: list[str]) -> str | None:
-    return next((word.removeprefix("output=") for word in arguments if word.startswith("output=")), None)
+def _check_named(job: str, config: Config) -> None:
+    """Refuse a setting that was named for a job that does not read it."""
+    try:
+        refuse_unread(job, reads_of(job), config.named)
+    except InputError:  # who reads it is worth importing every job
+        refuse_unread(job, reads_of(job), config.named, {name: reads_of(name) for name in jobs()})
 
 
 def _check_output(config: Config) -> None:

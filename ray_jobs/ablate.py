@@ -15,37 +15,64 @@ from typing import Any
 from rich.table import Table
 
 from megpt.config import Config
+from megpt.data.studies import study_files
 from megpt.errors import InputError
-from megpt.output import claim, write_aside
+from megpt.output import Output, write_json, write_text
 from megpt.progress import console, log
-from ray_jobs import evaluate, fit_prompts, generate, train
-from ray_jobs.runtime import cluster
+from ray_jobs.evaluate import HEADLINE, Evaluate, read_metrics
+from ray_jobs.fit_prompts import FitPrompts
+from ray_jobs.generate.job import Generate
+from ray_jobs.job import Job
+from ray_jobs.train.job import Train, check
+from ray_jobs.train.validate import check_validation
 
 FULL = "full"
-SCORES = ("BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "clinical_micro_f1", "clinical_macro_f1")
+RESULT = "ablation.json"
+SECTIONS = ("data", "model", "fit_prompts", "train", "generate", "evaluate")
 
 
-def run(config: Config, *, dry_run: bool = False) -> int:
-    """Run every variant; writes OUT/NAME/{prompts,checkpoint,predictions,evaluation} and OUT/ablation.{json,md}."""
-    config.require("output", "studies")
-    variants = resolve(config)
-    if dry_run:
-        for name, variant in variants.items():
+class Ablate(Job):
+    name = "ablate"
+    reads = ("ablate", "studies", "prompts", "limit", "seed", *SECTIONS)
+    needs = ("studies",)
+
+    def open(self) -> None:
+        self.variants = resolve(self.config)
+        study_files(str(self.config.studies), "train")
+        for variant in self.variants.values():
+            check(variant)
+            check_validation(variant)
+
+    def inputs(self) -> dict[str, Any]:
+        return Train(self.config).inputs()
+
+    def preview(self, folder: Path) -> None:
+        for name, variant in self.variants.items():
             log(f"{name}: would train, generate and evaluate under {variant.output}")
-        return 0
-    identity = {"variants": config.ablate.variants, "studies": config.studies, "seed": config.seed}
-    with claim(config.output, job="ablate", identity=identity, config=config) as output, cluster(config.cluster):
-        rows = {}
-        for number, (name, variant) in enumerate(variants.items(), start=1):
-            log(f"ablate: {name} ({number} of {len(variants)})")
-            own = _changes_clusters(config, variant) or (name == FULL and config.prompts is None)
-            prompts = Path(str(variant.output)) / "prompts" if own else config.prompts or output.path / FULL / "prompts"
-            rows[name] = run_variant(variant.updated(prompts=str(prompts)), fit=own)
-        write_results(output.path, rows)
-        output.finish(variants=list(rows))
-    console.print(table(rows))
-    log(f"ablate: {output.path / 'ablation.md'}")
-    return 0
+
+    def work(self, folder: Path) -> None:
+        self.rows = {}
+        for number, (name, variant) in enumerate(self.variants.items(), start=1):
+            log(f"ablate: {name} ({number} of {len(self.variants)})")
+            own = _changes_clusters(self.config, variant) or (name == FULL and self.config.prompts is None)
+            shared = self.config.prompts or folder / FULL / "prompts"
+            prompts = Path(str(variant.output)) / "prompts" if own else shared
+            self.rows[name] = run_variant(variant.updated(prompts=str(prompts)), fit=own)
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        write_results(folder, self.rows)
+        return {"variants": list(self.rows)}
+
+    def kept(self, folder: Path) -> bool:
+        return any(path.is_dir() for path in folder.iterdir())
+
+    def tell(self, folder: Path, summary: dict[str, Any]) -> None:
+        console.print(table(json.loads((folder / RESULT).read_text())))
+        log(f"ablate: {folder / 'ablation.md'}")
+
+    def nothing_to_do(self, output: Output) -> None:
+        super().nothing_to_do(output)
+        self.tell(output.path, output.summary())
 
 
 def resolve(config: Config) -> dict[str, Config]:
@@ -65,7 +92,7 @@ def resolve(config: Config) -> dict[str, Config]:
     for name, changes in {FULL: {}, **config.ablate.variants}.items():
         if not name.replace("_", "").replace("-", "").isalnum() or (name == FULL and changes):
             raise InputError(f"ablate.variants: {name!r} cannot name a variant", next="use letters, digits, - and _")
-        variants[name] = config.overridden(changes).updated(output=str(root / name))
+        variants[name] = config.overridden(changes).updated(output=str(root / name), source=None)
     return variants
 
 
@@ -78,12 +105,12 @@ def run_variant(config: Config, *, fit: bool) -> dict[str, Any]:
     """
     folder = Path(str(config.output))
     if fit and config.model.dynamic_prompt:
-        fit_prompts.run(config.updated(output=config.prompts))
+        FitPrompts.run(config.updated(output=config.prompts))
     checkpoint, predictions, evaluation = (str(folder / n) for n in ("checkpoint", "predictions", "evaluation"))
-    train.run(config.updated(output=checkpoint))
-    generate.run(config.updated(output=predictions, checkpoint=checkpoint))
-    evaluate.run(config.updated(output=evaluation, predictions=predictions))
-    return dict(json.loads((Path(evaluation) / "metrics.json").read_text()))
+    Train.run(config.updated(output=checkpoint))
+    Generate.run(config.updated(output=predictions, checkpoint=checkpoint))
+    Evaluate.run(config.updated(output=evaluation, predictions=predictions))
+    return read_metrics(Path(evaluation))
 
 
 def _changes_clusters(config: Config, variant: Config) -> bool:
@@ -92,48 +119,43 @@ def _changes_clusters(config: Config, variant: Config) -> bool:
     return moved or config.fit_prompts != variant.fit_prompts or config.seed != variant.seed
 
 
-def _cells(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
-    lines = []
-    for name, metrics in rows.items():
-        cells = [name]
-        for score in SCORES:
-            value, interval = metrics["scores"].get(score), metrics["intervals"].get(score)
-            cells.append(
-                "–"
-                if value is None
-                else f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-            )
-        lines.append(cells)
-    baselines = rows[FULL].get("baselines") or {}
-    for name, scores in baselines.items():
+def table_rows(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A line of cells for each variant, the scores with their intervals, and for each baseline beneath."""
+    lines = [
+        [name, *(_cell(metrics["scores"].get(score), metrics["intervals"].get(score)) for score in HEADLINE)]
+        for name, metrics in rows.items()
+    ]
+    for name, scores in (rows[FULL].get("baselines") or {}).items():
         if scores:
-            cells = [f"{scores[s]:.3f}" if scores.get(s) is not None else "–" for s in SCORES]
-            lines.append([f"baseline: {name}", *cells])
+            lines.append([f"baseline: {name}", *(_cell(scores.get(score)) for score in HEADLINE)])
     return lines
 
 
+def _cell(value: float | None, interval: list[float] | None = None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
 def table(rows: dict[str, dict[str, Any]]) -> Table:
-    """The variants' scores with their intervals, the baselines beneath."""
+    """The variants' scores, for the screen."""
     result = Table(title=f"ablation, n = {rows[FULL]['n']} studies")
-    for heading in ("variant", *SCORES):
+    for heading in ("variant", *HEADLINE):
         result.add_column(heading, no_wrap=heading == "variant")
-    for cells in _cells(rows):
+    for cells in table_rows(rows):
         result.add_row(*cells)
     return result
 
 
 def write_results(folder: Path, rows: dict[str, dict[str, Any]]) -> None:
     """ablation.json (the full metrics of each variant) and ablation.md (the table)."""
-    with write_aside(folder / "ablation.json") as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(folder / RESULT, rows)
     first = rows[FULL]
+    table = [["variant", *HEADLINE], ["---"] * (len(HEADLINE) + 1), *table_rows(rows)]
     lines = [
-        "| variant | " + " | ".join(SCORES) + " |",
-        "|" + " --- |" * (len(SCORES) + 1),
-        *("| " + " | ".join(cells) + " |" for cells in _cells(rows)),
+        *(f"| {' | '.join(cells)} |" for cells in table),
         "",
         f"n = {first['n']} {first['unit']}s, cleaner {first['cleaner']}, tokenizer {first['tokenizer']}.",
         "Brackets: bootstrap interval over studies. Not for clinical decisions.",
     ]
-    with write_aside(folder / "ablation.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+    write_text(folder / "ablation.md", "\n".join(lines) + "\n")

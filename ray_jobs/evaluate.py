@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import ray
 
-from megpt.config import Config
+from megpt.config import ClusterConfig, Config
 from megpt.data.studies import COMPRESSION
 from megpt.data.studies import fingerprint as studies_fingerprint
 from megpt.errors import InputError
@@ -27,62 +27,73 @@ from megpt.evaluation.metrics import Evaluation, Task, evaluate
 from megpt.evaluation.page import gallery, write_page
 from megpt.evaluation.pairs import fingerprint, read_pairs, training_reports
 from megpt.evaluation.table import per_study
-from megpt.output import Output, claim, write_aside
+from megpt.output import write_aside, write_json
 from megpt.progress import Progress, log
-from ray_jobs.runtime import cluster, joined, require_one_cpu
+from ray_jobs.job import Job
+from ray_jobs.placement import one_cpu
+from ray_jobs.runtime import joined
 
 METRICS, TABLE, PAGE = "metrics.json", "per_study.parquet", "index.html"
+HEADLINE = ("BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "clinical_micro_f1", "clinical_macro_f1")
+"""The scores of a short table."""
 
 
-def run(config: Config, *, dry_run: bool = False) -> int:
-    """Score a predictions/ folder; returns the exit code.
+class Evaluate(Job):
+    name = "evaluate"
+    reads = (
+        *("predictions", "studies", "source", "limit", "seed", "evaluate", "data.section", "data.cleaner"),
+        # how the films of the page are found
+        *("data.format", "data.reports", "data.annotations", "data.max_pixels"),
+    )
+    needs = ("predictions",)
 
-    Raises:
-        InputError: no finished predictions, no reference for any of them, or an output of another config.
-    """
-    config.require("output", "predictions")
-    pairs = read_pairs(str(config.predictions), studies=config.studies, section=config.data.section, limit=config.limit)
-    counts = f"{len(pairs.pairs)} studies, {pairs.failed} of them failed, {pairs.without_reference} without reference"
-    if dry_run:
-        log(f"evaluate: would score {counts} into {config.output}")
-        return 0
-    with claim(config.output, job="evaluate", identity=identity(config), config=config) as output:
-        if output.done:
-            log(f"evaluate: {output.path} is finished; nothing to do")
-            return 0
-        log(f"evaluate: {counts}")
-        training = training_texts(config)
-        with cluster(config.cluster):
-            require_one_cpu(config.cluster)
-            evaluation = evaluate(
-                pairs,
-                training_reports=training,
-                cleaner=config.data.cleaner,
-                settings=config.evaluate,
-                seed=config.seed,
-                run=run_on_ray,
-            )
-        write(evaluation, output, config)
-        output.finish(n=evaluation.metrics["n"], n_failed=evaluation.metrics["n_failed"])
-    for warning in evaluation.metrics["warnings"]:
-        log(f"evaluate: {warning}")
-    for name, reason in evaluation.metrics["notes"].items():
-        log(f"evaluate: no {name}: {reason}")
-    log(f"evaluate: {output.path / METRICS}, open {output.path / PAGE}")
-    return 0
+    def open(self) -> None:
+        config = self.config
+        self.pairs = read_pairs(
+            str(config.predictions), studies=config.studies, section=config.data.section, limit=config.limit
+        )
+        counts = f"{len(self.pairs.pairs)} studies, {self.pairs.failed} of them failed"
+        self.counts = f"{counts}, {self.pairs.without_reference} without reference"
 
+    def inputs(self) -> dict[str, Any]:
+        studies = self.config.studies
+        return {
+            "predictions": fingerprint(str(self.config.predictions)),
+            "studies": studies_fingerprint(studies) if studies else None,
+        }
 
-def identity(config: Config) -> dict[str, Any]:
-    """What the scores depend on."""
-    return {
-        "predictions": fingerprint(str(config.predictions)),
-        "studies": studies_fingerprint(config.studies) if config.studies else None,
-        "cleaner": config.data.cleaner,
-        "section": config.data.section,
-        "evaluate": config.evaluate.model_dump(mode="json"),
-        "seed": config.seed,
-        "limit": config.limit,
-    }
+    def demand(self) -> ClusterConfig:
+        return one_cpu(self.config.cluster)
+
+    def preview(self, folder: Path) -> None:
+        training_texts(self.config)
+        log(f"evaluate: would score {self.counts} into {folder}")
+
+    def plan(self, folder: Path) -> bool:
+        log(f"evaluate: {self.counts}")
+        self.training = training_texts(self.config)
+        return True
+
+    def work(self, folder: Path) -> None:
+        self.evaluation = evaluate(
+            self.pairs,
+            training_reports=self.training,
+            cleaner=self.config.data.cleaner,
+            settings=self.config.evaluate,
+            seed=self.config.seed,
+            run=run_on_ray,
+        )
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        write(self.evaluation, folder, self.config)
+        return {name: self.evaluation.metrics[name] for name in ("n", "n_failed")}
+
+    def tell(self, folder: Path, summary: dict[str, Any]) -> None:
+        for warning in self.evaluation.metrics["warnings"]:
+            log(f"evaluate: {warning}")
+        for name, reason in self.evaluation.metrics["notes"].items():
+            log(f"evaluate: no {name}: {reason}")
+        log(f"evaluate: {folder / METRICS}, open {folder / PAGE}")
 
 
 def training_texts(config: Config) -> list[str] | None:
@@ -97,15 +108,19 @@ def training_texts(config: Config) -> list[str] | None:
         raise
 
 
-def write(evaluation: Evaluation, output: Output, config: Config) -> None:
+def write(evaluation: Evaluation, folder: Path, config: Config) -> None:
     """The three files, each whole or absent."""
     rows = gallery(evaluation, config.evaluate.films)
     films = gallery_films(config, [evaluation.pairs.pairs[row].study_id for row in rows])
-    write_page(output.path / PAGE, evaluation, rows=rows, films=films)
-    with write_aside(output.path / TABLE) as temporary:
+    write_page(folder / PAGE, evaluation, rows=rows, films=films)
+    with write_aside(folder / TABLE) as temporary:
         pq.write_table(per_study(evaluation), temporary, **COMPRESSION)
-    with write_aside(output.path / METRICS) as temporary:
-        temporary.write_text(json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / METRICS, evaluation.metrics)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """What the job wrote."""
+    return dict(json.loads((folder / METRICS).read_text(encoding="utf-8")))
 
 
 def run_on_ray(tasks: Sequence[Task]) -> Iterator[Any]:

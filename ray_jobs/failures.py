@@ -8,34 +8,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import cast
 
-from megpt.errors import KINDS, MegptError
+from megpt.errors import MegptError, from_text
 from megpt.output import is_full, storage_error
 
-# How a MegptError ends a traceback: its name and sentence, then the labelled lines of MegptError.__str__.
-_PRINTED = re.compile(
-    r"^megpt\.errors\.(?P<kind>\w+): (?P<what>.+)"
-    r"(?:\n  where: (?P<where>.+))?(?:\n  cause: (?P<cause>.+))?(?:\n  next:  (?P<next>.+))?",
-    re.MULTILINE,
-)
+# Faults of code and configuration, which every new start meets again. Their texts name code, never data.
+_OF_CODE = (NotImplementedError, TypeError, AttributeError, NameError, ImportError, AssertionError)
 PREEMPTED = "a node was taken away after notice (preemption)"
 
 
 def known_failure(error: BaseException, output: str | None = None) -> MegptError | None:
     """The MegptError, or the full disk, inside any number of Ray's wrappings; None when there is neither."""
-    inner = list(_unwrapped(error))
-    for one in inner:
-        if isinstance(one, MegptError) and not isinstance(one.cause, BaseException):
-            return one
-    for one in inner:
+    layers = list(_unwrapped(error))
+    for layer in layers:
+        if isinstance(layer, MegptError) and not isinstance(layer.cause, BaseException):
+            return layer
+    for layer in layers:
         # Ray Data keeps the worker's error as text alone.
-        if (found := _PRINTED.search(str(one))) and found["kind"] in KINDS:
-            return KINDS[found["kind"]](found["what"], found["where"], found["cause"], found["next"])
-    for one in inner:
-        if is_full(one):
-            filename = getattr(one, "filename", None)
-            return storage_error(one, filename if isinstance(filename, str) else output or ".")
+        if known := from_text(str(layer)):
+            return known
+    for layer in layers:
+        if is_full(layer):
+            filename = getattr(layer, "filename", None)
+            return storage_error(layer, filename if isinstance(filename, str) else output or ".")
     return None
 
 
@@ -43,16 +38,25 @@ def _unwrapped(error: BaseException) -> Iterator[BaseException]:
     """The error and every error it says it came from, innermost of Ray's wrappings included."""
     queue, seen = [error], set()
     while queue:
-        one = queue.pop(0)
-        if id(one) in seen:
+        layer = queue.pop(0)
+        if id(layer) in seen:
             continue
-        seen.add(id(one))
-        yield one
+        seen.add(id(layer))
+        yield layer
         # RayTaskError and ControllerError keep the worker's error as an attribute; WorkerGroupError one per rank.
-        inside = [getattr(one, name, None) for name in ("cause", "controller_failure", "__cause__", "__context__")]
-        failures = getattr(one, "worker_failures", None)
-        inside += list(failures.values()) if isinstance(failures, dict) else []
-        queue += [e for e in inside if isinstance(e, BaseException)]
+        queue += _inside(layer, "cause", "controller_failure", "__cause__", "__context__")
+        queue += _failures(layer).values()
+
+
+def _inside(error: BaseException, *names: str) -> list[BaseException]:
+    """The errors that an error of Ray keeps under these attributes."""
+    return [inner for name in names if isinstance(inner := getattr(error, name, None), BaseException)]
+
+
+def _failures(error: BaseException) -> dict[int, BaseException]:
+    """Ray Train's error of each worker by rank; empty for any other error."""
+    failures = getattr(error, "worker_failures", None)
+    return failures if isinstance(failures, dict) else {}
 
 
 def cause_of(error: BaseException, timeout_s: float) -> str:
@@ -61,20 +65,43 @@ def cause_of(error: BaseException, timeout_s: float) -> str:
     Args:
         timeout_s: the limit of a collective operation, which is named when it was met.
     """
-    from ray.train.v2.api.exceptions import PreemptionError
+    from ray.train import PreemptionError
 
     if isinstance(error, PreemptionError):
         return PREEMPTED
-    failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
-    causes = {rank: _chain(failure) for rank, failure in sorted(failures.items())}
+    causes = {rank: _chain(failure) for rank, failure in sorted(_failures(error).items())}
     # What the others say of a lost worker (a connection was closed) is its consequence.
     if gone := [rank for rank, chain in causes.items() if any(map(_lost, chain))]:
         return f"the process of worker {', '.join(map(str, gone[:3]))} died, or its node"
-    if any(_timed_out(one) for chain in causes.values() for one in chain):
+    if any(_timed_out(cause) for chain in causes.values() for cause in chain):
         return f"a collective operation hung longer than train.timeout_s = {timeout_s:g} s"
     if causes:
-        return "; ".join(f"worker {rank}: {type(chain[-1]).__name__}" for rank, chain in list(causes.items())[:3])
-    return type(_chain(error)[-1]).__name__
+        return "; ".join(f"worker {rank}: {_described(chain[-1])}" for rank, chain in list(causes.items())[:3])
+    return _described(_chain(error)[-1])
+
+
+def raised_by_workers(error: BaseException) -> tuple[tuple[str, str], ...]:
+    """Type and text of what the workers raised; nothing where a worker was lost or hung, whatever the others say.
+
+    Two starts that raise the same will raise it a third time.
+    """
+    chains = [_chain(failure) for failure in _failures(error).values()]
+    if any(_lost(cause) or _timed_out(cause) for chain in chains for cause in chain):
+        return ()
+    return tuple(sorted({(type(chain[-1]).__name__, str(chain[-1])) for chain in chains}))
+
+
+def is_fault_of_code(error: BaseException) -> bool:
+    """Whether a worker raised what no restart mends, such as a NotImplementedError or a TypeError."""
+    failures = _failures(error).values()
+    return bool(raised_by_workers(error)) and any(isinstance(_chain(failure)[-1], _OF_CODE) for failure in failures)
+
+
+def _described(cause: BaseException) -> str:
+    """The type of an error; and its first line if it cannot hold anything from a report or a table."""
+    name = type(cause).__name__
+    text = str(cause).strip().partition("\n")[0][:200]
+    return f"{name}: {text}" if text and (isinstance(cause, _OF_CODE) or type(cause) is RuntimeError) else name
 
 
 def _lost(cause: BaseException) -> bool:
@@ -94,10 +121,11 @@ def _timed_out(cause: BaseException) -> bool:
 
 def _chain(error: BaseException) -> list[BaseException]:
     """An error, what it came from, and so on to the first cause."""
-    chain, inner = [], cast(object, error)
-    while isinstance(inner, BaseException) and inner not in chain:
+    chain: list[BaseException] = []
+    inner: BaseException | None = error
+    while inner is not None and inner not in chain:
         chain.append(inner)
         # Ray Train keeps what it saw of a lost worker, and what its own controller met, under names of its own.
-        named = (getattr(inner, name, None) for name in ("health_check_failure", "controller_failure", "cause"))
-        inner = next((one for one in named if isinstance(one, BaseException)), inner.__cause__)
+        named = _inside(inner, "health_check_failure", "controller_failure", "cause")
+        inner = named[0] if named else inner.__cause__
     return chain

@@ -9,7 +9,9 @@ OUT/prompts.yaml (to be read and edited) and OUT/centroids.safetensors.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,71 +24,65 @@ from megpt.data import studies as tables
 from megpt.data.cleaning import clean
 from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm, load_films
-from megpt.output import claim
 from megpt.progress import Progress, console, log
 from megpt.study import Study
-from ray_jobs.runtime import cluster, quiet, require_resources, uncollected
+from ray_jobs.job import Job, absolute
+from ray_jobs.runtime import quiet, uncollected
 
 # Studies encoded in one forward pass. Part of the result (in its last digits), hence no setting.
 BATCH = 16
 COLUMNS = ["study_id", "report", "findings", "impression"]
 
 
-def run(config: Config, *, dry_run: bool = False) -> int:
-    """Fit and save the prompt bank, and print it.
+class FitPrompts(Job):
+    name = "fit-prompts"
+    reads = (
+        *("studies", "limit", "seed", "fit_prompts"),
+        *("model.vision", "model.vision_weights", "model.vision_args", "model.image_size"),
+        *("data.section", "data.cleaner", "data.max_views", "data.max_pixels"),
+    )
+    needs = ("studies",)
 
-    Raises:
-        InputError: no studies/ table, an encoder that cannot be had, or fewer studies than clusters.
-    """
-    from megpt.model.build import build_encoder
-    from megpt.model.clusters import candidates
-    from megpt.model.prompts import fit_prompt_bank
+    def open(self) -> None:
+        from megpt.model.build import build_encoder
+        from megpt.model.clusters import candidates
 
-    config.require("output", "studies")
-    units = choose(config)
-    wanted = sum(len(rows) for _, rows in units)
-    candidates(config.fit_prompts, wanted)  # too few are found out before their films are encoded
-    _, identity = build_encoder(config.model, seed=config.seed)
-    if dry_run:
-        log(f"fit-prompts: would encode {wanted} training studies with {config.model.vision} and cluster them")
-        return 0
-    with claim(config.output, job="fit-prompts", identity=_identity(config, identity), config=config) as output:
-        if output.done:
-            log(f"fit-prompts: {output.path} is finished, nothing to do")
-            return 0
-        with cluster(config.cluster):
-            require_resources(config.cluster)
-            features = encode(config, units, total=wanted)
-        texts = reports(config, set(features))
-        ids = sorted(features)
+        self.units = choose(self.config)
+        self.wanted = sum(len(rows) for _, rows in self.units)
+        candidates(self.config.fit_prompts, self.wanted)  # too few are found out before their films are encoded
+        _, self.encoder = build_encoder(self.config.model, seed=self.config.seed)
+
+    def inputs(self) -> dict[str, Any]:
+        return {"studies": tables.fingerprint(str(self.config.studies)), "encoder": self.encoder}
+
+    def preview(self, folder: Path) -> None:
+        vision = self.config.model.vision
+        log(f"fit-prompts: would encode {self.wanted} training studies with {vision} and cluster them")
+
+    def work(self, folder: Path) -> None:
+        self.features = encode(self.config, self.units, total=self.wanted)
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        from megpt.model.clusters import fit_prompt_bank
+
+        ids = sorted(self.features)
         if not ids:
-            raise InputError("no training study has a readable film", where=str(config.studies))
-        bank = fit_prompt_bank(
-            np.stack([features[i] for i in ids]),
+            raise InputError("no training study has a readable film", where=str(self.config.studies))
+        texts = reports(self.config, set(ids))
+        self.bank = fit_prompt_bank(
+            np.stack([self.features[i] for i in ids]),
             [texts[i] for i in ids],
             ids,
-            config.fit_prompts,
-            config.seed,
-            encoder=identity,
+            self.config.fit_prompts,
+            self.config.seed,
+            encoder=self.encoder,
         )
-        bank.save(output.path)
-        output.finish(studies=len(ids), without_films=wanted - len(ids), clusters=len(bank))
-    console.print(show(bank))
-    log(f"fit-prompts: {len(bank)} prompts in {output.path / 'prompts.yaml'}; edit the texts as you like")
-    return 0
+        self.bank.save(folder)
+        return {"studies": len(ids), "without_films": self.wanted - len(ids), "clusters": len(self.bank)}
 
-
-def _identity(config: Config, encoder: str) -> dict[str, Any]:
-    """What the prompts depend on."""
-    return {
-        "encoder": encoder,
-        "image_size": config.model.image_size,
-        "studies": tables.fingerprint(str(config.studies)),
-        "fit_prompts": config.fit_prompts.model_dump(mode="json"),
-        "data": config.data.model_dump(mode="json", include={"section", "cleaner", "max_views", "max_pixels"}),
-        "seed": config.seed,
-        "limit": config.limit,
-    }
+    def tell(self, folder: Path, summary: dict[str, Any]) -> None:
+        console.print(show(self.bank))
+        log(f"fit-prompts: {len(self.bank)} prompts in {folder / 'prompts.yaml'}; edit the texts as you like")
 
 
 def choose(config: Config) -> list[tuple[str, list[int]]]:
@@ -130,7 +126,7 @@ def encode(config: Config, units: list[tuple[str, list[int]]], *, total: int) ->
         compute=pool,
         num_cpus=config.cluster.cpus_per_worker,
         num_gpus=config.cluster.gpus_per_worker or None,
-        fn_constructor_args=(config.to_yaml(),),
+        fn_constructor_args=(absolute(config).to_yaml(),),
     )
     features: dict[str, np.ndarray] = {}
     with Progress("fit-prompts", total) as progress:
@@ -161,50 +157,38 @@ class Encoder:
         self.encoder = encoder.to(self.device)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        out: dict[str, list[Any]] = {"study_id": [], "readable": [], "feature": []}
-        for path, rows in zip(batch["path"], batch["rows"], strict=True):
-            for ids, readable, features in self._file(str(path), [int(r) for r in rows]):
-                out["study_id"] += ids
-                out["readable"] += readable
-                out["feature"] += features
-        return {name: np.array(values) for name, values in out.items()}
+        rows = [row for file in zip(batch["path"], batch["rows"], strict=True) for row in self._file(*file)]
+        return {name: np.array([row[name] for row in rows]) for name in ("study_id", "readable", "feature")}
 
-    def _file(self, path: str, rows: list[int]) -> Iterator[tuple[list[str], list[bool], list[np.ndarray]]]:
-        wanted, pending = set(rows), []
-        for number, row in enumerate(tables.read_rows(Path(path))):
-            if number in wanted:
-                pending.append(Study.from_row({**row, "views": row.get("views") or ()}))
-            if len(pending) == BATCH:
-                yield self._batch(pending)
-                pending = []
-        if pending:
-            yield self._batch(pending)
+    def _file(self, path: str, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
+        wanted = set(numbers.tolist())
+        chosen = (row for number, row in enumerate(tables.read_rows(Path(path))) if number in wanted)
+        studies = (Study.from_row({**row, "views": row.get("views") or ()}) for row in chosen)
+        while batch := list(islice(studies, BATCH)):
+            yield from self._encode(batch)
 
-    def _batch(self, studies: list[Study]) -> tuple[list[str], list[bool], list[np.ndarray]]:
+    def _encode(self, studies: list[Study]) -> Iterator[dict[str, Any]]:
         import torch
 
-        from megpt.model.visual import prompt_features
+        from megpt.model.vision import prompt_features
 
-        films, readable = [], []
-        data = self.config.data
+        films, data = {}, self.config.data
         for study in studies:
-            try:
+            with contextlib.suppress(UnreadableFilm):
                 size = self.processor.image_size
-                films.append(load_films(study, size=size, max_views=data.max_views, max_pixels=data.max_pixels))
-                readable.append(True)
-            except UnreadableFilm:
-                readable.append(False)
-        found: list[np.ndarray] = []
-        if films:
-            inputs = self.processor(films)
-            with torch.no_grad():
-                x = prompt_features(
-                    self.encoder, inputs["pixel_values"].to(self.device), inputs["view_mask"].to(self.device)
+                films[study.study_id] = load_films(
+                    study, size=size, max_views=data.max_views, max_pixels=data.max_pixels
                 )
-            found = list(x.cpu().numpy())
+        features = {}
+        if films:
+            inputs = {name: x.to(self.device) for name, x in self.processor(list(films.values())).items()}
+            with torch.no_grad():
+                x = prompt_features(self.encoder, inputs["pixel_values"], inputs["view_mask"])
+            features = dict(zip(films, x.cpu().numpy(), strict=True))
         empty = np.zeros(self.encoder.channels, dtype=np.float32)
-        rest = iter(found)
-        return [s.study_id for s in studies], readable, [next(rest) if good else empty for good in readable]
+        for study in studies:
+            name = study.study_id
+            yield {"study_id": name, "readable": name in features, "feature": features.get(name, empty)}
 
 
 def reports(config: Config, wanted: set[str]) -> dict[str, str]:

@@ -11,50 +11,60 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from megpt.config import Config
 from megpt.errors import InputError
-from megpt.output import claim
 from megpt.progress import log
+from ray_jobs.job import Job
 
 
-def run(config: Config, file: str, *, dry_run: bool = False) -> int:
-    """Import one file, and print what of it was used; returns the exit code.
+class ImportCheckpoint(Job):
+    name = "import-checkpoint"
+    reads = ("prompts", "seed", "model", "import_checkpoint")
 
-    Raises:
-        InputError: the file is refused or no reference checkpoint, or does not fit `model.vision` and `model.llm`.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}", next="megpt import-checkpoint FILE.pth output=FOLDER")
-    if not dry_run:
-        config.require("output")
-    from megpt.model.prompts import PromptBank
-    from megpt.model.reference.convert import import_reference
+    def __init__(self, config: Config, file: str):
+        super().__init__(config)
+        self.file = Path(file)
+        if not self.file.is_file():
+            raise InputError(f"no checkpoint at {self.file}", next="megpt import-checkpoint FILE.pth output=FOLDER")
 
-    bank = PromptBank.load(config.prompts) if config.prompts else None
-    merge = config.import_checkpoint.merge_lora
-    with path.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
-    model, processor, report = import_reference(path, config.model, bank=bank, seed=config.seed, merge_lora=merge)
-    Console().print(report.render())
-    if dry_run:
+    def open(self) -> None:
+        from megpt.model.prompts import PromptBank
+        from megpt.model.reference.convert import import_reference
+
+        config = self.config
+        self.bank = PromptBank.load(config.prompts) if config.prompts else None
+        merge = config.import_checkpoint.merge_lora
+        self.model, self.processor, self.report = import_reference(
+            self.file, config.model, bank=self.bank, seed=config.seed, merge_lora=merge
+        )
+        Console().print(self.report.render())
+
+    def inputs(self) -> dict[str, Any]:
+        with self.file.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+        return {"file": digest, "prompts": list(self.bank.texts) if self.bank else None}
+
+    def demand(self) -> None:
+        return None
+
+    def estimate(self) -> bool:
+        self.open()
+        self.preview(Path())
+        return True
+
+    def preview(self, folder: Path) -> None:
         log("import-checkpoint: it fits; nothing was written")
-        return 0
-    identity = {
-        "file": digest,
-        "model": config.model.model_dump(mode="json"),
-        "merge_lora": merge,
-        "prompts": list(bank.texts) if bank else None,
-    }
-    with claim(config.output, job="import-checkpoint", identity=identity, config=config) as output:
-        if output.done:
-            log(f"import-checkpoint: {output.path} is finished, nothing to do")
-            return 0
-        model.save_pretrained(output.path)
-        processor.save_pretrained(output.path)
-        output.finish(used=len(report.used), ignored=len(report.ignored), missing=len(report.missing))
-    log(f"import-checkpoint: {path} → {output.path}; next: megpt generate checkpoint={output.path} source=… output=…")
-    return 0
+
+    def work(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        return {name: len(getattr(self.report, name)) for name in ("used", "ignored", "missing")}
+
+    def tell(self, folder: Path, summary: dict[str, Any]) -> None:
+        log(f"import-checkpoint: {self.file} → {folder}; next: megpt generate checkpoint={folder} source=… output=…")

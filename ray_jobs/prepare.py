@@ -6,187 +6,166 @@ The archive's studies are streamed into a shard list on disk (megpt/data/shards.
 shard of it and writes that shard's files (megpt/data/prepare.py). Only shards' names and counts pass through Ray, so
 memory does not depend on the archive. A killed job is resumed by the same command, which prepares the shards that are
 left.
+
+OUT/split=…/part-*.parquet, failed.parquet, run.json and _SUCCESS.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import shutil
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.data
 
-from megpt.config import Config
+from megpt.config import ClusterConfig
 from megpt.data.prepare import FAILED, WORK, clear, list_shards, marks, merge_failed, prepare_shard, unfinished
 from megpt.data.shards import Shard, ShardList
-from megpt.data.sources import Source, open_source
+from megpt.data.sources import open_source
+from megpt.data.studies import Listed
 from megpt.errors import InputError, TooManyFailed
-from megpt.output import Output, claim, write_aside
+from megpt.output import write_json
 from megpt.progress import Progress, log
-from ray_jobs.failures import known_failure
-from ray_jobs.runtime import cluster, joined, quiet, require_one_cpu
+from ray_jobs.job import Job
+from ray_jobs.placement import one_cpu
+from ray_jobs.runtime import joined, quiet
 
-RUN = "run.json"
+RUN_JSON = "run.json"
 PACKAGES = ("megpt", "ray", "pyarrow", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm")
+LIST = Path(WORK) / "plan"
 
 
-def run(config: Config, *, dry_run: bool = False) -> int:
-    """Write OUT/split=…/part-*.parquet, failed.parquet, run.json and _SUCCESS; exit code 0.
-
-    Raises:
-        InputError: no such archive, none of its studies readable, or an output that belongs to another config;
-            nothing is left behind.
-        TooManyFailed: the table is complete, but more studies failed than `prepare.max_failed_fraction`.
-    """
-    config.require("source", "output")
-    source = open_source(str(config.source), data=config.data)
-    if dry_run:
-        studies = sum(1 for _ in itertools.islice(source.studies(), config.limit))
-        if not studies:
-            raise _empty(source)
-        log(f"prepare: would read {studies} studies ({source.format}) of {source.root} into {config.output}")
-        return 0
-    with claim(config.output, job="prepare", identity=_identity(config, source), config=config) as output:
-        if output.done:
-            log(f"prepare: {output.path} is finished, nothing to do")
-            return _verdict(config, output.path, json.loads((output.path / RUN).read_text())["counts"])
-        began = time.monotonic()
-        shards = _list_shards(config, source, output)
-        left = unfinished(output.path, shards)
-        if left:
-            with cluster(config.cluster):
-                require_one_cpu(config.cluster)
-                _prepare(config, shards, left, source, output.path)
-        counts = _finish(config, source, shards, output, time.monotonic() - began)
-    log(f"prepare: {counts['studies'] - counts['failed']} studies in {output.path}, {counts['failed']} failed")
-    return _verdict(config, output.path, counts)
-
-
-def _identity(config: Config, source: Source) -> dict[str, Any]:
-    """What the table depends on; how many workers make it is not part of it."""
-    prepare = config.prepare.model_dump(mode="json", exclude={"max_failed_fraction"})
-    data = config.data.model_dump(mode="json", include={"reports", "annotations", "max_pixels"})
-    archive = {"path": str(source.root), "format": source.format, "fingerprint": source.fingerprint()}
-    return {"source": archive, "data": data, "prepare": prepare, "limit": config.limit, "seed": config.seed}
-
-
-def _list_shards(config: Config, source: Source, output: Output) -> ShardList:
-    folder = output.path / WORK / "plan"
-    shards = ShardList.load(folder)
-    if shards is None:
-        studies = itertools.islice(source.listed(), config.limit)
-        try:
-            if (first := next(studies, None)) is None:
-                raise _empty(source)
-            log(f"prepare: listing the studies of {source.root} ({source.format})")
-            shards = list_shards(
-                folder, itertools.chain([first], studies), shard_size=config.prepare.shard_size, seed=config.seed
-            )
-        except InputError:
-            _wipe(output.path)
-            raise
-        if twice := shards.notes["patients_in_two_splits"]:
-            log(f"prepare: {twice} patients are in more than one of the archive's own splits")
-    return shards
-
-
-def _empty(source: Source) -> InputError:
-    return InputError(
-        f"no studies in {source.root}", where=f"read as {source.format}", next="check source=PATH and data.format"
+class Prepare(Job):
+    name = "prepare"
+    reads = (
+        *("source", "limit", "seed", "prepare"),
+        *("data.format", "data.reports", "data.annotations", "data.max_pixels"),
     )
+    needs = ("source",)
 
+    def open(self) -> None:
+        self.source = open_source(str(self.config.source), data=self.config.data)
 
-def _prepare(config: Config, shards: ShardList, left: list[Shard], source: Source, out: Path) -> None:
-    """Have each shard that is left written, by as many tasks as there are cores."""
-    quiet(ray.data.DataContext.get_current())
-    settings, max_pixels = config.prepare, config.data.max_pixels
-    place, archive = out.absolute(), source.root.absolute()
+    def inputs(self) -> dict[str, Any]:
+        found = self.source
+        return {"source": {"path": str(found.root), "format": found.format, "fingerprint": found.fingerprint()}}
 
-    def task(row: dict[str, Any]) -> dict[str, Any]:
-        result = prepare_shard(place, shards, Shard(**row), settings, archive=archive, max_pixels=max_pixels)
-        return {"studies": result["studies"], "failed": result["failed"]}
+    def demand(self) -> ClusterConfig:
+        return one_cpu(self.config.cluster)
 
-    # One row a block: otherwise a small list is one block, and one worker does everything.
-    rows = ray.data.from_items([asdict(shard) for shard in left], override_num_blocks=len(left))
-    # A local cluster claims more CPUs than the machine has, and decoding is nothing but CPU work.
-    tasks = None if joined() else ray.data.TaskPoolStrategy(size=os.cpu_count() or 1)
-    done = shards.studies - sum(shard.studies for shard in left)
-    with Progress("prepare", shards.studies, start=done) as progress:
-        try:
+    def preview(self, folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            shards = ShardList.load(folder / LIST) or self._list(Path(scratch) / "plan", self._studies())
+        left = sum(shard.studies for shard in unfinished(folder, shards))
+        log(f"prepare: would read {left} studies ({self.source.format}) of {self.source.root} into {folder}")
+
+    def plan(self, folder: Path) -> bool:
+        shards = ShardList.load(folder / LIST)
+        if shards is None:
+            studies = self._studies()
+            log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
+            shards = self._list(folder / LIST, studies)
+            if twice := shards.notes["patients_in_two_splits"]:
+                log(f"prepare: {twice} patients are in more than one of the archive's own splits")
+        self.shards, self.left = shards, unfinished(folder, shards)
+        return bool(self.left)
+
+    def _list(self, folder: Path, studies: Iterator[Listed]) -> ShardList:
+        return list_shards(folder, studies, shard_size=self.config.prepare.shard_size, seed=self.config.seed)
+
+    def _studies(self) -> Iterator[Listed]:
+        studies = itertools.islice(self.source.listed(), self.config.limit)
+        if (first := next(studies, None)) is None:
+            raise InputError(
+                f"no studies in {self.source.root}",
+                where=f"read as {self.source.format}",
+                next="check source=PATH and data.format",
+            )
+        return itertools.chain([first], studies)
+
+    def work(self, folder: Path) -> None:
+        """Have each shard that is left written, by as many tasks as there are cores."""
+        quiet(ray.data.DataContext.get_current())
+        settings, max_pixels = self.config.prepare, self.config.data.max_pixels
+        shards, place, archive = self.shards, folder.absolute(), self.source.root.absolute()
+
+        def task(row: dict[str, Any]) -> dict[str, Any]:
+            result = prepare_shard(place, shards, Shard(**row), settings, archive=archive, max_pixels=max_pixels)
+            return {"studies": result["studies"], "failed": result["failed"]}
+
+        # One row a block: otherwise a small list is one block, and one worker does everything.
+        rows = ray.data.from_items([asdict(shard) for shard in self.left], override_num_blocks=len(self.left))
+        # A local cluster claims more CPUs than the machine has, and decoding is nothing but CPU work.
+        tasks = None if joined() else ray.data.TaskPoolStrategy(size=os.cpu_count() or 1)
+        done = shards.studies - sum(shard.studies for shard in self.left)
+        with Progress("prepare", shards.studies, start=done) as progress:
             for row in rows.map(task, compute=tasks, num_cpus=1).iter_rows():
                 progress.advance(int(row["studies"]), int(row["failed"]))
-        except Exception as error:
-            raise known_failure(error, str(out)) or error from error
 
-
-def _finish(config: Config, source: Source, shards: ShardList, output: Output, seconds: float) -> dict[str, int]:
-    """failed.parquet, run.json and _SUCCESS, in this order; the working files go last of all."""
-    out = output.path
-    counts: Counter[str] = Counter()
-    splits: dict[str, Counter[str]] = {}
-    reasons: Counter[str] = Counter()
-    for mark in marks(out, shards):
-        numbers = {name: mark[name] for name in ("studies", "failed", "films", "films_dropped")}
-        counts.update(numbers)
-        splits.setdefault(mark["split"], Counter()).update(numbers)
-        reasons.update(mark["reasons"])
-    if counts["studies"] != shards.studies:
-        raise RuntimeError(f"{shards.studies - counts['studies']} studies were neither prepared nor failed")
-    if counts["failed"] == counts["studies"]:
-        _wipe(out)
-        reason, times = reasons.most_common(1)[0]
-        raise InputError(
-            f"not one of {counts['studies']} studies in {source.root} has a readable film",
-            where=f"read as {source.format}",
-            cause=f"most often: {reason} ({times} studies)",
-            next="check source=PATH, data.format and where the images lie (docs/data.md)",
-        )
-    merge_failed(out, shards)
-    with write_aside(out / RUN) as temporary:
+    def finish(self, folder: Path) -> dict[str, Any]:
+        """failed.parquet and run.json."""
+        shards, counts, reasons = self.shards, Counter[str](), Counter[str]()
+        splits: dict[str, Counter[str]] = {}
+        for mark in marks(folder, shards):
+            numbers = {name: mark[name] for name in ("studies", "failed", "films", "films_dropped")}
+            counts.update(numbers)
+            splits.setdefault(mark["split"], Counter()).update(numbers)
+            reasons.update(mark["reasons"])
+        if counts["studies"] != shards.studies:
+            raise RuntimeError(f"{shards.studies - counts['studies']} studies were neither prepared nor failed")
+        if counts["failed"] == counts["studies"]:
+            raise self._nothing_readable(counts["studies"], reasons)
+        merge_failed(folder, shards)
         tree = {
             "job": "prepare",
-            "format": source.format,
+            "format": self.source.format,
             "split_by": shards.notes["split_by"],
             "counts": dict(counts),
             "splits": {name: dict(numbers) for name, numbers in splits.items()},
             "reasons": dict(reasons.most_common()),
             "patients_in_two_splits": shards.notes["patients_in_two_splits"],
             "shards": len(shards),
-            "seconds": round(seconds, 3),
+            "seconds": round(time.monotonic() - self.began, 3),
             "versions": {name: version(name) for name in PACKAGES},
-            "config": config.model_dump(mode="json"),
+            "config": self.config.model_dump(mode="json"),
         }
-        temporary.write_text(json.dumps(tree, indent=1) + "\n")
-    output.finish(**counts)
-    clear(out)
-    return dict(counts)
+        write_json(folder / RUN_JSON, tree)
+        return dict(counts)
 
-
-def _wipe(out: Path) -> None:
-    """Leave nothing of an attempt that could not succeed, so that the next one may have another config."""
-    for path in out.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    out.rmdir()
-
-
-def _verdict(config: Config, out: Path, counts: dict[str, int]) -> int:
-    failed, allowed = counts["failed"], config.prepare.max_failed_fraction
-    if failed > allowed * counts["studies"]:
-        raise TooManyFailed(
-            f"{failed} of {counts['studies']} studies are unreadable, above prepare.max_failed_fraction={allowed:g}",
-            where=str(out / FAILED),
-            cause="see its column `error`; all other studies are in the table",
-            next="go on with the table as it is, or run again with a larger prepare.max_failed_fraction",
+    def _nothing_readable(self, studies: int, reasons: Counter[str]) -> InputError:
+        reason, times = reasons.most_common(1)[0]
+        return InputError(
+            f"not one of {studies} studies in {self.source.root} has a readable film",
+            where=f"read as {self.source.format}",
+            cause=f"most often: {reason} ({times} studies)",
+            next="check source=PATH, data.format and where the images lie (docs/data.md)",
         )
-    return 0
+
+    def kept(self, folder: Path) -> bool:
+        return (shards := ShardList.load(folder / LIST)) is not None and any(
+            mark["failed"] < mark["studies"] for mark in marks(folder, shards)
+        )
+
+    def tidy(self, folder: Path) -> None:
+        clear(folder)
+
+    def tell(self, folder: Path, summary: dict[str, Any]) -> None:
+        log(f"prepare: {summary['studies'] - summary['failed']} studies in {folder}, {summary['failed']} failed")
+
+    def verdict(self, folder: Path, summary: dict[str, Any]) -> None:
+        failed, allowed = summary["failed"], self.config.prepare.max_failed_fraction
+        if failed > allowed * summary["studies"]:
+            raise TooManyFailed(
+                f"{failed} of {summary['studies']} studies are unreadable, "
+                f"above prepare.max_failed_fraction={allowed:g}",
+                where=str(folder / FAILED),
+                cause="see its column `error`; all other studies are in the table",
+                next="go on with the table as it is, or run again with a larger prepare.max_failed_fraction",
+            )

@@ -13,34 +13,42 @@ import yaml
 
 from megpt.config import Config
 from megpt.errors import InputError
-from megpt.generation.predictions import Predictions, is_locked
-from megpt.output import RUN, SUCCESS
+from megpt.generation.predictions import Predictions
+from megpt.output import RECORD, SUCCESS, is_locked
 
 
-def run(config: Config, folder: str, *, dry_run: bool = False) -> int:
-    """Print job, studies done, failed and left, rate and time left; reads only, so `dry_run` changes nothing.
+class Status:
+    """Prints job, studies done, failed and left, rate and time left."""
 
-    Raises:
-        InputError: no such folder, or one that no job has written.
-    """
-    path = Path(folder)
-    try:
-        record = yaml.safe_load((path / RUN).read_text(encoding="utf-8"))
-        job = str(record["job"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        raise InputError(
-            f"{path} is not an output of megpt",
-            cause=f"it has no readable {RUN}" if path.is_dir() else "there is no such folder",
-            next="give the folder that was output=PATH",
-        ) from None
-    print(f"{job}: {path}")
-    predictions = Predictions.open(path) if job == "generate" else None
-    if predictions is not None:
-        print("\n".join(predictions.status().lines()))
-    elif (path / SUCCESS).exists():
-        print("finished")
-    elif is_locked(path):
-        print("running: planning" if job == "generate" else "running")
-    else:
-        print("stopped\nrun the same command again: it resumes")
-    return 0
+    name = "status"
+    reads: tuple[str, ...] = ()
+    """No setting: the folder says everything."""
+
+    @staticmethod
+    def run(config: Config, folder: str, *, dry_run: bool = False) -> int:
+        """Reads only, so `dry_run` changes nothing.
+
+        Raises:
+            InputError: no such folder, or one that no job has written.
+        """
+        path = Path(folder)
+        try:
+            record = yaml.safe_load((path / RECORD).read_text(encoding="utf-8"))
+            job = str(record["job"])
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+            raise InputError(
+                f"{path} is not an output of megpt",
+                cause=f"it has no readable {RECORD}" if path.is_dir() else "there is no such folder",
+                next="give the folder that was output=PATH",
+            ) from None
+        print(f"{job}: {path}")
+        predictions = Predictions.open(path) if job == "generate" else None
+        if predictions is not None:
+            print("\n".join(predictions.status().lines()))
+        elif (path / SUCCESS).exists():
+            print("finished")
+        elif is_locked(path):
+            print("running: planning" if job == "generate" else "running")
+        else:
+            print("stopped\nrun the same command again: it resumes")
+        return 0

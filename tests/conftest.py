@@ -27,6 +27,8 @@ FIRST = (
     "test_demo.py",
     "test_submit.py",
     "test_zero.py",
+    "test_combinations.py",
+    "test_loop.py",
     "test_generate.py",
     "test_runtime.py",
     "test_resume.py",

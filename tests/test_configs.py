@@ -1,114 +1,178 @@
 """The shipped configs.
 
-- every file in configs/ is read without complaint, and its header names itself in its commands
-- the paper's six runs have the published settings, in each of the three alignment modes
-- their batches divide among the published number of GPUs
-- they name encoder weights that exist, and an architecture that can be planned offline
+- Each holds exactly the settings below besides the defaults, whatever files it extends: the paper's six runs the
+  published ones, the demo its measured recipe.
+- Their headers name themselves in the commands they show, and those commands are accepted.
+- The paper's batches divide among the published number of GPUs.
+- They name encoder weights that exist, and an architecture that can be planned offline.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from typing import Any
 
 import pytest
 
-from megpt.config import Config, load_config
+from megpt.config import KNOWN_KEYS, SHIPPED, Config, load_config, shipped_names
+from ray_jobs.__main__ import JOBS
 
-ROOT = Path(__file__).parents[1]
-ALL = sorted((ROOT / "configs").glob("*.yaml"))
 MODES = ("shallow", "delta", "deep")
-PUBLISHED = {
+PAPER = {
+    "cluster.gpus_per_worker": 1.0,
+    "data.section": "findings",
+    "data.max_views": 2,
+    "model.vision": "swin_base_patch4_window7_224.ms_in1k",
+    "model.image_size": 224,
+    "train.precision": "bf16",
+    "train.grad_clip": 0.0,
+    "generate.precision": "bf16",
+}
+DATA = {
     "iu_xray": {
+        "source": "data/iu_xray",
         "cluster.num_workers": 2,
         "data.cleaner": "r2gengpt-iu",
-        "train.epochs": 15,
-        "train.global_batch_size": 16,
+        "train.epochs": 15.0,
         "train.max_report_tokens": 60,
-        "train.val_every": 130,
-        "generate.min_new_tokens": 40,
-        "generate.max_new_tokens": 100,
+        "train.val_every": 130.0,
     },
     "mimic_cxr": {
+        "source": "data/mimic-cxr-jpg",
         "cluster.num_workers": 4,
+        "data.reports": "data/mimic-cxr-reports.zip",
         "data.cleaner": "r2gengpt-mimic",
-        "train.epochs": 5,
+        "train.epochs": 5.0,
         "train.global_batch_size": 32,
-        "train.max_report_tokens": 100,
         "train.val_every": 0.5,
         "generate.min_new_tokens": 80,
         "generate.max_new_tokens": 120,
     },
 }
-BOTH = {
-    "cluster.gpus_per_worker": 1,
-    "data.section": "findings",
-    "model.vision": "swin_base_patch4_window7_224.ms_in1k",
-    "model.image_size": 224,
+MODE: dict[str, dict[str, Any]] = {
+    "shallow": {"train.cache_features": True},
+    "delta": {"model.mode": "delta", "model.lora_dropout": 0.1},
+    "deep": {"model.mode": "deep"},
+}
+# Published settings that are megpt's defaults too.
+PUBLISHED_DEFAULTS = {
     "model.llm": "meta-llama/Llama-2-7b-chat-hf",
-    "model.llm_lora": False,
     "model.fem": True,
     "model.doconv": True,
     "model.dynamic_prompt": True,
+    "model.llm_lora": False,
+    "model.lora_rank": 16,
+    "model.lora_alpha": 16,
     "fit_prompts.num_clusters": 12,
-    "train.precision": "bf16",
     "train.lr": 1e-4,
     "train.min_lr": 1e-6,
     "train.warmup_steps": 0,
+    "train.weight_decay": 0.01,
     "train.l2": 1e-5,
     "train.best_metric": "(BLEU_4 + CIDEr) / 2",
     "generate.num_beams": 3,
     "generate.repetition_penalty": 2.0,
     "generate.length_penalty": 2.0,
 }
+PHANTOM = {
+    **{name: f"runs/demo/{name}" for name in ("studies", "prompts", "checkpoint", "predictions")},
+    "source": "runs/demo/archive",
+    "cluster.num_workers": 2,
+    "language_model.hidden_size": 96,
+    "language_model.num_layers": 3,
+    "language_model.steps": 700,
+    "language_model.lr": 5e-3,
+    "prepare.image_size": 64,
+    "model.vision": "resnet18",
+    "model.vision_weights": "none",
+    "model.vision_args": {
+        "layers": [1, 1, 1, 1],
+        "channels": [16, 32, 64, 96],
+        "norm_layer": "groupnorm1",
+        "output_stride": 16,
+    },
+    "model.image_size": 64,
+    "model.llm": "runs/demo/llm",
+    "model.mode": "deep",
+    "fit_prompts.num_clusters": 4,
+    "fit_prompts.terms": 3,
+    "fit_prompts.max_studies": 2000,
+    "train.global_batch_size": 32,
+    "train.max_steps": 960,
+    "train.lr": 3e-3,
+    "train.min_lr": 2e-5,
+    "train.warmup_steps": 50,
+    "train.betas": [0.9, 0.98],
+    "train.max_report_tokens": 80,
+    "train.save_every": 240,
+    "train.log_every": 25,
+    "generate.repetition_penalty": 1.0,
+    "generate.length_penalty": 1.0,
+    "generate.min_new_tokens": 4,
+    "generate.max_new_tokens": 80,
+    "generate.shard_size": 150,
+    "evaluate.bootstrap": 300,
+}
 
 
-def value(config: Config, key: str) -> object:
-    section, leaf = key.split(".")
-    return getattr(getattr(config, section), leaf)
+def expected(name: str) -> dict[str, Any]:
+    """Key → value of every setting of a shipped config that is not a default."""
+    if name == "phantom":
+        return PHANTOM
+    data, _, mode = name.rpartition("_")
+    paths = {key: f"runs/{data}/{key}" for key in ("studies", "prompts")}
+    own = {key: f"runs/{data}/{mode}/{key}" for key in ("checkpoint", "predictions")}
+    return paths | own | PAPER | DATA[data] | MODE[mode]
 
 
-@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
-def test_reads(path: Path):
-    config = load_config(path)
-    assert load_config(None, []) != config
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any(f"--config configs/{path.name}" in line for line in header)
+def flat(config: Config) -> dict[str, Any]:
+    tree = config.model_dump(mode="json")
+    values = {}
+    for key in KNOWN_KEYS:
+        section, _, name = key.rpartition(".")
+        values[key] = (tree[section] if section else tree)[name]
+    return values
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("data", PUBLISHED)
-def test_published_settings(data: str, mode: str):
-    config = load_config(ROOT / "configs" / f"{data}_{mode}.yaml")
-    expected = {**BOTH, **PUBLISHED[data], "model.mode": mode}
-    assert {key: value(config, key) for key in expected} == expected
-    if mode == "delta":
-        assert (config.model.lora_rank, config.model.lora_alpha) == (16, 16)
-    assert config.train.global_batch_size // config.cluster.max_workers == 8
-    # One prepared table and one set of prompts serve all three modes; each mode has its own outputs.
-    assert config.studies == f"runs/{data}/studies" and config.prompts == f"runs/{data}/prompts"
-    assert config.checkpoint == f"runs/{data}/{mode}/checkpoint"
+@pytest.mark.parametrize("name", shipped_names())
+def test_settings(name: str) -> None:
+    defaults = flat(Config())
+    found = flat(load_config(name))
+    assert {key: value for key, value in found.items() if value != defaults[key]} == expected(name)
+    if name != "phantom":
+        assert {key: found[key] for key in PUBLISHED_DEFAULTS} == PUBLISHED_DEFAULTS
 
 
-def test_modes_differ_in_nothing_else():
-    for data in PUBLISHED:
-        trees = [load_config(ROOT / "configs" / f"{data}_{mode}.yaml").model_dump() for mode in MODES]
-        for tree in trees:
-            for key in ("mode", "lora_dropout"):
-                del tree["model"][key]
-            for key in ("checkpoint", "predictions"):
-                del tree[key]
-            del tree["train"]["cache_features"]
-        assert trees[0] == trees[1] == trees[2]
+@pytest.mark.parametrize("name", shipped_names())
+def test_the_header_shows_commands_that_work(name: str) -> None:
+    text = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
+    header = "\n".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    commands = re.findall(r"\b(megpt [a-z-]+ .*?--config \S+(?: [\w.]+=\S+| --[\w-]+)*)", header)
+    assert len(commands) >= (1 if name == "phantom" else 7)
+    for command in commands:
+        _, job, option, shown, *rest = command.rstrip("`,").split()
+        assert (job in JOBS, option, shown) == (True, "--config", name)
+        config = load_config(shown, [word for word in rest if not word.startswith("--")])
+        # The outputs that the header suggests are the inputs of the next job.
+        if config.output and job != "evaluate":
+            assert config.output in (config.studies, config.prompts, config.checkpoint, config.predictions)
 
 
-def test_names_exist():
+def test_batches_divide_among_the_published_gpus() -> None:
+    for data in DATA:
+        for mode in MODES:
+            config = load_config(f"{data}_{mode}")
+            assert config.train.global_batch_size == 8 * config.cluster.max_workers
+
+
+def test_names_exist() -> None:
     import timm
 
     from megpt.model.cost.architectures import described
 
-    for path in ALL:
-        model = load_config(path).model
+    for name in shipped_names():
+        model = load_config(name).model
         if model.vision_weights == "pretrained":
-            assert timm.is_model_pretrained(model.vision), path
-        if "_shallow" in path.stem or "_delta" in path.stem or "_deep" in path.stem:
+            assert timm.is_model_pretrained(model.vision), name
+        if name != "phantom":
             assert model.llm in described()

@@ -86,8 +86,9 @@ def test_a_damaged_record_is_refused(tmp_path: Path, content: str) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MegptError, match=r"writing .* failed"):
+    with pytest.raises(InputError, match=r"out cannot be written\n  cause: Not a directory"):
         take(tmp_path / "file" / "out")
+    assert storage_error(OSError(5, "Input/output error"), "/x").exit_code == 1
     assert isinstance(storage_error(PermissionError(13, "Permission denied"), "/x"), InputError)
     assert storage_error(OSError(30, "Read-only file system"), "/x").exit_code == 2
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from megpt.config import Config
-from megpt.training.loop import Hooks, train_loop
-from megpt.training.parts import make_parts
+from megpt.training.loop import Hooks, make_parts, train_loop
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
         *["torch", "deepspeed.runtime.engine", "transformers.models.llama.modeling_llama", "timm"],
-        *["pandas", "pyarrow.dataset", "pyarrow.pandas_compat", "megpt.training.parts", "megpt.training.loop"],
+        *["pandas", "pyarrow.dataset", "pyarrow.pandas_compat", "megpt.training.loop"],
     ]
 )
 

@@ -2,12 +2,12 @@
 
     train_language_model(reports, LanguageModelConfig(), folder, seed=42)
 
-What results is an ordinary Hugging Face folder (a small Llama and a byte-level BPE tokenizer) that MeGPT takes by
-path like any other. A large chat model can already write what its prompt asks for; one this small has to be taught
-that, and text suffices: between `<Img>` and `</Img>` stands, in place of visual tokens, a shuffled and incomplete
-digest of the report to write. Each of the report's sentences becomes one or more vectors there, the sum of the
-embeddings of some of its words plus noise, among others of noise alone. The model learns to write the report that
-such vectors imply; later the projector learns to make them from a film.
+The result is an ordinary Hugging Face folder (a small Llama and a byte-level BPE tokenizer), which MeGPT loads by path
+like any other. A large chat model can already write what its prompt asks for; one this small has to be taught that,
+and text is enough: the visual tokens between `<Img>` and `</Img>` are replaced by a shuffled and incomplete digest of
+the report. Each sentence of the report becomes one or more vectors, each the sum of the embeddings of some of its words
+plus noise; other vectors are noise alone. The model learns to write the report that such vectors imply; later the
+projector learns to make them from a film.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megpt.config import LanguageModelConfig
 from megpt.errors import InputError
-from megpt.model.frame import PREFIX, SUFFIX
-from megpt.model.prompts import INSTRUCTION, default_text
+from megpt.model.loss import IGNORED_LABEL
+from megpt.model.prompts import INSTRUCTION, PREFIX, SUFFIX, default_text
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CONTEXT = 512
 SLOTS = 16
 """Vectors between the image marks; about as many as the encoder gives visual tokens."""
 NEGATIONS = frozenset({"no", "normal", "clear", "without"})
-IGNORED = -100
 
 
 def train_tokenizer(reports: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -56,8 +55,10 @@ def train_tokenizer(reports: Sequence[str], vocab_size: int) -> PreTrainedTokeni
 
 
 def new_model(settings: LanguageModelConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of random weights (torch's current seed). Its embeddings have the scale of a LayerNorm's output,
-    which is what the projector will put beside them."""
+    """A Llama with random weights (from torch's current seed).
+
+    Its embeddings have the scale of a LayerNorm's output, since the projector's output will be placed beside them.
+    """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -79,14 +80,15 @@ def new_model(settings: LanguageModelConfig, tokenizer: PreTrainedTokenizerFast)
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One report: its token ids with the end token, and for each sentence its words' token ids, negated or not."""
+    """One report: its token ids with the end token, and its sentences."""
 
     ids: list[int]
     sentences: list[tuple[list[list[int]], bool]]
+    """The token ids of each word, and whether the sentence is a negation."""
 
 
-def lesson(report: str, tokenizer: PreTrainedTokenizerFast) -> Lesson:
-    """Take a report apart."""
+def make_lesson(report: str, tokenizer: PreTrainedTokenizerFast) -> Lesson:
+    """Split a report into sentences and words."""
     sentences = []
     for sentence in filter(None, (part.strip(" .") for part in report.split(". "))):
         words = sentence.lower().split()
@@ -99,23 +101,24 @@ def lesson(report: str, tokenizer: PreTrainedTokenizerFast) -> Lesson:
 def digest(
     lessons: Sequence[Lesson], table: Tensor, rng: random.Random, noise: Tensor, difficulty: float = 1.0
 ) -> Tensor:
-    """What stands in place of the visual tokens.
+    """The vectors that replace the visual tokens.
 
     Args:
         table: the embedding table (vocabulary, H). noise: standard normal (B, SLOTS, H).
-        difficulty: 0: every word is there and hardly any noise; 1: up to half the words are missing among full noise.
+        difficulty: 0: every word is present and there is hardly any noise; 1: up to half the words are missing, and
+            the noise has its full strength.
 
     Returns:
-        (B, SLOTS, H), each vector of mean 0 and variance 1. A sentence lies in one to three slots, each with its own
-        choice of its words; half of the negated sentences are left out, since a film shows no denials.
+        (B, SLOTS, H), each vector of mean 0 and variance 1. A sentence takes one to three slots, each with its own
+        selection of the words; half of the negated sentences are omitted, since a film does not show what is absent.
     """
     noise = noise * min(1.0, 0.1 + difficulty)
     bags: list[int] = []
     starts: list[int] = []
     places: list[int] = []
-    for row, one in enumerate(lessons):
+    for row, lesson in enumerate(lessons):
         free = rng.sample(range(SLOTS), SLOTS)
-        for words, negated in one.sentences:
+        for words, negated in lesson.sentences:
             if negated and rng.random() < 0.5:
                 continue
             keep = rng.uniform(1.0 - 0.5 * difficulty, 1.0)
@@ -136,35 +139,35 @@ def digest(
 
 
 class Teacher:
-    """Draws batches and gives their loss."""
+    """Draws batches and computes their loss."""
 
     def __init__(
         self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, reports: Sequence[str], rng: random.Random
     ):
         self.model, self.tokenizer, self.rng = model, tokenizer, rng
-        self.lessons = [lesson(report, tokenizer) for report in reports]
+        self.lessons = [make_lesson(report, tokenizer) for report in reports]
         self.words = sorted({word.strip(".,").lower() for report in reports[:2000] for word in report.split()})
         self.prefix = [tokenizer.bos_token_id, *tokenizer(PREFIX, add_special_tokens=False)["input_ids"]]
 
     def _suffix(self) -> list[int]:
-        """Prompts name terms that mean nothing for the report at hand, so that none is copied from there."""
+        """A prompt that names random terms, so that the model does not learn to copy terms from prompts."""
         terms = self.rng.sample(self.words, min(len(self.words), self.rng.randint(1, 6)))
         text = INSTRUCTION if self.rng.random() < 0.3 else default_text(terms)
         return list(self.tokenizer(SUFFIX.format(text=text), add_special_tokens=False)["input_ids"])
 
     def loss(self, size: int, generator: torch.Generator, difficulty: float = 1.0) -> Tensor:
-        """Mean cross-entropy of `size` reports, each behind its digest."""
+        """Mean cross-entropy of `size` reports, each written after its digest."""
         lessons = self.rng.sample(self.lessons, min(size, len(self.lessons)))
         embed = self.model.model.embed_tokens
         noise = torch.randn(len(lessons), SLOTS, embed.embedding_dim, generator=generator)
-        longest = max(len(one.ids) for one in lessons)
-        labels = torch.tensor([one.ids + [IGNORED] * (longest - len(one.ids)) for one in lessons])
+        longest = max(len(lesson.ids) for lesson in lessons)
+        labels = torch.tensor([lesson.ids + [IGNORED_LABEL] * (longest - len(lesson.ids)) for lesson in lessons])
         around = [embed(torch.tensor(ids)).expand(len(lessons), -1, -1) for ids in (self.prefix, self._suffix())]
         report = embed(labels[:, :-1].clamp(min=0))
-        shown = digest(lessons, embed.weight, self.rng, noise, difficulty)
-        embeds = torch.cat((around[0], shown, around[1], report), 1)
+        vectors = digest(lessons, embed.weight, self.rng, noise, difficulty)
+        embeds = torch.cat((around[0], vectors, around[1], report), 1)
         hidden = self.model.model(inputs_embeds=embeds).last_hidden_state[:, -longest:]
-        known = labels != IGNORED
+        known = labels != IGNORED_LABEL
         return F.cross_entropy(self.model.lm_head(hidden[known]), labels[known])
 
 
@@ -176,7 +179,7 @@ def train_language_model(
     seed: int,
     on_step: Callable[[int, float], None] | None = None,
 ) -> float:
-    """Train tokenizer and model on `reports` and save both in `folder`.
+    """Train a tokenizer and a model on `reports` and save both in `folder`.
 
     Args:
         on_step: called after each step with its number (from 1) and its loss.
@@ -185,7 +188,7 @@ def train_language_model(
         The mean loss of the last twentieth of the steps, nats a token.
 
     Raises:
-        InputError: no report text at all.
+        InputError: there is no report text.
     """
     texts = [report.strip() for report in reports if report and report.strip()]
     if not texts:
@@ -207,7 +210,7 @@ def train_language_model(
     )
     losses: list[float] = []
     for step in range(1, settings.steps + 1):
-        # Easy digests first: reading them at all is learnt suddenly, and far later when they are noisy from the start.
+        # Easy digests first: the model learns suddenly to read them, and far later if they are noisy from the start.
         difficulty = min(1.0, 1.5 * step / settings.steps)
         loss = teacher.loss(settings.batch_size, generator, difficulty)
         loss.backward()

@@ -13,7 +13,6 @@ has to be true: after a kill, the shards without a file are still to do.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -30,7 +29,7 @@ from megpt.data.shards import ShardList, ShardListWriter, unique
 from megpt.data.sources import Source
 from megpt.data.studies import Listed, open_parquet, read_rows, with_films, write_rows
 from megpt.errors import InputError, MegptError
-from megpt.output import LOCK, SUCCESS, write_aside
+from megpt.output import SUCCESS, is_locked, write_aside
 from megpt.study import FAILED_SCHEMA, PREDICTIONS_SCHEMA
 
 LIST, REPORTS, FAILED, RUN_JSON, LAUNCHES = "plan", "reports", "failed.parquet", "run.json", "launches.jsonl"
@@ -260,18 +259,6 @@ def remove_leftovers(folder: Path) -> None:
 def read_run(folder: Path) -> dict[str, Any]:
     """The content of run.json."""
     return dict(json.loads((folder / RUN_JSON).read_text()))
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a job has claimed the folder now (on this machine, or on a file system that shares locks)."""
-    try:
-        with (folder / LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """MeGPT itself: vision encoder → FEM + DOConv → projector → dynamic prompt → language model.
 
-The names below load on first use, so that importing the package stays cheap where no model is needed.
+The names below are loaded on first use, so that importing the package stays cheap if no model is needed.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megpt.model.build import build_model
-    from megpt.model.checkpoint.fingerprint import fingerprint
-    from megpt.model.configuration import MeGPTConfig
-    from megpt.model.doconv import DOConv2d
-    from megpt.model.fem import FEM
-    from megpt.model.modeling import MeGPTForConditionalGeneration
-    from megpt.model.processing import MeGPTImageProcessor, MeGPTProcessor
-    from megpt.model.projector import Projector
-    from megpt.model.prompts import PromptBank, fit_prompt_bank
-    from megpt.model.visual import VisualFeatures
+    from megpt.model.build import build_model as build_model
+    from megpt.model.checkpoint.fingerprint import fingerprint as fingerprint
+    from megpt.model.clusters import fit_prompt_bank as fit_prompt_bank
+    from megpt.model.configuration import MeGPTConfig as MeGPTConfig
+    from megpt.model.doconv import DOConv2d as DOConv2d
+    from megpt.model.fem import FEM as FEM
+    from megpt.model.modeling import MeGPTForConditionalGeneration as MeGPTForConditionalGeneration
+    from megpt.model.processing import MeGPTImageProcessor as MeGPTImageProcessor
+    from megpt.model.processing import MeGPTProcessor as MeGPTProcessor
+    from megpt.model.projector import Projector as Projector
+    from megpt.model.prompts import PromptBank as PromptBank
+    from megpt.model.vision import VisualFeatures as VisualFeatures
 
 _HOMES = {
     "build_model": "build",
@@ -27,28 +29,15 @@ _HOMES = {
     "DOConv2d": "doconv",
     "FEM": "fem",
     "MeGPTForConditionalGeneration": "modeling",
-    "VisualFeatures": "visual",
+    "VisualFeatures": "vision",
     "MeGPTImageProcessor": "processing",
     "MeGPTProcessor": "processing",
     "Projector": "projector",
     "PromptBank": "prompts",
-    "fit_prompt_bank": "prompts",
+    "fit_prompt_bank": "clusters",
 }
 
-__all__ = [
-    "FEM",
-    "DOConv2d",
-    "MeGPTConfig",
-    "MeGPTForConditionalGeneration",
-    "MeGPTImageProcessor",
-    "MeGPTProcessor",
-    "Projector",
-    "PromptBank",
-    "VisualFeatures",
-    "build_model",
-    "fingerprint",
-    "fit_prompt_bank",
-]
+__all__ = list(_HOMES)  # pyrefly: ignore
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Building a model to train from the run's `model` section."""
+"""A model to train, built from the `model` section of a run's config."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from megpt.config import ModelConfig
+from megpt.config import ModelConfig, TrainConfig
 from megpt.errors import InputError
 from megpt.model import language
 from megpt.model.checkpoint.fingerprint import files_fingerprint, fingerprint_of
 from megpt.model.configuration import MeGPTConfig
-from megpt.model.frame import tokenise_bank
 from megpt.model.modeling import MeGPTForConditionalGeneration
 from megpt.model.processing import MeGPTImageProcessor, MeGPTProcessor
 from megpt.model.projector import reset
-from megpt.model.prompts import PromptBank
+from megpt.model.prompts import PromptBank, tokenise_bank
 from megpt.model.vision import VisionEncoder, load_weights, pixel_statistics
+
+DEFAULTS = TrainConfig()
 
 
 def build_encoder(config: ModelConfig, *, seed: int) -> tuple[VisionEncoder, str]:
     """The vision encoder in evaluation mode and float32, and its fingerprint.
 
-    With `vision_weights: none` its weights follow from the seed alone, so two jobs of one seed see the same encoder.
+    With `vision_weights: none` its weights follow from the seed alone, so that jobs with one seed use the same encoder.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -36,7 +37,7 @@ def build_encoder(config: ModelConfig, *, seed: int) -> tuple[VisionEncoder, str
 
 
 def build_image_processor(encoder: VisionEncoder) -> MeGPTImageProcessor:
-    """What turns films into the encoder's input."""
+    """The image processor that turns films into the encoder's input."""
     mean, std = pixel_statistics(encoder.trunk)
     return MeGPTImageProcessor(image_size=encoder.image_size, image_mean=mean, image_std=std)
 
@@ -46,26 +47,26 @@ def build_model(
     *,
     bank: PromptBank | None,
     seed: int,
-    l2: float = 1e-5,
-    loss_chunk: int = 256,
+    l2: float = DEFAULTS.l2,
+    loss_chunk: int = DEFAULTS.loss_chunk,
     dtype: torch.dtype = torch.float32,
     load_llm: bool = True,
 ) -> tuple[MeGPTForConditionalGeneration, MeGPTProcessor]:
-    """A model ready to train (what is trained has `requires_grad`) and its processor.
+    """A model ready to train (trained parts have `requires_grad`) and its processor.
 
     Args:
-        bank: the fitted prompts; needed when `dynamic_prompt` is on, ignored when it is off.
-        seed: of every weight that is drawn.
+        bank: the fitted prompts, needed when `dynamic_prompt` is on. When it is off, fitted prompts are ignored.
+        seed: of all weights that are initialised at random.
         l2: λ of the penalty on the projector.
-        load_llm: false leaves the language model without weights (on the meta device): to save, not to run.
+        load_llm: false leaves the language model without weights (on the meta device), to be saved and not run.
 
     Raises:
-        InputError: an unknown encoder or language model, weights that cannot be had, prompts fitted with another
-            encoder, widths that do not fit, a prompt longer than the context.
+        InputError: an unknown encoder, language model or feature module, weights that cannot be loaded, prompts fitted
+            with another encoder, widths that do not fit, or a prompt longer than the context.
     """
     if config.doconv and config.doconv_kernel % 2 == 0:
         raise InputError(
-            f"model.doconv_kernel = {config.doconv_kernel}: an even kernel would change the map's size",
+            f"model.doconv_kernel = {config.doconv_kernel}: an even kernel would change the size of the map",
             next="use 3 or 5",
         )
     encoder, identity = build_encoder(config, seed=seed)
@@ -101,27 +102,27 @@ def _checked_bank(config: ModelConfig, bank: PromptBank | None, encoder: VisionE
         return PromptBank.fixed() if bank is None or bank.centroids is not None else bank
     if bank is None or bank.centroids is None:
         raise InputError(
-            "model.dynamic_prompt is on, and no fitted prompts were given",
+            "model.dynamic_prompt is on, but there are no fitted prompts",
             next="run `megpt fit-prompts` and set prompts= to its output, or set model.dynamic_prompt=false",
         )
     width = bank.centroids.shape[1]
     if width != encoder.channels or (bank.encoder is not None and bank.encoder != identity):
         raise InputError(
             "the prompts were fitted with another vision encoder",
-            where=f"{width} features there, {encoder.channels} here; encoder {bank.encoder} there, {identity} here",
-            cause="model.vision, vision_weights, vision_args, image_size or seed changed since",
+            where=f"prompts: {width} features of encoder {bank.encoder}; model: {encoder.channels} of {identity}",
+            cause="model.vision, vision_weights, vision_args, image_size or seed has changed since",
             next="run `megpt fit-prompts` again with this config",
         )
     return bank
 
 
 def _frozen(config: ModelConfig, vision: str) -> dict[str, Any]:
-    """The parts a partial checkpoint refers to: source and fingerprint of each."""
+    """The parts that a partial checkpoint leaves out: source and fingerprint of each."""
     path = Path(config.llm)
     source = str(path.absolute()) if path.is_dir() else config.llm
     found = files_fingerprint(language.weight_files(config.llm))
     frozen = {"language_model": {"source": source, "fingerprint": found}}
-    # In mode deep the encoder is saved itself, and only the choice of prompts needs it as it was.
+    # In mode deep the trained encoder is saved, and only the choice of prompts needs the original.
     if config.vision_weights != "none" and (config.mode != "deep" or config.dynamic_prompt):
         weights = config.vision_weights
         weights = weights if weights == "pretrained" else str(Path(weights).absolute())

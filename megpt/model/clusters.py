@@ -1,4 +1,4 @@
-"""Clusters of image features, and the words that set each cluster's reports apart."""
+"""Fitting the prompt bank: clusters of image features, and the words that distinguish each cluster's reports."""
 
 from __future__ import annotations
 
@@ -6,20 +6,61 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import silhouette_score
+from torch import Tensor
 
 from megpt.config import FitPromptsConfig
 from megpt.errors import InputError
+from megpt.model.prompts import PromptBank, default_text
 
 SILHOUETTE_SAMPLE = 5_000
 
 
-def fit_clusters(x: np.ndarray, settings: FitPromptsConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (K, C) float32 and the nearest one of each row (N,).
+def fit_prompt_bank(
+    features: np.ndarray | Tensor,
+    reports: Sequence[str],
+    study_ids: Sequence[str],
+    settings: FitPromptsConfig,
+    seed: int,
+    *,
+    encoder: str | None = None,
+) -> PromptBank:
+    """Cluster pooled features (N, C) of the training studies and write a default prompt for each cluster.
 
-    K is `num_clusters`, or the candidate of the best silhouette. Centres are ordered by size, the largest first.
+    The result does not depend on the order of the studies.
+
+    Raises:
+        InputError: fewer studies than clusters, or features that are not finite.
+    """
+    order = np.argsort(np.asarray(study_ids, dtype=object), kind="stable")
+    x = np.asarray(features, dtype=np.float32)[order]
+    ids = [study_ids[i] for i in order]
+    texts = [reports[i] or "" for i in order]
+    if not np.isfinite(x).all():
+        raise InputError("the features of some studies are not finite", cause="films or encoder weights hold NaN")
+    centres, labels = fit_clusters(x, settings, seed)
+    terms = cluster_terms(texts, labels, len(centres), settings.terms)
+    examples = []
+    for k, centre in enumerate(centres):
+        members = np.flatnonzero(labels == k)
+        near = members[np.argsort(np.square(x[members] - centre).sum(1), kind="stable")[:5]]
+        examples.append(tuple(ids[i] for i in near))
+    return PromptBank(
+        texts=tuple(default_text(words) for words in terms),
+        centroids=torch.from_numpy(centres),
+        sizes=tuple(int(n) for n in np.bincount(labels, minlength=len(centres))),
+        examples=tuple(examples),
+        encoder=encoder,
+    )
+
+
+def fit_clusters(x: np.ndarray, settings: FitPromptsConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (K, C) float32 and the index of the nearest one to each row (N,).
+
+    K is `num_clusters`, or the candidate with the best silhouette. Centres are ordered by size, largest first.
 
     Raises:
         InputError: fewer rows than clusters.
@@ -34,7 +75,7 @@ def fit_clusters(x: np.ndarray, settings: FitPromptsConfig, seed: int) -> tuple[
 
 
 def candidates(settings: FitPromptsConfig, studies: int) -> list[int]:
-    """The numbers of clusters that so many studies are divided into, of which the best is kept.
+    """The numbers of clusters to try with this many studies; the best one is kept.
 
     Raises:
         InputError: fewer studies than clusters.
@@ -73,7 +114,7 @@ def _silhouette(x: np.ndarray, labels: np.ndarray, seed: int) -> float:
 
 
 def nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The centre of the least Euclidean distance to each row, in float64 as `PromptBank.assign` does."""
+    """The index of the nearest centre to each row by Euclidean distance, in float64 like `PromptBank.assign`."""
     wide = centres.astype(np.float64)
     parts = [
         np.square(rows[:, None].astype(np.float64) - wide[None]).sum(-1).argmin(1)
@@ -83,10 +124,10 @@ def nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def cluster_terms(texts: Sequence[str], labels: np.ndarray, k: int, count: int) -> list[list[str]]:
-    """For each cluster the `count` terms (one or two words) of the highest class-wise TF-IDF.
+    """For each cluster the `count` terms (one or two words) with the highest class-wise TF-IDF.
 
     A cluster is one long document: tf = a term's share of the cluster's terms, idf = log(1 + mean terms per cluster /
-    the term's count over all clusters). Terms that are common in every cluster are thereby left out.
+    the term's count over all clusters). Terms that are common in every cluster therefore drop out.
     """
     vectorizer = CountVectorizer(
         stop_words="english", ngram_range=(1, 2), token_pattern=r"(?u)\b[a-zA-Z][a-zA-Z-]{2,}\b", binary=True, min_df=1
@@ -102,14 +143,14 @@ def cluster_terms(texts: Sequence[str], labels: np.ndarray, k: int, count: int) 
     idf = np.log1p(per_class.sum() / k / np.maximum(total, 1))
     share = per_class / np.maximum(np.bincount(labels, minlength=k)[:, None], 1)
     overall = total / max(len(texts), 1)
-    # Only what the cluster's reports say more often than the others' do may name it.
+    # A cluster is named only by terms that its reports use more often than the others do.
     score = np.where((share > overall) | (k == 1), tf * idf, 0.0)
     return [_best(score[c], words, count) for c in range(k)]
 
 
 def _best(score: np.ndarray, words: np.ndarray, count: int) -> list[str]:
     chosen: list[str] = []
-    # Of equal terms the single word comes first: a pair may only carry along a word that every report has.
+    # Single words come first among equals: the second word of a pair may be one that every report has.
     lengths = np.array([word.count(" ") for word in words])
     for index in np.lexsort((lengths, -score)):
         if score[index] <= 0 or len(chosen) == count:

@@ -1,66 +1,74 @@
-"""MeGPTConfig: everything `MeGPTForConditionalGeneration` needs to know to be built, as config.json holds it."""
+"""MeGPTConfig: the contents of a checkpoint's config.json, from which `MeGPTForConditionalGeneration` is built."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
-from megpt.config import ModelConfig
+from megpt.config import ModelConfig, TrainConfig
+
+try:
+    from transformers.configuration_utils import SubConfigSpec
+except ImportError:  # an older transformers
+    SubConfigSpec = None
+
+
+def _shared_fields() -> dict[str, Any]:
+    """The fields that a run's config declares, with the defaults it gives them."""
+    train = TrainConfig()
+    return {**ModelConfig().model_dump(), "l2": train.l2, "loss_chunk": train.loss_chunk}
 
 
 class MeGPTConfig(PreTrainedConfig):
-    """The model's shape. Fields named as in `megpt.config.ModelConfig` mean the same.
+    """The model's shape: every field of `megpt.config.ModelConfig`, the `l2` and `loss_chunk` of `TrainConfig`, and:
 
-    Further ones: `text_config` is the language model's own config; `llm` where its weights lie; `layout` how the
-    encoder lays out its features (found by a forward pass when absent); `square_kernels` the reference's FEM kernels;
-    `folded` true when DOConv is stored as an ordinary convolution; `frozen` names the parts that a partial checkpoint
-    leaves out, each with its source and fingerprint; `complete` true when it leaves out none; `prompts` holds the
-    tokenised prompt bank and the frame it stands in.
+    - `text_config`: the language model's own config;
+    - `layout`: how the encoder lays out its features; found by a forward pass when absent;
+    - `folded`: DOConv is stored as an ordinary convolution;
+    - `frozen`: source and fingerprint of each part that a partial checkpoint leaves out;
+    - `complete`: the checkpoint leaves out no part;
+    - `prompts`: the tokenised prompt bank with the text around it.
     """
 
     model_type = "megpt"
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}  # noqa: RUF012
+    if SubConfigSpec:
+        sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
 
-    vision: str = "swin_base_patch4_window7_224"
-    vision_weights: str = "none"
-    vision_args: dict[str, Any] | None = None
-    image_size: int | None = None
-    layout: dict[str, Any] | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
-    llm: str = ""
-    mode: str = "shallow"
-    fem: bool = True
-    fem_domain: str = "spatial"
-    fem_norm: str = "group"
-    square_kernels: bool = False
-    doconv: bool = True
-    doconv_kernel: int = 3
+    layout: dict[str, Any] | None = None
     folded: bool = False
-    views: str = "mean"
-    dynamic_prompt: bool = True
-    lora_rank: int = 16
-    lora_alpha: int = 16
-    lora_dropout: float = 0.0
-    llm_lora: bool = False
-    l2: float = 1e-5
-    loss_chunk: int = 256
     prompts: dict[str, Any] | None = None
     frozen: dict[str, Any] | None = None
     complete: bool = False
     tie_word_embeddings: bool = False
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        if SubConfigSpec is None and not isinstance(self.text_config, PreTrainedConfig):
+            self.text_config = AutoConfig.for_model(**{"model_type": "llama", **(self.text_config or {})})
+        super().__post_init__(**{**_shared_fields(), **kwargs})
+
     @classmethod
-    def of(cls, config: ModelConfig, text_config: PreTrainedConfig, *, l2: float, **further: Any) -> MeGPTConfig:
+    def of(cls, config: ModelConfig, text_config: PreTrainedConfig, **further: Any) -> MeGPTConfig:
         """The model's config from the run's `model` section and the language model's config."""
-        return cls(**config.model_dump(), text_config=text_config.to_dict(), l2=l2, **further)
+        return cls(**config.model_dump(), text_config=text_config.to_dict(), **further)
 
     @property
     def context(self) -> int | None:
-        """Tokens the language model can hold; None when it says nothing."""
+        """The longest sequence of tokens that the language model takes; None when its config does not say."""
         value = getattr(self.text_config, "max_position_embeddings", None)
         return int(value) if value else None
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The parts of the model whose weights a checkpoint refers to instead of holding them."""
+        if self.complete:
+            return ()
+        # In mode deep the trained encoder is held; the frozen one is the copy that chooses the prompts.
+        names = {"vision": "prompt_encoder"} if self.mode == "deep" else {}
+        return tuple(names.get(part, part) for part in self.frozen or {})
 
+
+if not SubConfigSpec:
+    MeGPTConfig.sub_configs = {"text_config": AutoConfig}  # pyrefly: ignore[bad-assignment]
 AutoConfig.register(MeGPTConfig.model_type, MeGPTConfig, exist_ok=True)

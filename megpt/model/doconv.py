@@ -21,7 +21,7 @@ class DOConv2d(nn.Module):
 
     with W (C_out, C_in / groups, s) and D (C_in, M·N, s). With groups, `i` runs over the input channels of the
     output channel's own group. `d_diff` starts at zero, so a fresh layer is an ordinary convolution with kernel W, and
-    weight decay pulls D towards the identity instead of towards nothing.
+    weight decay pulls D towards the identity instead of towards zero.
 
     Input (B, C_in, H, W), output (B, C_out, H', W'). Raises ValueError for `d_mul` < M·N or indivisible groups.
     """
@@ -76,7 +76,7 @@ class DOConv2d(nn.Module):
         return F.conv2d(x, self._kernel(), self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _kernel(self) -> Tensor:
-        """`kernel()`; without gradient in evaluation it is folded once and kept until a weight changes."""
+        """`kernel()`. In evaluation without gradients it is computed once and kept until a weight changes."""
         if self.training or torch.is_grad_enabled():
             return self.kernel()
         state = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in (self.weight, self.d_diff))
@@ -85,12 +85,12 @@ class DOConv2d(nn.Module):
         return self._folded[1]
 
     def train(self, mode: bool = True) -> DOConv2d:
-        # An optimizer that writes through `.data` leaves no trace in `_version`, but it does call train() first.
+        # Optimizers that write through `.data` do not change `_version`, but training calls train() first.
         self._folded = None
         return super().train(mode)
 
     def fold(self) -> nn.Conv2d:
-        """An ordinary convolution with the same outputs (to 1e-6 in float32)."""
+        """An ordinary convolution with equal outputs (to 1e-6 in float32)."""
         with torch.no_grad():
             kernel = self.kernel()
             conv = nn.Conv2d(

@@ -1,6 +1,6 @@
-"""FEM, the Feature Enhancement Module: three receptive fields over one feature map.
+"""FEM, the Feature Enhancement Module: three receptive fields on one feature map.
 
-Source: FFCA-YOLO's FEM (Zhang et al., 2024), as MeGPT uses it between vision encoder and language model.
+Source: the FEM of FFCA-YOLO (Zhang et al., 2024), which MeGPT puts between vision encoder and language model.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from megpt.errors import InputError
 
 
-def _norm(kind: str, channels: int) -> nn.Module:
-    if kind == "batch":
+def _norm(norm: str, channels: int) -> nn.Module:
+    if norm == "batch":
         return nn.BatchNorm2d(channels)
-    # As many groups as 8, but at least 4 channels in each: a group of one channel on a 1×1 map would erase its input.
+    # Up to 8 groups of at least 4 channels: a group of one channel on a 1×1 map would erase its input.
     groups = next(g for g in range(min(8, max(1, channels // 4)), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
@@ -52,18 +52,18 @@ class FEM(nn.Module):
     Args:
         channels: C, a multiple of 4.
         norm: `group` (the same on any number of workers) or `batch` (the reference's).
-        square_kernels: the reference's kernels, for its weights only: it wrote the 1×3 / 3×1 pair as single
-            integers, which makes them 1×1 / 3×3 with the padding of the pair.
+        square_kernels: the reference's kernels, for its weights only. It gave the kernel sizes of the 1×3 / 3×1 pair
+            as single integers, which makes them 1×1 / 3×3 with the padding of the pair.
 
     Raises:
-        InputError: C is no multiple of 4.
+        InputError: C is not a multiple of 4, or less than 8.
     """
 
     def __init__(self, channels: int, *, norm: str = "group", square_kernels: bool = False):
         super().__init__()
         if channels % 4 or channels < 8:
             raise InputError(
-                f"FEM needs a multiple of 4 channels (8 or more), and was given {channels}",
+                f"FEM needs a multiple of 4 channels (8 or more), but gets {channels}",
                 cause="its branches are a quarter as wide as its input",
                 next="choose another `model.vision` (or width in `model.vision_args`), or set model.fem=false",
             )
@@ -92,7 +92,7 @@ class FEM(nn.Module):
         self.shortcut = nn.Sequential(
             ConvNorm(channels, narrow, norm=norm, relu=False), ConvNorm(narrow, channels, norm=norm, relu=False)
         )
-        # One element and not a scalar: DeepSpeed cannot send a tensor without dimensions.
+        # One element instead of a scalar: DeepSpeed cannot send a tensor without dimensions.
         self.scale = nn.Parameter(torch.full((1,), 0.1))
         self.register_load_state_dict_pre_hook(_scalar_to_vector)
 
@@ -102,7 +102,7 @@ class FEM(nn.Module):
 
 
 def _scalar_to_vector(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """The reference's α has no dimensions."""
+    """Load the reference's α, which is a scalar."""
     name = f"{prefix}scale"
     if name in state and state[name].ndim == 0:
         state[name] = state[name].view(1)
@@ -112,13 +112,13 @@ def token_side(hidden: int) -> int:
     """w = c = √H of the reference's reshape `b h (w c) → b w h c`.
 
     Raises:
-        InputError: the language model's width is no square of a multiple of 4.
+        InputError: the width of the language model is not the square of a multiple of 4.
     """
     side = math.isqrt(hidden)
     if side * side != hidden or side % 4:
         raise InputError(
-            f"model.fem_domain = token needs a language model of width w·c with w = c, and this one's is {hidden}",
-            cause=f"the reference reshapes tokens of 4096 = 64·64 channels; √{hidden} is no multiple of 4",
+            f"model.fem_domain = token needs a language model whose width is w·c with w = c, but it is {hidden}",
+            cause=f"the reference reshapes tokens of 4096 = 64·64 channels; √{hidden} is not a multiple of 4",
             next="set model.fem_domain=spatial, or choose another model.llm",
         )
     return side

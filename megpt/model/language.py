@@ -21,17 +21,17 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from megpt.errors import InputError, did_you_mean
-from megpt.model.checkpoint.files import ADAPTER, INDEX, WEIGHTS
+from megpt.model.lora import ADAPTER, PEFT_PREFIX
 
-PEFT_PREFIX = "base_model.model."
+MAX_NEW_TOKENS = 100
 
 
 @contextlib.contextmanager
 def _as_input_error(name: str) -> Iterator[None]:
-    """What transformers says of a name it cannot find, on one screen."""
+    """Turn the errors of transformers for a model that it cannot load into one InputError."""
     try:
         yield
     except InputError:
@@ -44,7 +44,7 @@ def _as_input_error(name: str) -> Iterator[None]:
             f"model.llm = {name!r} cannot be loaded",
             cause=f"no such folder, and no such model in the local cache or on the hub ({type(error).__name__})"
             if not path.is_dir()
-            else f"the folder is no complete Hugging Face causal language model ({type(error).__name__})",
+            else f"the folder is not a complete Hugging Face causal language model ({type(error).__name__})",
             next=did_you_mean(name, known) if known else "give the folder of a Hugging Face causal language model",
         ) from error
 
@@ -55,21 +55,15 @@ def cached_models() -> list[str]:
 
     try:
         return sorted(repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "model")
-    except Exception:  # no cache folder, or one in an unknown layout: then there is nothing to suggest
+    except Exception:  # no cache folder, or one with an unknown layout: nothing to suggest
         return []
-
-
-def load_text_config(name: str) -> PreTrainedConfig:
-    """The language model's config. Raises InputError for an unknown name (the nearest ones are listed)."""
-    with _as_input_error(name):
-        return AutoConfig.from_pretrained(name)
 
 
 def load_language_model(name: str, dtype: torch.dtype) -> Any:
     """The causal language model in `name`, a folder or hub id; safetensors only.
 
     Raises:
-        InputError: it cannot be found or is no causal language model.
+        InputError: it cannot be found, or is not a causal language model.
     """
     with _as_input_error(name):
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
@@ -79,11 +73,11 @@ def blank_language_model(name: str, dtype: torch.dtype) -> Any:
     """The causal language model in `name` without its weights, on the meta device.
 
     Raises:
-        InputError: it cannot be found or is no causal language model.
+        InputError: it cannot be found, or is not a causal language model.
     """
     with _as_input_error(name), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), dtype=dtype)
-    with contextlib.suppress(OSError):  # many language models come without one
+    with contextlib.suppress(OSError):  # many language models have none
         model.generation_config = GenerationConfig.from_pretrained(name)
     return model
 
@@ -119,8 +113,15 @@ def restore_language_model(config: PreTrainedConfig, state: Mapping[str, Tensor]
     return blank.to(dtype)
 
 
+def recompute_activations(model: Any, settings: dict[str, Any]) -> None:
+    """Recompute the model's activations in the backward pass; `settings` are those of torch's checkpoint."""
+    # Newer transformers warn about the old name; older ones have no other.
+    new = hasattr(model, "activation_checkpointing_enable")
+    getattr(model, f"{'activation' if new else 'gradient'}_checkpointing_enable")(settings)
+
+
 def without_dropout(module: nn.Module) -> None:
-    """Set every dropout to 0: a frozen part computes the same in training and evaluation."""
+    """Set every dropout to 0, so that a frozen part computes the same in training and evaluation."""
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -128,8 +129,19 @@ def without_dropout(module: nn.Module) -> None:
             part.attention_dropout = 0.0  # pyrefly: ignore[bad-argument-type]
 
 
+def greedy_decoding(model: Any) -> GenerationConfig:
+    """Greedy decoding with the model's special tokens; the defaults of chat models would sample."""
+    own = model.generation_config
+    return GenerationConfig(
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=own.pad_token_id,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
+
+
 def vocabulary_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """The function from hidden states (M, H) to logits (M, vocabulary), with the scaling some models add."""
+    """The function from hidden states (M, H) to logits (M, vocabulary), with the scaling that some models add."""
     head, config = model.get_output_embeddings(), model.config
     scale = getattr(config, "logit_scale", None)
     divide = getattr(config, "logits_scaling", None)
@@ -147,16 +159,16 @@ def vocabulary_head(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def add_language_adapter(model: Any, *, rank: int, alpha: int, dropout: float) -> None:
-    """LoRA on the language model's query and value, by peft. Raises InputError where peft knows no such layers."""
+    """LoRA on the language model's query and value, by peft. Raises InputError if peft knows no such layers."""
     from peft import LoraConfig
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
-    kind = model.config.model_type
+    architecture = model.config.model_type
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    targets = ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= names else KNOWN.get(kind)
+    targets = ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= names else KNOWN.get(architecture)
     if not targets:
         raise InputError(
-            f"model.llm_lora: no query and value layers known in a {kind} language model",
+            f"model.llm_lora: no query and value layers are known in a {architecture} language model",
             next="set model.llm_lora=false",
         )
     conv1d = any(type(part).__name__ == "Conv1D" for part in model.modules())
@@ -166,7 +178,7 @@ def add_language_adapter(model: Any, *, rank: int, alpha: int, dropout: float) -
 
 
 def adapter_tensors(model: Any, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The language model's adapter under peft's names; `state` may give its values."""
+    """The language model's adapter with peft's names; values come from `state` if it is given."""
     from peft import get_peft_model_state_dict
 
     found = get_peft_model_state_dict(model, state_dict=None if state is None else dict(state), adapter_name="default")
@@ -183,7 +195,7 @@ def save_language_adapter(model: Any, folder: Path, state: Mapping[str, Tensor] 
 
 
 def load_language_adapter(model: Any, folder: Path) -> None:
-    """Read what `save_language_adapter` wrote. Raises InputError where it does not fit."""
+    """Read what `save_language_adapter` wrote. Raises InputError if it is missing or does not fit."""
     from peft import set_peft_model_state_dict
 
     try:
@@ -214,8 +226,8 @@ def merge_language_adapter(model: Any) -> None:
 def weight_files(name: str) -> list[Path]:
     """The safetensors files of a folder or a cached hub model."""
     with _as_input_error(name):
-        index = cached_file(name, INDEX, _raise_exceptions_for_missing_entries=False)
+        index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
         if index is None:
-            return [Path(str(cached_file(name, WEIGHTS)))]
+            return [Path(str(cached_file(name, SAFE_WEIGHTS_NAME)))]
         shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
         return [Path(str(cached_file(name, shard))) for shard in shards]

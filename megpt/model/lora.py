@@ -1,9 +1,9 @@
 """LoRA on the query and value of a timm encoder's attention, stored as peft stores it.
 
 timm fuses query, key and value into one linear layer, whose output rows are [query | key | value]. Two low-rank pairs
-add to the query rows and to the value rows alone; the key rows are never touched. On disk the two pairs become one
-ordinary peft LoRA of twice the rank and twice the alpha (the same scaling) with a block matrix B whose key rows are
-zero, so `peft.PeftModel.from_pretrained(encoder, folder)` loads it and computes the same.
+add to the query rows and to the value rows only; the key rows never change. On disk the two pairs become one ordinary
+peft LoRA of twice the rank and twice the alpha (the same scaling), with a block matrix B whose key rows are zero:
+`peft.PeftModel.from_pretrained(encoder, folder)` loads it and computes the same.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
 """
@@ -11,7 +11,8 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from megpt.errors import InputError
-from megpt.model.checkpoint.files import ADAPTER
 
-SETTINGS = "adapter_config.json"
+ADAPTER, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
+VISION_ADAPTER, LANGUAGE_ADAPTER = "adapter_vision", "adapter_language_model"
+"""The folders of the two adapters in a checkpoint."""
 
 
 class RowLoRA(nn.Module):
@@ -32,7 +34,7 @@ class RowLoRA(nn.Module):
 
     Args:
         base: the layer, (C_out, C_in).
-        blocks: the output rows each low-rank pair adds to.
+        blocks: for each low-rank pair, the output rows that it adds to.
         rank, alpha, dropout: as in LoRA; the update is (alpha / rank) · B A.
     """
 
@@ -57,7 +59,7 @@ class RowLoRA(nn.Module):
         return out + self.scaling * self._place(pieces, out, dim=-1)
 
     def _place(self, pieces: list[Tensor], like: Tensor, dim: int) -> Tensor:
-        """The pieces on their rows, exact zeros on all others."""
+        """The pieces in their rows, and exact zeros in all others."""
         rows = torch.tensor([r for block in self.blocks for r in block], device=like.device)
         return torch.zeros_like(like).index_copy(dim, rows, torch.cat(pieces, dim=dim).to(like.dtype))
 
@@ -66,7 +68,7 @@ class RowLoRA(nn.Module):
         pieces = [b @ a for a, b in zip(self.lora_A, self.lora_B, strict=True)]
         return self.scaling * self._place(pieces, self.base_layer.weight, dim=0)
 
-    # Some encoders (swinv2, beit, eva) read the layer's weight instead of calling it.
+    # Some encoders (swinv2, beit, eva) read the weight of the layer instead of calling it.
     @property
     def weight(self) -> Tensor:
         return self.base_layer.weight + self.update() if self.enabled else self.base_layer.weight
@@ -86,7 +88,7 @@ class RowLoRA(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """A (blocks · rank, C_in) and B (C_out, blocks · rank) of the equivalent ordinary LoRA.
 
-        `parts_a` and `parts_b` are taken in place of the layer's own values.
+        `parts_a` and `parts_b` replace the layer's own values.
         """
         a = torch.cat(list(parts_a or self.lora_A))
         b = a.new_zeros(self.base_layer.out_features, len(a))
@@ -104,7 +106,7 @@ class RowLoRA(nn.Module):
 
 
 def query_value_blocks(name: str, layer: nn.Module, attention: nn.Module) -> list[list[int]] | None:
-    """The output rows that hold query and value, each as a list; None where the layer holds neither."""
+    """The output rows that hold query and value, each as a list; None if the layer holds neither."""
     leaf = name.rsplit(".", 1)[-1]
     if not isinstance(layer, nn.Linear):
         return None
@@ -124,10 +126,10 @@ def query_value_blocks(name: str, layer: nn.Module, attention: nn.Module) -> lis
 
 
 def add_adapters(trunk: nn.Module, name: str, *, rank: int, alpha: float, dropout: float) -> list[str]:
-    """Put a `RowLoRA` on every attention of a timm encoder; returns the adapted layers' names.
+    """Put a `RowLoRA` on every attention layer of a timm encoder; returns the names of the adapted layers.
 
     Raises:
-        InputError: the encoder has no attention with a known query and value.
+        InputError: the encoder has no attention whose query and value are known.
     """
     modules = dict(trunk.named_modules())
     found = []
@@ -152,6 +154,19 @@ def adapted(trunk: nn.Module) -> dict[str, RowLoRA]:
     return {path: layer for path, layer in trunk.named_modules() if isinstance(layer, RowLoRA)}
 
 
+@contextmanager
+def adapters_off(trunk: nn.Module) -> Iterator[None]:
+    """Inside the block, an encoder computes what it did without adapters."""
+    layers = adapted(trunk).values()
+    try:
+        for layer in layers:
+            layer.enabled = False
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
+
+
 def merge_adapters(trunk: nn.Module) -> None:
     """Add every update to its layer's weight and drop the adapters, in place."""
     modules = dict(trunk.named_modules())
@@ -160,14 +175,14 @@ def merge_adapters(trunk: nn.Module) -> None:
 
 
 def drop_adapters(trunk: nn.Module) -> None:
-    """Put the layers back as they were without adapters, in place."""
+    """Restore the layers without adapters, in place."""
     modules = dict(trunk.named_modules())
     for path, layer in adapted(trunk).items():
         setattr(modules[path.rpartition(".")[0]], path.rpartition(".")[2], layer.base_layer)
 
 
 def adapter_tensors(trunk: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The adapters under the names and in the shapes of peft; `state` may give their values (names as in `trunk`)."""
+    """The adapters with the names and shapes of peft; values come from `state` if it is given (names as in `trunk`)."""
     tensors = {}
     for path, layer in adapted(trunk).items():
         own = (
@@ -206,7 +221,7 @@ def load_adapters(trunk: nn.Module, folder: Path) -> None:
     """Read an adapter folder that `save_adapters` wrote into the encoder's adapters.
 
     Raises:
-        InputError: it is missing, or belongs to another encoder or rank.
+        InputError: it is missing, or was made for another encoder or rank.
     """
     try:
         tensors = load_file(folder / ADAPTER)
@@ -218,6 +233,6 @@ def load_adapters(trunk: nn.Module, folder: Path) -> None:
     except (OSError, KeyError, RuntimeError, IndexError, ValueError) as error:
         raise InputError(
             f"the adapter in {folder} does not fit this encoder",
-            cause=f"{type(error).__name__}: a file is missing, or encoder or model.lora_rank differ",
+            cause=f"{type(error).__name__}: a file is missing, or the encoder or model.lora_rank differs",
             next="restore the checkpoint folder as it was saved",
         ) from error

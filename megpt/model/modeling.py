@@ -1,4 +1,4 @@
-"""MeGPTForConditionalGeneration: films of a study → visual tokens → a frozen language model → its report.
+"""MeGPTForConditionalGeneration: films of a study → visual tokens → a frozen language model → a report.
 
 model, processor = build_model(config.model, bank=bank, seed=42)
 out = model(**processor(images=[[film, film]], return_tensors="pt"), labels=labels)     # out.loss
@@ -9,35 +9,31 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig, GenerationMixin
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import ModelOutput
 
 from megpt.errors import InputError
 from megpt.model import language, lora
+from megpt.model.checkpoint.load import load_model
 from megpt.model.checkpoint.save import Checkpointed
 from megpt.model.configuration import MeGPTConfig
-from megpt.model.loss import chunked_cross_entropy
+from megpt.model.loss import IGNORED_LABEL, report_cross_entropy
 from megpt.model.projector import Projector
 from megpt.model.prompts import PromptBank
-from megpt.model.vision import VisionEncoder
-from megpt.model.visual import VisualFeatures, check_films, in_sequence, pooled, view_mean
-
-IGNORED = -100
-MAX_NEW_TOKENS = 100
+from megpt.model.vision import VisionEncoder, VisualFeatures, check_films, in_sequence, pooled, view_mean
 
 
 @dataclass
 class MeGPTOutput(ModelOutput):
     """loss = cross_entropy + l2; without labels, the logits (B, vocabulary) of the report's first token. `prompt_id`
-    (B,) is the prompt that each study got."""
+    (B,) is the prompt of each study."""
 
     loss: Tensor | None = None
     cross_entropy: Tensor | None = None
@@ -47,10 +43,10 @@ class MeGPTOutput(ModelOutput):
 
 
 class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
-    """The whole model. Built by `build_model` or `from_pretrained`; from a config alone all weights are random.
+    """The whole model, as `build_model` or `from_pretrained` makes it; from a config alone, all weights are random.
 
-    What is trained has `requires_grad`: FEM, DOConv, projector always; LoRA in mode delta; the encoder in mode deep.
-    The frozen parts stay in evaluation mode.
+    Trained parts have `requires_grad`: the projector with its feature modules always, LoRA in mode delta, the encoder
+    in mode deep. Frozen parts stay in evaluation mode.
     """
 
     config_class = MeGPTConfig
@@ -77,19 +73,8 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.bank = bank or PromptBank.fixed()
         embedding = self.language_model.get_input_embeddings()
-        self.projector = Projector(
-            self.vision.channels,
-            embedding.embedding_dim,
-            l2=config.l2,
-            domain=config.fem_domain,
-            fem=config.fem,
-            doconv=config.doconv,
-            kernel=config.doconv_kernel,
-            norm=config.fem_norm,
-            square_kernels=config.square_kernels,
-            folded=config.folded,
-        )
-        # The encoder as the clusters saw it. A frozen one is shared; one that learns leaves a frozen copy behind.
+        self.projector = Projector(self.vision.channels, embedding.embedding_dim, config)
+        # Prompts are chosen by the encoder as it was when they were fitted: a frozen copy if it is trained.
         own = config.mode == "deep" and self.bank.centroids is not None
         self.prompt_encoder = copy.deepcopy(self.vision) if own else None
         language.without_dropout(self.language_model)
@@ -98,18 +83,17 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
             lora.add_adapters(self.vision.trunk, config.vision, rank=rank, alpha=alpha, dropout=dropout)
         if config.llm_lora:
             language.add_language_adapter(self.language_model, rank=rank, alpha=alpha, dropout=dropout)
-        # A chat model's own defaults would sample; reports are decoded greedily unless the caller says otherwise.
-        ends = self.language_model.generation_config
-        self.set_generation_config(
-            GenerationConfig(
-                bos_token_id=ends.bos_token_id,
-                eos_token_id=ends.eos_token_id,
-                pad_token_id=ends.pad_token_id,
-                max_new_tokens=MAX_NEW_TOKENS,
-            )
-        )
+        self.generation_config = language.greedy_decoding(self.language_model)
+        self.language_model.generation_config = self.generation_config
         self._positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self._freeze()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint folder or hub id; `checkpoint.load.load_model` lists the keywords and errors."""
+        return load_model(cls, str(pretrained_model_name_or_path), **kwargs)
 
     # ---- what is trained -------------------------------------------------------------------------------------------
 
@@ -122,7 +106,7 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> MeGPTForConditionalGeneration:
-        """Training mode for what is trained; frozen parts, and an encoder's batch statistics, stay as they are."""
+        """Training mode for the trained parts; frozen parts, and the encoder's batch statistics, stay as they are."""
         super().train(mode)
         if self.prompt_encoder is not None:
             self.prompt_encoder.eval()
@@ -136,11 +120,9 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         return self
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
-        """Recompute activations of encoder and language model in the backward pass instead of keeping them."""
+        """Recompute the activations of encoder and language model in the backward pass instead of keeping them."""
         settings = gradient_checkpointing_kwargs or {"use_reentrant": False}
-        # Newer transformers warn of the old name, older ones know no other.
-        new = hasattr(self.language_model, "activation_checkpointing_enable")
-        getattr(self.language_model, f"{'activation' if new else 'gradient'}_checkpointing_enable")(settings)
+        language.recompute_activations(self.language_model, settings)
         if self.config.mode != "shallow" and hasattr(self.vision.trunk, "set_grad_checkpointing"):
             self.vision.trunk.set_grad_checkpointing(True)
 
@@ -151,21 +133,23 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing of ours is tied; the language model ties its own."""
+        """Do nothing: the language model ties its own weights, and there are no others to tie."""
 
     # ---- films → tokens --------------------------------------------------------------------------------------------
 
     def encode(
-        self, pixel_values: Tensor, view_mask: Tensor | None = None, prompt_id: Tensor | None = None
+        self, pixel_values: Tensor | None, view_mask: Tensor | None = None, prompt_id: Tensor | None = None
     ) -> VisualFeatures:
         """Films (B, V, 3, S, S) with the mask of real views (B, V) → `VisualFeatures`.
 
-        A study's features depend on its own films alone: padding views take no part in anything. Prompts (B,) that
-        are known from before are not chosen again; -1 where one is not.
+        The features of a study depend on its own films alone; padding views have no effect. `prompt_id` (B,) holds
+        prompts that are already known and need not be chosen again, and -1 for the others.
 
         Raises:
-            InputError: a study without views, NaN pixels, or films of another size.
+            InputError: no films, a study without views, NaN pixels, or films of another size.
         """
+        if pixel_values is None:
+            raise InputError("pixel_values are missing", next="pass what processor(images=…) returns")
         if pixel_values.ndim == 4:
             pixel_values = pixel_values[:, None]
         if view_mask is None:
@@ -198,29 +182,18 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         return known
 
     def _maps_for_prompts(self, films: Tensor, maps: Tensor) -> Tensor:
-        """The maps (R, C, h, w) of the encoder as the clusters saw it."""
+        """The maps (R, C, h, w) from the encoder that the clusters were fitted with."""
         if self.prompt_encoder is not None:
             return self.prompt_encoder(films)
         if self.config.mode == "delta":
-            with self._adapters_off():
+            with lora.adapters_off(self.vision.trunk):
                 return self.vision(films)
         return maps
-
-    @contextmanager
-    def _adapters_off(self) -> Iterator[None]:
-        layers = lora.adapted(self.vision.trunk).values()
-        try:
-            for layer in layers:
-                layer.enabled = False
-            yield
-        finally:
-            for layer in layers:
-                layer.enabled = True
 
     # ---- tokens → prompt -------------------------------------------------------------------------------------------
 
     def prompt_ids(self) -> tuple[list[int], list[list[int]]]:
-        """Token ids before the visual tokens (P,), and behind them for each prompt of the bank, [(S_k,)]."""
+        """The token ids before the visual tokens (P,), and those after them for each prompt of the bank, [(S_k,)]."""
         prompts = self.config.prompts or {"prefix": [], "suffixes": [[] for _ in self.bank.texts]}
         return list(prompts["prefix"]), [list(ids) for ids in prompts["suffixes"]]
 
@@ -228,12 +201,12 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         """The prompt with its visual tokens: embeddings (B, T, H) and attention mask (B, T) long, padded on the left.
 
         Raises:
-            InputError: the prompt leaves no room for a report in the language model's context.
+            InputError: the prompt leaves no room for a report in the context of the language model.
         """
         prefix, suffixes = self.prompt_ids()
         chosen = [suffixes[k] for k in visual.prompt_id.tolist()]
         device, embed = visual.tokens.device, self.get_input_embeddings()
-        # One look-up for the whole batch: under ZeRO-3 each one gathers the table.
+        # One lookup for the whole batch: under ZeRO-3 each one gathers the embedding table.
         ids = torch.tensor([i for part in (prefix, *chosen) for i in part], dtype=torch.long, device=device)
         head, *tails = embed(ids).split([len(prefix), *map(len, chosen)])
         counts = visual.token_mask.sum(1).tolist()
@@ -269,32 +242,27 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         prompt_id: Tensor | None = None,
         **kwargs: Any,
     ) -> MeGPTOutput:
-        """The loss of reports `labels` (B, L): token ids, then the end token, padded with -100.
+        """The loss of reports `labels` (B, L): token ids and the end token, padded with `loss.IGNORED_LABEL`.
 
         Args:
-            num_items_in_batch: divides the summed cross-entropy (the number of report tokens in the whole optimizer
-                step, so that the gradient does not depend on how the step is cut); by default it is the mean.
-            visual: features from `encode`, in place of pixels.
-            prompt_id: as `encode`'s.
+            num_items_in_batch: divides the summed cross-entropy: the number of report tokens in the whole optimizer
+                step, so that the gradient does not depend on how the step is split. The default is the mean.
+            visual: features from `encode`, instead of pixels.
+            prompt_id: as in `encode`.
         """
-        if visual is None:
-            if pixel_values is None:
-                raise InputError("pixel_values are missing", next="pass what processor(images=…) returns")
-            visual = self.encode(pixel_values, view_mask, prompt_id)
+        visual = visual or self.encode(pixel_values, view_mask, prompt_id)
         embeds, mask = self.assemble(visual)
         head = language.vocabulary_head(self.language_model)
         if labels is None:
             last = self._hidden(embeds, mask)[:, -1]
             return MeGPTOutput(l2=visual.l2, logits=head(last), prompt_id=visual.prompt_id)
         self.check_context(embeds.shape[1], labels.shape[1])
-        known = labels != IGNORED
+        known = labels != IGNORED_LABEL
         reports = self.get_input_embeddings()(labels.masked_fill(~known, 0)).to(embeds.dtype)
         hidden = self._hidden(torch.cat((embeds, reports), 1), torch.cat((mask, known.long()), 1))
-        # Position t predicts token t + 1: the prompt's last position predicts the report's first token.
-        before = hidden[:, embeds.shape[1] - 1 : -1]
-        total = chunked_cross_entropy(before[known], labels[known], head, chunk=self.config.loss_chunk)
-        items = known.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        cross_entropy = total / items
+        cross_entropy = report_cross_entropy(
+            hidden, labels, head, chunk=self.config.loss_chunk, items=num_items_in_batch
+        )
         return MeGPTOutput(
             loss=cross_entropy + (0 if visual.l2 is None else visual.l2),
             cross_entropy=cross_entropy,
@@ -316,15 +284,12 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         visual: VisualFeatures | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Reports as new token ids (B, L), decoded by transformers' `generate`, whose keywords are taken.
+        """Reports as new token ids (B, L), from transformers' `generate`, to which further keywords are passed on.
 
         Raises:
-            InputError: as `encode` and `assemble`; or the context has no room for `max_new_tokens`.
+            InputError: as for `encode` and `assemble`, or the context has no room for `max_new_tokens`.
         """
-        if visual is None:
-            if pixel_values is None:
-                raise InputError("pixel_values are missing", next="pass what processor(images=…) returns")
-            visual = self.encode(pixel_values, view_mask)
+        visual = visual or self.encode(pixel_values, view_mask)
         embeds, mask = self.assemble(visual)
         settings = kwargs.get("generation_config") or self.generation_config
         wanted = kwargs.get("max_new_tokens") or settings.max_new_tokens or 0

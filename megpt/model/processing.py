@@ -1,4 +1,4 @@
-"""MeGPTProcessor: films to pixel tensors, token ids to reports."""
+"""MeGPTProcessor: from films to pixel tensors, and from token ids to reports."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class MeGPTImageProcessor(BaseImageProcessor):
         """Prepare a batch of studies.
 
         Args:
-            images: a list with one list of films per study; a film in place of a list is a study of one film.
-            return_tensors: `pt`, `np`, or None for `pt`.
+            images: a list of studies, each a list of films; a single film instead of a list is a study of one film.
+            return_tensors: `pt` (also for None) or `np`.
 
         Raises:
-            InputError: a study without films, or a film with NaN pixels. Names the study's place in the batch.
+            InputError: a study without films, or a film with NaN pixels; the text gives its place in the batch.
         """
         batch = [images] if isinstance(images, (Image.Image, np.ndarray)) else list(images)
         studies = [[s] if isinstance(s, (Image.Image, np.ndarray)) else list(s) for s in batch]
@@ -58,7 +58,7 @@ class MeGPTImageProcessor(BaseImageProcessor):
                 raise InputError(
                     f"images[{number}] holds no film",
                     cause="a study needs at least one view",
-                    next="leave the study out, or give it a film",
+                    next="leave the study out, or add a film",
                 )
         most = max((len(films) for films in studies), default=0)
         pixels = torch.zeros(len(studies), most, 3, self.image_size, self.image_size)
@@ -85,7 +85,7 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def _from_array(array: np.ndarray, where: str) -> Image.Image:
-    """An array (H, W) or (H, W, 3) as a grey film: uint8 as it is, anything else stretched from its own range."""
+    """An array (H, W) or (H, W, 3) as a grey film: uint8 unchanged, other types stretched from their own range."""
     values = np.asarray(array)
     if values.ndim == 3:
         values = values.mean(axis=-1) if values.dtype != np.uint8 else values.mean(axis=-1).astype(np.uint8)
@@ -102,7 +102,7 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
 
 
 class MeGPTProcessor(ProcessorMixin):
-    """The image processor and the tokenizer, saved and loaded as one.
+    """The image processor and the tokenizer, saved and loaded together.
 
     processor(images=[[film, film], [film]], return_tensors="pt") → pixel_values, view_mask
     processor.batch_decode(model.generate(...)) → reports
@@ -115,7 +115,7 @@ class MeGPTProcessor(ProcessorMixin):
     tokenizer: PreTrainedTokenizerBase
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """Films as `MeGPTImageProcessor` takes them; `text` gives the tokenizer's output instead or besides."""
+        """Films as for `MeGPTImageProcessor`; `text` adds the output of the tokenizer. Either may be left out."""
         tensors = kwargs.pop("return_tensors", None)
         data: dict[str, Any] = {}
         if images is not None:
@@ -134,11 +134,11 @@ class MeGPTProcessor(ProcessorMixin):
         return ["pixel_values", "view_mask"]
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """Any tokenizer will do, and the image processor is our own."""
+        """Accept any tokenizer; the image processor is ours."""
         return type(argument)
 
     def encode_report(self, text: str, *, max_tokens: int | None = None) -> list[int]:
-        """The token ids that are learnt for a report: its own, at most `max_tokens`, then the end token."""
+        """The token ids that the model learns for a report: at most `max_tokens` of its own, then the end token."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids[:max_tokens], self.tokenizer.eos_token_id]
 
@@ -152,7 +152,7 @@ class MeGPTProcessor(ProcessorMixin):
         return str(self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)).strip()
 
 
-# Ours is the one for both backends: transformers prefers torchvision's, and would log that there is none.
+# One class for both backends: transformers would otherwise log that there is none for torchvision.
 AutoImageProcessor.register(
     MeGPTConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), MeGPTImageProcessor), exist_ok=True
 )

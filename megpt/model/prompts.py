@@ -1,22 +1,27 @@
-"""The dynamic prompt: image clusters fitted once on the training split, each with a text a person can read and edit."""
+"""The dynamic prompt: image clusters with a text each that a person can read and edit, and the text around it.
+
+torch is imported inside functions: `checkpoint.fingerprint` reads banks without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 import yaml
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
 
-from megpt.config import FitPromptsConfig
 from megpt.errors import InputError
-from megpt.model.checkpoint.files import CENTROIDS, PROMPTS, check_prompts, read_prompts
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+PROMPTS, CENTROIDS = "prompts.yaml", "centroids.safetensors"
+# The reference's frame: `Human: <Img>{visual tokens}</Img> {instruction} \nAssistant:`.
+PREFIX, SUFFIX = "Human: <Img>", "</Img> {text} \nAssistant:"
 INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
 TIE = 1e-5
 HEADER = "# One prompt per image cluster. The texts may be edited; the order and number of entries may not.\n"
@@ -26,15 +31,15 @@ HEADER = "# One prompt per image cluster. The texts may be edited; the order and
 class PromptBank:
     """K cluster centres (K, C) float32 and K prompt texts; without centres, one text for every study.
 
-    `encoder` is the fingerprint of the encoder whose features were clustered, `sizes` and `examples` tell a person
-    what each cluster holds (training studies in it, and the ids of those nearest its centre).
+    `encoder` is the fingerprint of the encoder whose features were clustered. `sizes` (training studies in each
+    cluster) and `examples` (ids of the studies nearest its centre) describe the clusters to a reader.
     """
 
     texts: tuple[str, ...]
     centroids: Tensor | None = None
     sizes: tuple[int, ...] = ()
     examples: tuple[tuple[str, ...], ...] = ()
-    encoder: str | None = field(default=None)
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         check_prompts(self.texts, None if self.centroids is None else len(self.centroids))
@@ -49,21 +54,23 @@ class PromptBank:
 
     def assign(self, features: Tensor) -> Tensor:
         """The cluster of each study: pooled features (B, C) → ids (B,) long. Rows do not influence each other."""
+        import torch
+
         if self.centroids is None:
             return torch.zeros(len(features), dtype=torch.long, device=features.device)
         centres = self.centroids.to(features.device, torch.float64)
         distance = (features.to(torch.float64)[:, None] - centres[None]).square().sum(-1)
-        # A feature's last digits depend on the batch it was computed in. Of clusters that they alone tell apart, the
-        # first is taken.
+        # The last digits of a feature depend on the batch that it was computed in, so clusters that differ only there
+        # count as equally near, and the first of them is taken.
         near = distance <= distance.amin(dim=1, keepdim=True) * (1 + TIE)
         return near.to(torch.uint8).argmax(dim=1)
 
     def with_texts(self, texts: Sequence[str]) -> PromptBank:
-        """The same clusters under other texts."""
+        """The same clusters with other texts."""
         return replace(self, texts=tuple(texts))
 
     def save(self, folder: str | Path) -> Path:
-        """Write prompts.yaml and, where there are clusters, centroids.safetensors."""
+        """Write prompts.yaml and, if there are clusters, centroids.safetensors."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         entries: list[dict[str, Any]] = []
@@ -77,7 +84,10 @@ class PromptBank:
         tree = {"encoder": self.encoder, "prompts": entries}
         text = HEADER + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
         (folder / PROMPTS).write_text(text, encoding="utf-8")
+        (folder / CENTROIDS).unlink(missing_ok=True)
         if self.centroids is not None:
+            from safetensors.torch import save_file
+
             save_file({"centroids": self.centroids.float().contiguous().cpu()}, folder / CENTROIDS)
         return folder
 
@@ -86,55 +96,74 @@ class PromptBank:
         """Read what `save` wrote.
 
         Raises:
-            InputError: no bank there, or one that cannot be read.
+            InputError: the folder has no bank, or one that cannot be read.
         """
+        from safetensors.torch import load_file
+
         found = read_prompts(folder := Path(folder))
         centroids = load_file(folder / CENTROIDS)["centroids"] if (folder / CENTROIDS).exists() else None
         return cls(**found, centroids=centroids)
 
 
-def fit_prompt_bank(
-    features: np.ndarray | Tensor,
-    reports: Sequence[str],
-    study_ids: Sequence[str],
-    settings: FitPromptsConfig,
-    seed: int,
-    *,
-    encoder: str | None = None,
-) -> PromptBank:
-    """Cluster pooled features (N, C) of the training studies and write a default prompt for each cluster.
-
-    The result does not depend on the order of the studies.
+def read_prompts(folder: Path) -> dict[str, Any]:
+    """The contents of prompts.yaml, without torch: `texts`, `sizes`, `examples` and `encoder` of its `PromptBank`.
 
     Raises:
-        InputError: fewer studies than clusters, or features that are not finite.
+        InputError: the folder has no bank, or one that cannot be read.
     """
-    from megpt.model.clusters import cluster_terms, fit_clusters
+    try:
+        tree = yaml.safe_load((folder / PROMPTS).read_text(encoding="utf-8"))
+        entries = tree["prompts"]
+        found = {
+            "texts": tuple(entry["text"] for entry in entries),
+            "sizes": tuple(entry["studies"] for entry in entries if "studies" in entry),
+            "examples": tuple(tuple(map(str, entry["examples"])) for entry in entries if "examples" in entry),
+            "encoder": tree.get("encoder"),
+        }
+        clusters = None
+        if (folder / CENTROIDS).exists():
+            with safe_open(folder / CENTROIDS, "np") as file:
+                clusters = file.get_slice("centroids").get_shape()[0]
+    except FileNotFoundError:
+        raise InputError(
+            f"no {PROMPTS} in {folder}", next="run `megpt fit-prompts` and set prompts= to its output"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, IndexError, SafetensorError) as error:
+        raise InputError(
+            f"the prompt bank in {folder} cannot be read",
+            cause=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            next=f"each entry of {PROMPTS} needs `text: …`; or run `megpt fit-prompts` again",
+        ) from error
+    check_prompts(found["texts"], clusters)
+    return found
 
-    order = np.argsort(np.asarray(study_ids, dtype=object), kind="stable")
-    x = np.asarray(features, dtype=np.float32)[order]
-    ids = [study_ids[i] for i in order]
-    texts = [reports[i] or "" for i in order]
-    if not np.isfinite(x).all():
-        raise InputError("the features of some studies are not finite", cause="films or encoder weights hold NaN")
-    centres, labels = fit_clusters(x, settings, seed)
-    terms = cluster_terms(texts, labels, len(centres), settings.terms)
-    examples = []
-    for k, centre in enumerate(centres):
-        members = np.flatnonzero(labels == k)
-        near = members[np.argsort(np.square(x[members] - centre).sum(1), kind="stable")[:5]]
-        examples.append(tuple(ids[i] for i in near))
-    return PromptBank(
-        texts=tuple(default_text(words) for words in terms),
-        centroids=torch.from_numpy(centres),
-        sizes=tuple(int(n) for n in np.bincount(labels, minlength=len(centres))),
-        examples=tuple(examples),
-        encoder=encoder,
-    )
+
+def check_prompts(texts: Sequence[Any], clusters: int | None) -> None:
+    """Raise InputError unless every cluster has a text; `clusters` is None for a bank without any."""
+    if not texts or any(not isinstance(t, str) or not t.strip() for t in texts):
+        raise InputError("a prompt bank needs a text for every cluster", where=PROMPTS)
+    if clusters is not None and clusters != len(texts):
+        raise InputError(
+            f"{len(texts)} prompts for {clusters} clusters",
+            where=f"{PROMPTS} and {CENTROIDS}",
+            cause="an entry was added to or removed from prompts.yaml",
+            next="restore the entry, or run `megpt fit-prompts` again with another fit_prompts.num_clusters",
+        )
+
+
+def tokenise_bank(bank: PromptBank, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The `prompts` entry of config.json: the bank's texts, and the token ids before and after the visual tokens."""
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    suffixes = [tokenizer(SUFFIX.format(text=text), add_special_tokens=False)["input_ids"] for text in bank.texts]
+    return {
+        "texts": list(bank.texts),
+        "prefix": start + list(tokenizer(PREFIX, add_special_tokens=False)["input_ids"]),
+        "suffixes": [list(ids) for ids in suffixes],
+    }
 
 
 def default_text(terms: Sequence[str]) -> str:
-    """The instruction, and the terms that set a cluster's training reports apart."""
+    """The instruction, and the terms that distinguish a cluster's training reports."""
     if not terms:
         return INSTRUCTION
     return f"{INSTRUCTION} Terms common in reports of similar images: {', '.join(terms)}."

@@ -1,9 +1,10 @@
-"""Any timm encoder as a source of feature maps (B, C, h, w), with a fingerprint of its weights."""
+"""From films to feature maps: any timm encoder, and how the maps of a study's views are combined."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ Layout = dict[str, Any]
 names of parameters that no feature depends on, such as a classifier's norm}."""
 
 CPU_PIXELS = 8 * 224 * 224
-"""Pixels of the films that a frozen encoder takes at a time on a CPU. Activations of more do not fit its caches: 32
-films of 224 x 224 at once take 1.1 to 1.4 times as long as 8, and four times the memory, for the same maps (Swin-T,
-ViT-S, ResNet-50). Of small films it takes more, or each layer's fixed costs would count."""
+"""Pixels of the films that a frozen encoder takes at a time on a CPU. The activations of more do not fit its caches: 32
+films of 224 × 224 at once take 1.1 to 1.4 times as long as 8, and four times the memory, for the same maps (Swin-T,
+ViT-S, ResNet-50). The limit counts pixels, not films, so that small films go in larger batches and the fixed cost of
+each layer does not dominate."""
 
 
 class VisionEncoder(nn.Module):
@@ -46,7 +48,7 @@ class VisionEncoder(nn.Module):
         return self.one_pass(pixels)
 
     def one_pass(self, pixels: Tensor) -> Tensor:
-        """The maps of all films at once, however many."""
+        """The maps of all films in one forward pass, however many there are."""
         # Channels last is the order that convolutions and pooling are fastest in, on the CPU and on tensor cores.
         x = self.trunk.forward_features(pixels.contiguous(memory_format=torch.channels_last))
         if self.layout["order"] == "nhwc":
@@ -57,20 +59,20 @@ class VisionEncoder(nn.Module):
 
 
 def create(name: str, image_size: int | None, arguments: Mapping[str, Any]) -> Any:
-    """The bare timm model, its weights drawn from torch's current seed.
+    """The timm model without its head; its weights follow from torch's current seed.
 
     Raises:
-        InputError: timm does not know the name (the nearest ones are listed), or refuses the size or the arguments.
+        InputError: timm does not know the name (the text lists the nearest ones), or refuses the size or arguments.
     """
     if not timm.is_model(name.split(".")[0]):
-        raise InputError(f"model.vision = {name!r} is no timm model", next=did_you_mean(name, timm.list_models()))
+        raise InputError(f"model.vision = {name!r} is not a timm model", next=did_you_mean(name, timm.list_models()))
     arguments = dict(arguments)
     sized: dict[str, Any] = {"img_size": image_size} if image_size and "img_size" not in arguments else {}
     try:
         try:
             trunk = timm.create_model(name, pretrained=False, num_classes=0, **sized, **arguments)
         except TypeError:
-            # Convolutional encoders take any size and know no `img_size`.
+            # Convolutional encoders take any size and have no `img_size`.
             trunk = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     except (TypeError, KeyError, ValueError, AssertionError, RuntimeError) as error:
         raise InputError(
@@ -82,7 +84,7 @@ def create(name: str, image_size: int | None, arguments: Mapping[str, Any]) -> A
 
 
 def native_size(trunk: Any) -> int:
-    """The side of the films the encoder was made for, in pixels."""
+    """The side of the square films that the encoder was made for, in pixels."""
     size = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
     if size is not None:
         return int(size[0] if isinstance(size, (tuple, list)) else size)
@@ -90,7 +92,7 @@ def native_size(trunk: Any) -> int:
 
 
 def pixel_statistics(trunk: Any) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation the encoder expects of its three channels, for pixels in [0, 1]."""
+    """Mean and standard deviation that the encoder expects in its three channels, for pixels in [0, 1]."""
     cfg: Any = trunk.pretrained_cfg
     return list(cfg["mean"]), list(cfg["std"])
 
@@ -99,7 +101,7 @@ def probe(trunk: Any, name: str, image_size: int) -> Layout:
     """How the encoder lays out its features, found by one forward pass.
 
     Raises:
-        InputError: the encoder does not take this size, or returns something that is no grid.
+        InputError: the encoder does not take this size, or does not return a grid.
     """
     device = next(trunk.parameters()).device
     training = trunk.training
@@ -125,7 +127,7 @@ def probe(trunk: Any, name: str, image_size: int) -> Layout:
 
 
 def _idle(features: Tensor, trunk: Any) -> list[str]:
-    """The parameters that the features do not depend on: training them would leave them without a gradient."""
+    """The parameters that the features do not depend on: in training they would never get a gradient."""
     named = [(name, p) for name, p in trunk.named_parameters() if p.requires_grad]
     grads = torch.autograd.grad(features.sum(), [p for _, p in named], allow_unused=True)
     return [name for (name, _), grad in zip(named, grads, strict=True) if grad is None]
@@ -150,7 +152,7 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
     """Put the weights that `model.vision_weights` names into the encoder: `pretrained` or a .safetensors file.
 
     Raises:
-        InputError: they cannot be had, or do not fit.
+        InputError: they cannot be loaded, or do not fit.
     """
     if weights == "pretrained":
         sized: dict[str, Any] = (
@@ -160,7 +162,7 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
             trunk = timm.create_model(name, pretrained=True, num_classes=0, **sized, **dict(arguments))
         except Exception as error:
             raise InputError(
-                f"the pretrained weights of model.vision = {name!r} could not be had",
+                f"the pretrained weights of model.vision = {name!r} could not be loaded",
                 cause=f"{type(error).__name__}: no network, no such weights, or a changed architecture",
                 next="set model.vision_weights=FILE.safetensors (timm's names), or =none for a random start",
             ) from error
@@ -169,7 +171,7 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
     path = Path(weights)
     if path.suffix != ".safetensors" or not path.is_file():
         raise InputError(
-            f"model.vision_weights = {weights!r} is no .safetensors file",
+            f"model.vision_weights = {weights!r} is not a .safetensors file",
             next="give pretrained, none, or the path of a .safetensors file with timm's names",
         )
     from safetensors.torch import load_file
@@ -196,3 +198,66 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
 def _takes_size(trunk: Any) -> bool:
     cfg: Any = trunk.pretrained_cfg
     return bool(cfg.get("fixed_input_size"))
+
+
+@dataclass
+class VisualFeatures:
+    """The films of a batch of studies as the language model gets them.
+
+    tokens (B, N, H); token_mask (B, N) bool, real tokens first; prompt_id (B,) long; l2: the penalty, a scalar.
+    """
+
+    tokens: Tensor
+    token_mask: Tensor
+    prompt_id: Tensor
+    l2: Tensor | None = None
+
+
+def check_films(films: Tensor, view_mask: Tensor, size: int) -> None:
+    """Raise InputError for films (R, 3, S, S) of another size or with NaN pixels, and for a study without views."""
+    if films.ndim != 4 or films.shape[-2:] != (size, size):
+        raise InputError(
+            f"pixel_values are {tuple(films.shape[1:])}, and this encoder takes (3, {size}, {size})",
+            next="prepare films with the checkpoint's own processor",
+        )
+    if films.is_meta:
+        return
+    # One transfer for both checks: each would stall a GPU.
+    some, finite = torch.stack((view_mask.any(1).all(), films.isfinite().all())).tolist()
+    if not some:
+        raise InputError("view_mask: a study of the batch has no view", next="leave studies without films out")
+    if not finite:
+        raise InputError("pixel_values hold NaN or infinite pixels", next="leave the broken film out")
+
+
+def spread(rows: Tensor, view_mask: Tensor) -> Tensor:
+    """Rows of the real views (R, …) → (B, V, …), zero for padding views."""
+    out = rows.new_zeros(*view_mask.shape, *rows.shape[1:])
+    return out.masked_scatter(view_mask.view(*view_mask.shape, *[1] * (rows.ndim - 1)), rows)
+
+
+def view_mean(maps: Tensor, view_mask: Tensor) -> Tensor:
+    """Maps of the real views (R, C, h, w) → their mean for each study (B, C, h, w)."""
+    return spread(maps, view_mask).sum(1) / view_mask.sum(1).to(maps.dtype).view(-1, 1, 1, 1)
+
+
+def in_sequence(tokens: Tensor, view_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens of the real views (R, n, H) → tokens of each study (B, V·n, H), real ones first, and their mask."""
+    order = view_mask.long().argsort(dim=1, descending=True, stable=True)
+    padded = spread(tokens, view_mask)
+    padded = padded.gather(1, order[:, :, None, None].expand_as(padded))
+    mask = view_mask.gather(1, order)[:, :, None].expand(-1, -1, tokens.shape[1])
+    return padded.flatten(1, 2), mask.flatten(1, 2)
+
+
+def pooled(maps: Tensor, view_mask: Tensor) -> Tensor:
+    """Maps of the real views (R, C, h, w) → one vector per study (B, C) float32, the mean over its views."""
+    return spread(maps.float().mean((2, 3)), view_mask).sum(1) / view_mask.sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def prompt_features(encoder: VisionEncoder, pixel_values: Tensor, view_mask: Tensor) -> Tensor:
+    """The vector by which the prompt of each study is chosen: (B, V, 3, S, S) → (B, C) float32."""
+    films = pixel_values[view_mask]
+    check_films(films, view_mask, encoder.image_size)
+    return pooled(encoder(films), view_mask)

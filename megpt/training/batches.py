@@ -1,21 +1,19 @@
-"""Micro-batches, decoded ahead of the step by threads.
+"""Micro-batches, decoded by threads while the steps before them compute.
 
-    with Loader(samples, processor, order, rank=0, world_size=2, …) as loader:
+    with Loader(samples, order, cutting, rank=0, processor=processor, …) as loader:
         for step in range(start, total):
             for batch in loader.step(step): ...
 
-A study whose films cannot be read while training goes on takes part with no labels: it adds nothing to the loss,
-whoever meets it, and is remembered by name.
+A study whose films cannot be read during training takes part without labels: it adds nothing to the loss on whichever
+worker it falls, and the micro-batch names it.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -25,22 +23,24 @@ from torch import Tensor
 
 from megpt.config import DataConfig
 from megpt.films.decode import UnreadableFilm, load_films
+from megpt.model.loss import IGNORED_LABEL
 from megpt.training.order import Cutting, GlobalOrder, Indices
 from megpt.training.samples import Samples
 
-IGNORED = -100
 AHEAD = 2
+"""Steps that are decoded ahead of the current one."""
 
 
 @dataclass
 class MicroBatch:
-    """One forward pass. Rows without labels (`study_ids` of an idle worker are empty) add nothing to the loss."""
+    """One forward pass. An idle worker's has no indices and one blank row; rows without labels add no loss."""
 
     indices: Indices
     pixel_values: Tensor  # (B, V, 3, S, S)
     view_mask: Tensor  # (B, V)
     labels: Tensor  # (B, L)
     failed: dict[int, str] = field(default_factory=dict)
+    """Sample index → why its films could not be read."""
     stored: bool = False
     """The pixels are left out: the encoder's maps of all rows are in the feature cache."""
 
@@ -49,8 +49,10 @@ class Loader:
     """This worker's micro-batches of any step; the next steps decode in the background.
 
     Args:
-        process: films of some studies → pixel_values and view_mask, the model's processor.
+        processor: makes pixel_values and view_mask of films, at its `image_size`.
         threads: 0 decodes in the step itself.
+        last_step: nothing is decoded ahead from this step on.
+        stored_views: see `megpt.training.memo.Memo`.
     """
 
     def __init__(
@@ -60,27 +62,24 @@ class Loader:
         cutting: Cutting,
         *,
         rank: int,
-        process: Callable[[list[list[Image.Image]]], Any],
-        image_size: int,
+        processor: Any,
         data: DataConfig,
         threads: int,
         last_step: int,
         stored_views: Callable[[Indices], list[int] | None] = lambda piece: None,
     ):
         self.samples, self.order, self.cutting, self.rank = samples, order, cutting, rank
-        self._process, self._size, self._data, self._last = process, image_size, data, last_step
+        self._processor, self._data, self._last = processor, data, last_step
         self._stored_views = stored_views
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
-        self._pending: OrderedDict[int, list[Future[MicroBatch]]] = OrderedDict()
+        self._pending: dict[int, list[Future[MicroBatch]]] = {}
         self.waited_s = 0.0
         """Seconds that steps have waited for their data."""
 
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._pool:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -111,39 +110,40 @@ class Loader:
         films, labels, failed = [], [], {}
         for index in piece.tolist():
             try:
-                films.append(
-                    load_films(
-                        self.samples.study(index),
-                        size=self._size,
-                        max_views=self._data.max_views,
-                        max_pixels=self._data.max_pixels,
-                    )
-                )
+                films.append(self._films(index))
                 labels.append(self.samples.labels(index))
             except UnreadableFilm as error:
                 films.append([self._blank()])
                 labels.append(np.empty(0, np.int64))
                 failed[index] = str(error)
-        if not films:  # a worker with no share still takes part in the collectives of the step
+        if not films:  # a worker without a share still takes part in the collectives of the step
             films, labels = [[self._blank()]], [np.empty(0, np.int64)]
-        pixels = self._process(films)
+        pixels = self._processor(images=films, return_tensors="pt")
         return MicroBatch(piece, pixels["pixel_values"], pixels["view_mask"], pad(labels), failed)
 
+    def _films(self, index: int) -> list[Image.Image]:
+        return load_films(
+            self.samples.study(index),
+            size=self._processor.image_size,
+            max_views=self._data.max_views,
+            max_pixels=self._data.max_pixels,
+        )
+
     def _without_films(self, piece: Indices, views: list[int]) -> MicroBatch:
-        most = max(views)
-        pixels = torch.zeros(1).expand(len(views), most, 3, self._size, self._size)
+        size, most = self._processor.image_size, max(views)
+        pixels = torch.zeros(1).expand(len(views), most, 3, size, size)
         mask = torch.arange(most) < torch.tensor(views)[:, None]
         labels = pad([self.samples.labels(index) for index in piece.tolist()])
         return MicroBatch(piece, pixels, mask, labels, stored=True)
 
     def _blank(self) -> Image.Image:
-        return Image.new("L", (self._size, self._size))
+        return Image.new("L", (self._processor.image_size,) * 2)
 
 
 def pad(labels: list[np.ndarray]) -> Tensor:
     """Label ids of several samples as (B, L ≥ 1), filled with -100 on the right."""
     longest = max(1, *(len(ids) for ids in labels)) if labels else 1
-    table = torch.full((len(labels), longest), IGNORED)
+    table = torch.full((len(labels), longest), IGNORED_LABEL)
     for row, ids in enumerate(labels):
         table[row, : len(ids)] = torch.from_numpy(ids)
     return table

@@ -4,11 +4,12 @@
     found = store.newest()                          # None, or the newest whole checkpoint
     store.save(tensors, meta)                       # returns at once; a thread writes
     store.close()                                   # the last one is on disk
+    export(model, processor, store, output, …)      # the Hugging Face folder at the end of a run
 
 A checkpoint is a folder with `state.safetensors`, `meta.json` and, written last, `manifest.json`: the size and
 SHA-256 of the other two. It is made under a hidden name and renamed when all three are synced, so at any moment a
 reader finds whole checkpoints only; one that was cut short afterwards (a copy that failed, a damaged disk) fails its
-manifest and is passed over with a warning. Older ones are deleted only after a newer one has its name.
+manifest and is skipped with a warning. Older ones are deleted only after a newer one has its name.
 """
 
 from __future__ import annotations
@@ -25,13 +26,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from megpt.output import storage_error, sync_folder, write_aside
 from megpt.progress import log
+from megpt.study import FAILED_SCHEMA
+from megpt.training.samples import Samples
 
+MASTER, BUFFER = "master", "buffer"
+"""A tensor's key is one of these, or a moment of Adam, a slash, and the parameter's name."""
+FAILED = "failed.parquet"
 STATE, META, MANIFEST, BEST = "state.safetensors", "meta.json", "manifest.json", "best.json"
 PREFIX = "step-"
 
@@ -57,8 +66,8 @@ class CheckpointStore:
     """Writes, finds and prunes checkpoints. One process writes; any may read.
 
     Args:
-        keep: the newest so many stay, besides the best one.
-        warn: told of each checkpoint that is passed over.
+        keep: how many of the newest stay, besides the best one.
+        warn: called with a line about each checkpoint that is skipped.
     """
 
     def __init__(self, folder: Path, *, keep: int, warn: Callable[[str], None] = log):
@@ -67,10 +76,10 @@ class CheckpointStore:
         self._running: Future[None] | None = None
 
     def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Hand a checkpoint to the writing thread. Waits for the one before, whose error it raises.
+        """Hand a checkpoint to the writing thread. Waits for the previous one first, and raises its error.
 
         Args:
-            tensors: taken over; must not be changed any more.
+            tensors: must not be changed afterwards.
             meta: JSON; needs `step`.
         """
         self.wait()
@@ -90,7 +99,7 @@ class CheckpointStore:
             self._writer.shutdown()
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; damaged ones are passed over with a warning."""
+        """The newest checkpoint that is whole; damaged ones are skipped with a warning."""
         for path in reversed(self._folders()):
             if checkpoint := self._check(path):
                 return checkpoint
@@ -109,8 +118,8 @@ class CheckpointStore:
     def note_score(self, step: int, score: float) -> bool:
         """Pin the checkpoint of `step` as the best one if it is; an equal score leaves the earlier one."""
         self.wait()
-        before = self._pinned()
-        if before and before[1] >= score and before[0].name != _name(step):
+        pinned = self._pinned()
+        if pinned and pinned[1] >= score and pinned[0].name != _name(step):
             return False
         entry = json.dumps({"name": _name(step), "score": score, "step": step})
         with write_aside(self.folder / BEST) as temporary:
@@ -137,7 +146,7 @@ class CheckpointStore:
             for name in (STATE, META, MANIFEST):
                 _sync(aside / name)
             sync_folder(aside)
-            if path.exists():  # one that was cut short, or the same step again
+            if path.exists():  # a damaged one, or the same step again
                 shutil.rmtree(path)
             aside.rename(path)
             sync_folder(self.folder)
@@ -153,7 +162,7 @@ class CheckpointStore:
         for path in self._folders():
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
-        # What a killed writer left behind: no other process writes here while the output is claimed.
+        # Leftovers of a killed writer: no other process writes here while the output is claimed.
         own = f".{socket.gethostname()}.{os.getpid()}"
         for path in self.folder.glob(f".{PREFIX}*"):
             if not path.name.endswith(own):
@@ -168,12 +177,12 @@ class CheckpointStore:
             wrong = [name for name in (STATE, META) if _digest(path / name) != manifest[name]]
             if not wrong:
                 return Checkpoint(path, json.loads((path / META).read_text(encoding="utf-8")))
-            reason = f"{wrong[0]} is damaged"
+            reason = f"{wrong[0]} does not match its manifest"
         except FileNotFoundError as error:
             reason = f"{Path(error.filename).name} is missing"
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"unreadable ({type(error).__name__})"
-        self._warn(f"warning: checkpoint {path} is not whole and is passed over: {reason}")
+        self._warn(f"warning: checkpoint {path} is damaged and is skipped: {reason}")
         return None
 
 
@@ -195,3 +204,60 @@ def _errno_of(error: SafetensorError) -> int:
     """The errno in a SafetensorError's text ("… (os error 28)"), 5 (input/output) when it has none."""
     found = re.search(r"os error (\d+)", str(error))
     return int(found.group(1)) if found else 5
+
+
+def export(
+    model: nn.Module,
+    processor: Any,
+    store: CheckpointStore,
+    output: Path,
+    *,
+    shapes: dict[str, torch.Size],
+    samples: Samples,
+    failed: dict[str, str],
+) -> dict[str, Any]:
+    """Write the Hugging Face folder from the best checkpoint by validation, or else from the newest one.
+
+    Args:
+        model: with all weights in place; the checkpoint's replace those that were trained.
+        shapes: of the trained parameters, as the model was built (the engine may have changed them).
+        failed: study id → reason, of the films that could not be decoded during training.
+
+    Returns:
+        The summary of the run, for `_SUCCESS`.
+    """
+    best = store.best()
+    chosen = best[0] if best else store.newest()
+    if chosen is None:
+        raise RuntimeError("no whole checkpoint at the end of the run")
+    weights = dict(model.state_dict())
+    for key, value in chosen.tensors().items():
+        kind, name = key.split("/", 1)
+        if kind in (MASTER, BUFFER):
+            weights[name] = value.to(weights[name].dtype).view(shapes.get(name, value.shape))
+    scores = {"best_metric": best[1]} if best else None
+    model.save_pretrained(output, state_dict=weights, scores=scores)  # pyrefly: ignore[not-callable]
+    processor.save_pretrained(output)
+    rows = _failed_rows(samples, failed)
+    with write_aside(output / FAILED) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, FAILED_SCHEMA), temporary)
+    return {
+        "steps": chosen.meta["total_steps"],
+        "checkpoint_step": chosen.step,
+        "best_metric": best[1] if best else None,
+        "studies": len(samples),
+        "left_out": samples.left_out,
+        "missing": len(samples.failed),
+        "failed": len(rows),
+    }
+
+
+def _failed_rows(samples: Samples, failed: dict[str, str]) -> list[dict[str, Any]]:
+    """Rows of FAILED_SCHEMA: films that were missing before training, and films found unreadable during it."""
+    rows = list(samples.failed)
+    if failed:
+        for index in range(len(samples)):
+            study = samples.study(index)
+            if study.study_id in failed:
+                rows.append({**study.to_row(), "split": "train", "error": failed[study.study_id]})
+    return rows

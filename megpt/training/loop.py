@@ -1,80 +1,82 @@
-"""Training from its newest checkpoint to its last step, on however many workers there are.
+"""Training from its newest checkpoint to its last step, on any number of workers.
 
-    summary = train_loop(config, output=Path("runs/checkpoint"), hooks=Hooks(validate=…))
+    summary = train_loop(config, lambda: make_parts(config), output=Path("runs/checkpoint"), hooks=Hooks(validate=…))
 
 Every worker of the process group calls it; without a group it trains in this process. Knows nothing of Ray: what a
 cluster adds (notice of preemption, reports, validation) comes in as `Hooks`.
 
-Why a resumed run is the uninterrupted one: the samples of a step follow from (seed, step), torch's random state is
+Why a resumed run equals the uninterrupted one: the samples of a step follow from (seed, step), torch's random state is
 set from (seed, step, piece) before every forward pass, the rate from the step; weights, moments and the step count
-come from the checkpoint, in float32. Nothing else feeds into a step.
+come from the checkpoint, in float32. Nothing else enters a step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from megpt.config import Config
+from megpt.model import PromptBank, build_model
 from megpt.progress import log
-from megpt.training import state
-from megpt.training.agreement import require_same_as_before, require_same_on_every_worker
-from megpt.training.batches import Loader, MicroBatch
-from megpt.training.checkpoints import CheckpointStore
-from megpt.training.engine import (
-    ensure_process_group,
-    local_device,
-    make_engine,
-    set_learning_rate,
-    share_threads,
-    whole_model,
-)
-from megpt.training.features import FeatureCache, check_cache, feature_path
-from megpt.training.log import Logbook
-from megpt.training.memo import PromptMemo, is_of_use, prompt_path
-from megpt.training.meter import Meter
+from megpt.training import deepspeed
+from megpt.training.batches import Loader
+from megpt.training.checkpoints import CheckpointStore, export
+from megpt.training.log import Logbook, Meter
+from megpt.training.memo import check_cache, open_memo
 from megpt.training.order import Cutting, GlobalOrder
-from megpt.training.samples import Samples
+from megpt.training.samples import (
+    Samples,
+    open_samples,
+    require_same_on_every_worker,
+    sample_folder,
+    tokenizer_for,
+    training_studies,
+)
 from megpt.training.schedule import Schedule
+from megpt.training.state import Hooks, Run, broadcast, resume, save, seed_torch, trainable
 
 STEPS = "steps"
 PREEMPTION_EVERY = 10
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """What surrounds the loop.
-
-    preempted: asked every few steps, by every worker alike: is a node about to go?
-    report: told of each checkpoint, by every worker alike, with the newest figures.
-    row: told of each log row, on worker 0.
-    validate: (model, processor) → scores, by every worker alike, the same scores on all.
-    best: scores → the number that picks the best checkpoint.
-    """
-
-    preempted: Callable[[], bool] = lambda: False
-    report: Callable[[dict[str, float]], None] = lambda figures: None
-    row: Callable[[dict[str, float]], None] = lambda figures: None
-    validate: Callable[[nn.Module, Any], dict[str, float]] | None = None
-    best: Callable[[dict[str, float]], float] = field(default=lambda scores: 0.0)
-
-
-@dataclass(frozen=True)
 class Parts:
-    """What a run trains, and on what; made by `megpt.training.parts`."""
+    """What a run trains, and on what."""
 
     model: nn.Module
     processor: Any
     samples: Samples
     folder: Path
     """On this node's own disk."""
+
+
+def make_parts(config: Config) -> Parts:
+    """Build the model from its settings and seed, and open (or write) this node's sample file; alike on every worker.
+
+    Raises:
+        InputError: weights, prompts or studies that are missing or do not fit.
+    """
+    model, processor = build_model(
+        config.model,
+        bank=PromptBank.load(config.prompts) if config.prompts else None,
+        seed=config.seed,
+        l2=config.train.l2,
+        loss_chunk=config.train.loss_chunk,
+        dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
+    )
+    samples = open_samples(
+        lambda: training_studies(config),
+        folder=sample_folder(config),
+        data=config.data,
+        tokenize=tokenizer_for(processor.tokenizer, config.train.max_report_tokens),
+    )
+    return Parts(model, processor, samples, sample_folder(config))
 
 
 def train_loop(
@@ -87,252 +89,106 @@ def train_loop(
 
     Raises:
         MegptError: the loss is not a number, or storage failed.
-        InputError: nothing to train on, a config that cannot be, or training studies that differ between the workers
-            or from those the run began with.
+        InputError: nothing to train on, an impossible config, or training studies that differ between the workers
+            or from those that the run began with.
     """
     check_cache(config)
-    ensure_process_group(config.train.timeout_s)
-    share_threads()
-    with _Run(config, parts(), output, hooks or Hooks()) as run:
-        run.train()
-        return run.export()
-
-
-class _Run:
-    def __init__(self, config: Config, parts: Parts, output: Path, hooks: Hooks):
-        self.config, self.train_config, self.output, self.hooks = config, config.train, output, hooks
-        self.model, self.processor, self.samples = parts.model, parts.processor, parts.samples
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.device = local_device()
-        require_same_on_every_worker(self.samples)
-        self.order = GlobalOrder(len(self.samples), self.train_config.global_batch_size, config.seed)
-        self.schedule = Schedule.of(self.train_config, self.order.steps_per_epoch)
-        self.store = CheckpointStore(output / STEPS, keep=self.train_config.keep)
-        self.cutting = Cutting.of(self.train_config.global_batch_size, self.train_config.micro_batch_size, self.world)
-        self.failed: dict[str, str] = {}
-        self.shapes = {name: parameter.shape for name, parameter in state.trainable(self.model)}
-        self.cache = self._make_cache(parts.folder) if config.train.cache_features else None
-        self.start = self._prepare()
-        self.memo = self._make_memo(parts.folder)
-        self.loader = Loader(
-            self.samples,
-            self.order,
-            self.cutting,
-            rank=self.rank,
-            process=lambda films: self.processor(images=films, return_tensors="pt"),
-            image_size=self.processor.image_size,
-            data=config.data,
-            threads=self.train_config.loader_workers,
-            last_step=self.schedule.total_steps,
-            **({"stored_views": self.cache.views} if self.cache else {}),
-        )
-        self.meter = Meter(self.device, self.order, self.samples)
-        self.logbook = Logbook(output, config, start_step=self.start) if self.rank == 0 else None
-
-    def __enter__(self) -> _Run:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.loader.__exit__(None, None, None)
-        if self.logbook:
-            self.logbook.close()
-        if kind is None:
-            self.store.close()
-
-    def _make_cache(self, folder: Path) -> FeatureCache:
-        dtype = torch.bfloat16 if self.train_config.precision == "bf16" else torch.float32
-        path = feature_path(self.config, folder)
-        return FeatureCache(path, self.model.vision, self.samples.num_views, dtype=dtype)
-
-    def _make_memo(self, folder: Path) -> PromptMemo | None:
-        bank: Any = self.model.bank
-        if not is_of_use(self.config, bank) or self.engine.zero_optimization_stage() == 3:
-            return None
-        return PromptMemo(prompt_path(self.config, bank, folder), len(self.samples), len(bank.texts))
-
-    def _prepare(self) -> int:
-        """Weights and optimizer from the newest checkpoint; the steps it has done.
-
-        Worker 0 alone decides which checkpoint is the newest, so that all start from the same one.
-        """
-        found = self.store.newest() if self.rank == 0 else None
-        path = _broadcast(str(found.path) if found else None)
-        if path is None:
-            self.engine = make_engine(self.model, self.train_config)
-            return 0
-        found = self.store.at(Path(path))
-        require_same_as_before(self.samples, found.meta)
-        tensors = found.tensors()
-        state.load_weights(self.model, tensors)
-        self.engine = make_engine(self.model, self.train_config)
-        state.restore(self.engine, tensors, step=found.step)
-        self.failed = dict(found.meta["failed"])
-        if self.rank == 0:
-            log(f"resuming from step {found.step} of {self.schedule.total_steps} ({found.path})")
-        return found.step
-
-    # ---- steps -----------------------------------------------------------------------------------------------------
-
-    def train(self) -> None:
-        """All steps that are left."""
-        self.engine.train()
-        self._validate_late()
-        every = min(PREEMPTION_EVERY, self.train_config.log_every)
-        warned = False
-        for step in range(self.start, self.schedule.total_steps):
-            self._step(step)
-            done = step + 1
-            if done % self.train_config.log_every == 0 or done == self.schedule.total_steps:
-                self._log(done)
-            if not warned and done % every == 0 and self.hooks.preempted():
-                warned = True
-                self._save(done)
-                self.store.wait()
-                if self.rank == 0:
-                    log(f"a node is about to go: step {done} is saved")
-            elif self.schedule.saves_after(done):
-                self._save(done)
-            if self.schedule.validates_after(done):
-                self._validate(done)
-
-    def _step(self, step: int) -> None:
-        set_learning_rate(self.engine, rate := self.schedule.learning_rate(step))
-        batches = self.loader.step(step)
-        items = self.loader.num_tokens(step) / (self.world * self.cutting.slots)
-        losses = []
-        for slot, batch in enumerate(batches):
-            self._note_failed(batch)
-            seed_torch(self.config.seed, step, slot * self.world + self.rank)
-            with self.meter.count_flops(len(batch.indices)):
-                out = self._forward(batch, items)
-                self.engine.backward(out.loss)
-            self.engine.step()
-            losses.append(torch.stack((out.cross_entropy.detach().float(), out.l2.detach().float())))
-        self.meter.add(step, torch.stack(losses).mean(0), rate)
-
-    def _forward(self, batch: MicroBatch, items: float) -> Any:
-        inputs = {
-            "pixel_values": batch.pixel_values.to(self.device, non_blocking=True),
-            "view_mask": batch.view_mask.to(self.device, non_blocking=True),
-            "labels": batch.labels.to(self.device, non_blocking=True),
-        }
-        failed = set(batch.failed)
-        if self.memo is not None and len(batch.indices):
-            out = self.engine(
-                **inputs, num_items_in_batch=items, prompt_id=self.memo.known(batch.indices).to(self.device)
-            )
-            self.memo.keep(batch.indices, out.prompt_id, failed)
-            return out
-        if self.cache is None:
-            return self.engine(**inputs, num_items_in_batch=items)
-        with self.cache.around(batch.indices, inputs["view_mask"], failed=failed, stored=batch.stored):
-            return self.engine(**inputs, num_items_in_batch=items)
-
-    def _note_failed(self, batch: MicroBatch) -> None:
-        for index, reason in batch.failed.items():
-            study = self.samples.study(index).study_id
-            if study not in self.failed:
-                log(f"warning: study {study} has no readable film and is left out of the loss: {reason}")
-                self.failed[study] = reason
-
-    # ---- figures, checkpoints, validation --------------------------------------------------------------------------
-
-    def _log(self, done: int) -> dict[str, float]:
-        """Figures of the step just done, the same on all workers. Raises when a loss was not finite."""
-        figures = self.meter.figures(self.engine, self.loader)
-        figures["epoch"] = done / self.schedule.steps_per_epoch
-        figures["total_steps"] = self.schedule.total_steps
-        figures["failed"] = len(self.failed)
-        if self.logbook:
-            self.logbook.write(done, figures)
-            self.hooks.row({"step": done, **figures})
-        return figures
-
-    def _save(self, done: int) -> None:
-        """Hand the state to the writing thread; every worker takes part in gathering it."""
-        self.meter.check_finite()
-        tensors = state.snapshot(self.engine, keep=self.rank == 0)
-        self._share_failed()
-        if self.rank == 0:
-            place = self.order.position(done)
-            meta = {
-                "step": done,
-                "total_steps": self.schedule.total_steps,
-                "epoch": place.epoch,
-                "step_in_epoch": place.step_in_epoch,
-                "num_samples": len(self.samples),
-                "samples": self.samples.fingerprint,
-                "global_batch_size": self.train_config.global_batch_size,
-                "seed": self.config.seed,
-                "random_state": "torch is seeded from (seed, step, piece) before each forward pass",
-                "lr": self.schedule.learning_rate(done - 1),
-                "failed": self.failed,
-            }
-            self.store.save(tensors, meta)
-        self.hooks.report({"step": done, **self.meter.last})
-
-    def _share_failed(self) -> None:
-        shares: list[dict[str, str]] = [{} for _ in range(self.world)]
-        dist.all_gather_object(shares, self.failed)
-        for share in shares:
-            self.failed |= share
-
-    def _validate(self, done: int) -> None:
-        if self.hooks.validate is None:
-            return
-        with whole_model(self.engine) as model:
-            scores = self.hooks.validate(model, self.processor)
-        self.engine.train()
-        best = self.hooks.best(scores)
-        figures = {f"val_{name}": value for name, value in scores.items()} | {"val_best_metric": best}
-        if self.logbook:
-            if self.store.note_score(done, best):
-                log(f"step {done}: best so far, {self.train_config.best_metric} = {best:.4f}")
-            self.logbook.write(done, figures)
-            self.hooks.row({"step": done, **figures})
-        self.meter.restart_clock(self.loader)
-
-    def _validate_late(self) -> None:
-        """The validation of the checkpoint that is resumed from, where the run was killed before it was through."""
-        if self.hooks.validate and self.start and self.schedule.validates_after(self.start):
-            done = self.logbook.validated if self.logbook else None
-            if not _broadcast(done):
-                self._validate(self.start)
-
-    # ---- the end ---------------------------------------------------------------------------------------------------
-
-    def export(self) -> dict[str, Any]:
-        """Write the Hugging Face folder from the best checkpoint, or else the last; a collective."""
-        from megpt.training.export import export
-
-        self._share_failed()
-        if self.rank == 0:
-            self.store.wait()
-        with whole_model(self.engine) as model:
-            summary = (
-                export(
-                    model,
-                    self.processor,
-                    self.store,
-                    self.output,
-                    shapes=self.shapes,
-                    samples=self.samples,
-                    failed=self.failed,
-                )
-                if self.rank == 0
+    deepspeed.ensure_process_group(config.train.timeout_s)
+    deepspeed.share_machine()
+    made, hooks, train = parts(), hooks or Hooks(), config.train
+    model, samples, rank, world = made.model, made.samples, dist.get_rank(), dist.get_world_size()
+    require_same_on_every_worker(samples)
+    shapes = {name: parameter.shape for name, parameter in trainable(model)}
+    memo = open_memo(config, model, samples.num_views, made.folder, zero_stage=deepspeed.zero_stage(train, world))
+    store = CheckpointStore(output / STEPS, keep=train.keep)
+    order = GlobalOrder(len(samples), train.global_batch_size, config.seed)
+    schedule = Schedule.of(train, order.steps_per_epoch)
+    engine, step, failed = resume(config, model, samples, store)
+    loader = Loader(
+        samples,
+        order,
+        Cutting.of(train.global_batch_size, train.micro_batch_size, world),
+        rank=rank,
+        processor=made.processor,
+        data=config.data,
+        threads=train.loader_workers,
+        last_step=schedule.total_steps,
+        stored_views=memo.stored_views,
+    )
+    meter = Meter(deepspeed.local_device(), loader)
+    run = Run(config, hooks, schedule, loader, memo, engine, store, meter, step, failed)
+    with loader, Logbook(output, config, start_step=step, rank=rank, row=hooks.row) as logbook:
+        take_all_steps(run, made.processor, logbook)
+        store.wait()
+        with deepspeed.whole_model(engine) as whole:
+            summary = broadcast(
+                export(whole, made.processor, store, output, shapes=shapes, samples=samples, failed=run.failed)
+                if rank == 0
                 else None
             )
-        return dict(_broadcast(summary))
+    store.close()
+    return dict(summary)
 
 
-def seed_torch(seed: int, step: int, piece: int) -> None:
-    """Every random number of a forward pass follows from these three."""
-    words = np.random.SeedSequence([seed & (2**63 - 1), step, piece]).generate_state(1, np.uint64)
-    torch.manual_seed(int(words[0]) >> 1)
+def take_all_steps(run: Run, processor: Any, logbook: Logbook) -> None:
+    """Every step that is left, with its log rows, checkpoints and validations."""
+    schedule, every = run.schedule, min(PREEMPTION_EVERY, run.config.train.log_every)
+    noticed = False
+    run.engine.train()
+    # A run that was killed during a validation makes it up before its next step.
+    if run.step and schedule.validates_after(run.step) and not broadcast(logbook.validated):
+        validate(run, processor, logbook)
+    while run.step < schedule.total_steps:
+        take_step(run)
+        done = run.step
+        if done % run.config.train.log_every == 0 or done == schedule.total_steps:
+            progress = {"epoch": done / schedule.steps_per_epoch, "total_steps": schedule.total_steps}
+            logbook.write(done, run.meter.figures(run.engine) | progress | {"failed": len(run.failed)})
+        if not noticed and done % every == 0 and run.hooks.preempted():
+            noticed = True
+            save(run)
+            run.store.wait()
+            if dist.get_rank() == 0:
+                log(f"a node is about to go: step {done} is saved")
+        elif schedule.saves_after(done):
+            save(run)
+        if schedule.validates_after(done):
+            validate(run, processor, logbook)
 
 
-def _broadcast(value: Any) -> Any:
-    """Worker 0's value, on every worker."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def take_step(run: Run) -> None:
+    """One optimizer step on this worker's part of the global batch."""
+    step, loader, world = run.step, run.loader, dist.get_world_size()
+    deepspeed.set_learning_rate(run.engine, rate := run.schedule.learning_rate(step))
+    tokens_per_pass = loader.num_tokens(step) / (world * loader.cutting.slots)
+    losses = []
+    for slot, batch in enumerate(loader.step(step)):
+        for index, reason in batch.failed.items():
+            study = loader.samples.study(index).study_id
+            if study not in run.failed:
+                log(f"warning: study {study} has no readable film and is left out of the loss: {reason}")
+                run.failed[study] = reason
+        tensors = {name: getattr(batch, name) for name in ("pixel_values", "view_mask", "labels")}
+        inputs = {name: tensor.to(run.meter.device, non_blocking=True) for name, tensor in tensors.items()}
+        seed_torch(run.config.seed, step, slot * world + loader.rank)
+        with run.meter.count_flops(len(batch.indices)):
+            out = run.memo.forward(run.engine, batch, inputs | {"num_items_in_batch": tokens_per_pass})
+            run.engine.backward(out.loss)
+        run.engine.step()
+        losses.append(torch.stack((out.cross_entropy.detach().float(), out.l2.detach().float())))
+    run.meter.add(step, torch.stack(losses).mean(0), rate)
+    run.step += 1
+
+
+def validate(run: Run, processor: Any, logbook: Logbook) -> None:
+    """Score the reports for the validation split, and pin the checkpoint if it is the best so far. A collective."""
+    if run.hooks.validate is None:
+        return
+    with deepspeed.whole_model(run.engine) as model:
+        scores = run.hooks.validate(model, processor)
+    run.engine.train()
+    best = run.hooks.best(scores)
+    if dist.get_rank() == 0 and run.store.note_score(run.step, best):
+        log(f"step {run.step}: best so far, {run.config.train.best_metric} = {best:.4f}")
+    logbook.write(run.step, {f"val_{name}": value for name, value in scores.items()} | {"val_best_metric": best})
+    run.meter.restart_clock()

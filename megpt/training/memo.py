@@ -1,8 +1,11 @@
-"""The prompt of each study, chosen once: it comes from a frozen encoder, so no later epoch can choose another.
+"""What a frozen encoder yields for each study, computed once and shared by the workers of a node.
 
-Modes delta and deep keep that encoder beside the one that learns, and would run it on every film of every step. One
-small memory-mapped file per node, shared by its workers, remembers the choice instead. Not used under ZeRO-3, where a
-frozen encoder is gathered by all workers together and none may leave it out alone.
+    memo = open_memo(config, parts, zero_stage=2)
+    memo.stored_views(piece)                    # None, or: these studies need no film and no encoder
+    out = memo.forward(engine, batch, inputs)
+
+Each memo is one sparse memory-mapped file per node. Whoever computes a value writes it, and the values do not depend
+on who that is, so the workers need no lock.
 """
 
 from __future__ import annotations
@@ -10,44 +13,143 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from megpt.config import Config
-from megpt.model import PromptBank
+from megpt.errors import InputError
 from megpt.training.order import Indices
 
+if TYPE_CHECKING:
+    from megpt.training.batches import MicroBatch
 
-class PromptMemo:
-    """Prompt ids of `count` samples, each of `prompts` ones, in a file that starts as unknown."""
+
+class Memo:
+    """Remembers nothing: each forward pass computes everything."""
+
+    def stored_views(self, piece: Indices) -> list[int] | None:
+        """Number of stored views of each sample of a piece; None unless all of them are stored."""
+        return None
+
+    def forward(self, engine: Any, batch: MicroBatch, inputs: dict[str, Any]) -> Any:
+        """The model's output for a micro-batch."""
+        return engine(**inputs)
+
+
+class FeatureCache(Memo):
+    """The encoder's maps (V, C, h, w) of each sample (`train.cache_features`, mode shallow).
+
+    Args:
+        vision: the frozen encoder; its `forward` is replaced by one that looks here first.
+        num_views: films of each sample, (N,).
+        dtype: of the maps, as the encoder returns them.
+    """
+
+    def __init__(self, path: Path, vision: Any, num_views: np.ndarray, *, dtype: torch.dtype):
+        self._shape = (int(vision.layout["channels"]), *map(int, vision.layout["grid"]))
+        self._begin = np.concatenate(([0], np.cumsum(num_views)))
+        count = int(self._begin[-1]) * int(np.prod(self._shape))
+        self._maps = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(-1, *self._shape)
+        # Views that were readable and are stored, per sample; 0: not yet.
+        self._held = torch.from_file(f"{path}.held", shared=True, size=len(num_views), dtype=torch.int32)
+        self._given: Tensor | None = None
+        self._computed: Tensor | None = None
+        self._encode = vision.forward
+        vision.forward = self._recall_or_encode
+
+    def stored_views(self, piece: Indices) -> list[int] | None:
+        held: list[int] = self._held[torch.from_numpy(piece)].tolist()
+        return held if held and all(held) else None
+
+    def forward(self, engine: Any, batch: MicroBatch, inputs: dict[str, Any]) -> Any:
+        """Gives the encoder's maps where the batch came without films, else keeps those that it computes."""
+        if batch.stored:
+            rows = [self._maps[self._begin[i] : self._begin[i] + int(self._held[i])] for i in batch.indices.tolist()]
+            self._given = torch.cat(rows).to(inputs["view_mask"].device)
+        try:
+            out = engine(**inputs)
+            if self._computed is not None:
+                self._keep(batch, self._computed)
+            return out
+        finally:
+            self._given = self._computed = None
+
+    def _keep(self, batch: MicroBatch, maps: Tensor) -> None:
+        # An idle worker has one blank row and no sample.
+        for index, own in zip(batch.indices.tolist(), maps.split(batch.view_mask.sum(1).tolist()), strict=False):
+            if index not in batch.failed:
+                begin = int(self._begin[index])
+                self._maps[begin : begin + len(own)] = own.detach().cpu()
+                self._held[index] = len(own)
+
+    def _recall_or_encode(self, films: Tensor) -> Tensor:
+        if self._given is not None:
+            return self._given
+        self._computed = self._encode(films)
+        return self._computed
+
+
+class PromptMemo(Memo):
+    """The prompt of each sample, chosen by a frozen encoder and so the same in every epoch.
+
+    Modes delta and deep keep that encoder beside the one that learns, and would run it on every film of every step.
+
+    Args:
+        count: samples. prompts: how many there are to choose from.
+    """
 
     def __init__(self, path: Path, count: int, prompts: int):
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._prompts = prompts
         # 0: not chosen yet; k + 1: prompt k.
         self._stored = torch.from_file(str(path), shared=True, size=count, dtype=torch.int32)
 
     def known(self, piece: Indices) -> Tensor:
-        """Prompt ids of a piece (B,) long, -1 where not chosen yet, or where a damaged file names no prompt."""
+        """Prompt ids of a piece (B,) long, -1 where none was chosen yet, or where a damaged file names no prompt."""
         ids = self._stored[torch.from_numpy(piece)].long() - 1
         return ids.masked_fill((ids < 0) | (ids >= self._prompts), -1)
 
-    def keep(self, piece: Indices, prompt_id: Tensor, failed: set[int]) -> None:
-        """Remember what was chosen (B,), but for studies whose films could not be read this time."""
-        for index, prompt in zip(piece.tolist(), prompt_id.tolist(), strict=True):
-            if index not in failed:
+    def keep(self, batch: MicroBatch, prompt_id: Tensor) -> None:
+        """Remember the choices (B,), except for studies whose films could not be read this time."""
+        for index, prompt in zip(batch.indices.tolist(), prompt_id.tolist(), strict=True):
+            if index not in batch.failed:
                 self._stored[index] = prompt + 1
 
+    def forward(self, engine: Any, batch: MicroBatch, inputs: dict[str, Any]) -> Any:
+        if not len(batch.indices):  # an idle worker's blank row
+            return engine(**inputs)
+        out = engine(**inputs, prompt_id=self.known(batch.indices).to(inputs["labels"].device))
+        self.keep(batch, out.prompt_id)
+        return out
 
-def prompt_path(config: Config, bank: PromptBank, folder: Path) -> Path:
-    """The file in a node's sample folder: named by all that the choices depend on."""
-    assert bank.centroids is not None
+
+def open_memo(config: Config, model: Any, num_views: np.ndarray, folder: Path, *, zero_stage: int) -> Memo:
+    """The memo that a config allows, kept in this node's sample folder under a name of all that its values depend on.
+
+    Call it before DeepSpeed takes the model over. Under ZeRO-3 prompts are not remembered: all workers gather a
+    frozen encoder together, so none may skip it alone.
+    """
     key = json.dumps([config.seed, config.train.precision, config.model.model_dump(mode="json")], sort_keys=True)
-    digest = hashlib.sha256(key.encode() + bank.centroids.float().cpu().contiguous().numpy().tobytes())
-    return folder / f"prompts-{digest.hexdigest()[:16]}.bin"
+    digest = hashlib.sha256(key.encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.train.cache_features:
+        path = folder / f"features-{digest.hexdigest()[:16]}.bin"
+        dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        return FeatureCache(path, model.vision, num_views, dtype=dtype)
+    centroids = model.bank.centroids
+    if centroids is None or config.model.mode == "shallow" or zero_stage == 3:
+        return Memo()
+    digest.update(centroids.float().cpu().contiguous().numpy().tobytes())
+    return PromptMemo(folder / f"prompts-{digest.hexdigest()[:16]}.bin", len(num_views), len(model.bank.texts))
 
 
-def is_of_use(config: Config, bank: PromptBank) -> bool:
-    """Whether choosing a prompt costs an encoder's pass of its own."""
-    return bank.centroids is not None and config.model.mode != "shallow"
+def check_cache(config: Config) -> None:
+    """Raise InputError for `train.cache_features` in a mode that trains the encoder."""
+    if config.train.cache_features and config.model.mode != "shallow":
+        raise InputError(
+            f"train.cache_features needs model.mode = shallow, not {config.model.mode}",
+            cause="this mode trains the encoder, so its features change with every step",
+            next="set train.cache_features=false",
+        )

@@ -1,11 +1,11 @@
-"""The one order of samples: a function of (seed, epoch, step) and of nothing else.
+"""The order of samples: a function of (seed, epoch, step) and of nothing else.
 
     order = GlobalOrder(num_samples=2069, global_batch_size=16, seed=42)
     order.batch(131)            # sample indices of global step 131, the same on 1, 2 or 400 workers
     order.position(131)         # Position(epoch=1, step_in_epoch=1)
 
 Each epoch is one permutation cut into batches; the last batch of an epoch is smaller where the numbers do not
-divide, so that an epoch holds every sample exactly once. Resuming needs the global step and nothing more.
+divide, so that an epoch holds every sample exactly once. Resuming needs only the global step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Position:
-    """Where a global step lies: its epoch, and how many steps of that epoch come before it."""
+    """The position of a global step: its epoch, and how many steps of that epoch precede it."""
 
     epoch: int
     step_in_epoch: int
@@ -33,7 +33,7 @@ class GlobalOrder:
     Args:
         num_samples: N > 0.
         global_batch_size: samples of one optimizer step over all workers.
-        seed: permutes; two seeds give two orders.
+        seed: of the permutations; two seeds give two orders.
     """
 
     def __init__(self, num_samples: int, global_batch_size: int, seed: int):
@@ -44,14 +44,14 @@ class GlobalOrder:
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
 
     def position(self, step: int) -> Position:
-        """The epoch of a global step (from 0), and its place in it."""
+        """The epoch of a global step (from 0), and its position in that epoch."""
         return Position(*divmod(step, self.steps_per_epoch))
 
     def permutation(self, epoch: int) -> Indices:
         """All N indices in the order of this epoch, (N,).
 
-        Ranks of raw PCG64 words rather than `Generator.permutation`: NumPy keeps only the bit stream the same
-        from one version to the next.
+        It ranks raw PCG64 words rather than calling `Generator.permutation`, because only the bit stream stays the
+        same from one version of NumPy to the next.
         """
         if epoch != self._epoch:
             words = np.random.PCG64(np.random.SeedSequence([self.seed & (2**63 - 1), epoch])).random_raw(
@@ -69,10 +69,10 @@ class GlobalOrder:
 
 @dataclass(frozen=True)
 class Cutting:
-    """How a global batch is shared out: `slots` forward passes for each of `world_size` workers.
+    """How a global batch is divided: `slots` forward passes for each of `world_size` workers.
 
-    With `micro_batch_size` the pieces themselves do not depend on the number of workers, only who takes them;
-    without it each worker takes one even share.
+    With `micro_batch_size` the pieces do not depend on the number of workers, only who takes them does; without it,
+    each worker takes one even share.
     """
 
     world_size: int
@@ -81,7 +81,7 @@ class Cutting:
 
     @classmethod
     def of(cls, global_batch_size: int, micro_batch_size: int | None, world_size: int) -> Cutting:
-        """With a micro batch, as many forward passes as the busiest worker needs; else one."""
+        """With a micro batch, as many forward passes as the busiest worker needs; otherwise one."""
         if micro_batch_size is None:
             return cls(world_size, None, 1)
         pieces = -(-global_batch_size // micro_batch_size)

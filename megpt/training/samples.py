@@ -1,12 +1,15 @@
-"""What is trained on, as one local memory-mapped file that gives any study at once.
+"""The studies to train on, as one local memory-mapped file that yields any of them at once.
 
-    samples = open_samples(studies, folder=scratch, settings=SampleSettings(...), tokenize=...)
+    samples = open_samples(lambda: training_studies(config), folder=sample_folder(config), data=config.data, tokenize=…)
     samples.study(17), samples.labels(17), samples.num_tokens[17]
 
-A studies/ table is compressed Parquet, which cannot give one row without decoding thousands; an archive has to be
-walked. So each node writes the training split once to an uncompressed Arrow file on its own disk (the size of the
-encoded films, nothing where films are linked), with the reports tokenized, and maps it into memory. Samples are
-numbered by study id, so the order does not depend on how the table is cut into files.
+A studies/ table is compressed Parquet: reading one row means decoding thousands, and an archive has to be walked. So
+each node writes the training split once to an uncompressed Arrow file on its own disk (the size of the encoded films,
+or nothing where films are linked), with the reports tokenized, and maps it into memory. Samples are numbered by study
+id, so the order does not depend on how the table is cut into files.
+
+A step's samples are numbers in that list. A node that sees another part of the archive, or an archive that has changed
+since the last start, would silently train on other studies: the two `require_…` functions refuse that.
 """
 
 from __future__ import annotations
@@ -14,9 +17,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,8 +32,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch.distributed as dist
 
+from megpt.config import Config, DataConfig
 from megpt.data.cleaning import clean
+from megpt.data.sources import open_source
+from megpt.data.studies import fingerprint, read_studies
 from megpt.errors import InputError
 from megpt.output import write_aside
 from megpt.progress import log
@@ -43,15 +53,6 @@ BATCH = 256
 MISSING_FILM, NO_TEXT = "film missing", "no text to learn"
 
 
-@dataclass(frozen=True)
-class SampleSettings:
-    """How a study becomes a sample."""
-
-    section: str
-    cleaner: str
-    max_views: int | None
-
-
 class Samples:
     """The samples of a run, read-only and shared between the workers of a node by the page cache.
 
@@ -60,7 +61,7 @@ class Samples:
         num_views: films of each sample, (N,).
         left_out: reason → number of studies that are not samples.
         failed: rows of FAILED_SCHEMA, the studies left out because of their films.
-        fingerprint: 16 hex digits that say which studies these are, and how many films and tokens each has.
+        fingerprint: 16 hex digits that depend on which studies these are, and how many films and tokens each has.
     """
 
     def __init__(self, folder: Path):
@@ -92,16 +93,16 @@ class Samples:
         return Study.from_row(row, split="train")
 
     def labels(self, index: int) -> npt.NDArray[np.int64]:
-        """Token ids to be learnt, (L,)."""
+        """Token ids to learn, (L,)."""
         return np.asarray(self._cell(index, "labels").values, np.int64)
 
 
 def open_samples(
-    studies: Callable[[], Iterable[Study]], *, folder: Path, settings: SampleSettings, tokenize: Tokenize
+    studies: Callable[[], Iterable[Study]], *, folder: Path, data: DataConfig, tokenize: Tokenize
 ) -> Samples:
-    """The samples in `folder`, written there first unless an earlier call did.
+    """The samples in `folder`; the first call on a node writes them.
 
-    One process of a node writes while the others wait for its lock; `left_out.json` comes last and marks it whole.
+    One process of a node writes while the others wait for its lock; `left_out.json` comes last and marks the whole.
 
     Raises:
         InputError: no study can be trained on.
@@ -111,37 +112,37 @@ def open_samples(
         fcntl.flock(lock, fcntl.LOCK_EX)
         samples = _existing(folder)
         if samples is None:
-            left_out, failed = _write(studies(), folder / "samples.arrow", settings, tokenize)
+            left_out, failed = _write(studies(), folder / "samples.arrow", data, tokenize)
             with write_aside(folder / "failed.parquet") as temporary:
                 pq.write_table(pa.Table.from_pylist(failed, FAILED_SCHEMA), temporary)
             with write_aside(folder / "left_out.json") as temporary:
                 temporary.write_text(json.dumps(left_out))
             samples = Samples(folder)
         if not len(samples):
-            (folder / "left_out.json").unlink()  # once that is mended, the next call shall look again
+            (folder / "left_out.json").unlink()  # so that the next call reads the repaired input
     if not len(samples):
         raise InputError(
             "no study can be trained on",
-            where=", ".join(f"{n} × {reason}" for reason, n in samples.left_out.items()) or "no study is there",
-            cause=f"training needs studies of the train split with a film and text in data.section={settings.section}",
+            where=", ".join(f"{n} × {reason}" for reason, n in samples.left_out.items()) or "the split has no studies",
+            cause=f"training needs studies of the train split with a film and text in data.section={data.section}",
             next="check `studies` or `source`, data.section and data.annotations",
         )
     return samples
 
 
 def _existing(folder: Path) -> Samples | None:
-    """The samples of an earlier call; None where there are none, or where their file was damaged since."""
+    """The samples of an earlier call; None if there are none, or if their file has been damaged since."""
     if not (folder / "left_out.json").exists():
         return None
     try:
         return Samples(folder)
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's own are of these
-        log(f"warning: the sample file in {folder} is damaged ({type(error).__name__}) and is written again")
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are subclasses of these
+        log(f"warning: the sample file in {folder} is damaged ({type(error).__name__}); writing it again")
         return None
 
 
 def _write(
-    studies: Iterable[Study], path: Path, settings: SampleSettings, tokenize: Tokenize
+    studies: Iterable[Study], path: Path, data: DataConfig, tokenize: Tokenize
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     left_out: dict[str, int] = {}
     failed: list[dict[str, Any]] = []
@@ -150,12 +151,12 @@ def _write(
         write_aside(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, SCHEMA) as writer,
-        ThreadPoolExecutor(16) as pool,  # asking a shared file system whether a film is there takes time, not work
+        ThreadPoolExecutor(16) as pool,  # checking that a film exists waits on a shared file system, not on the CPU
     ):
         while group := list(islice(stream, BATCH)):
             kept = []
             for study, has_film in zip(group, pool.map(_has_film, group), strict=True):
-                text = clean(getattr(study, settings.section) or "", settings.cleaner).strip()
+                text = clean(getattr(study, data.section) or "", data.cleaner).strip()
                 if text and has_film:
                     kept.append((study, text))
                     continue
@@ -164,7 +165,7 @@ def _write(
                 if text:
                     failed.append({**study.to_row(), "split": study.split, "error": reason})
             if kept:
-                writer.write_batch(_record_batch(kept, tokenize, settings.max_views))
+                writer.write_batch(_record_batch(kept, tokenize, data.max_views))
     return left_out, failed
 
 
@@ -195,3 +196,96 @@ def tokenizer_for(tokenizer: Any, max_tokens: int) -> Tokenize:
         return [ids + end if len(ids) <= max_tokens else ids[:max_tokens] for ids in encoded]
 
     return tokenize
+
+
+def require_same_on_every_worker(samples: Samples) -> None:
+    """A collective.
+
+    Raises:
+        InputError: on every worker, when one of them has other samples.
+    """
+    seen: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, (samples.fingerprint, socket.gethostname(), len(samples)))
+    if len({fingerprint for fingerprint, _, _ in seen}) > 1:
+        counts = dict.fromkeys(f"{studies} on {host}" for _, host, studies in seen)
+        raise InputError(
+            "the workers do not have the same studies to train on",
+            where=", ".join(list(counts)[:4]),
+            cause="a node does not see all films of the archive: it is not mounted there, or is another copy",
+            next="mount the same archive on every node and run the same command again",
+        )
+
+
+def require_same_as_before(samples: Samples, meta: Mapping[str, Any]) -> None:
+    """Compare with the `meta` of a checkpoint; one without a fingerprint of its samples is accepted.
+
+    Raises:
+        InputError: the checkpoint's steps were taken on other samples.
+    """
+    if meta.get("samples", samples.fingerprint) != samples.fingerprint:
+        raise InputError(
+            f"the studies to train on are not those of the {meta['step']} steps already done",
+            where=f"{meta['num_samples']} then, {len(samples)} now",
+            cause="films have been removed from the archive since, or added to it",
+            next="restore the archive and run the same command again, or set another output=PATH",
+        )
+
+
+def training_studies(config: Config) -> Iterator[Study]:
+    """The training split of the studies/ table, or else of the archive itself."""
+    if config.studies:
+        return read_studies(config.studies, "train", limit=config.limit)
+    source = open_source(str(config.source), data=config.data)
+    return islice((study for study in source.studies() if study.split == "train"), config.limit)
+
+
+def input_fingerprint(config: Config) -> str:
+    """A hash that changes when the training input does."""
+    if config.studies:
+        return fingerprint(config.studies)
+    path = Path(str(config.source)).absolute()
+    annotations = [Path(p) for p in (config.data.annotations, config.data.reports) if p]
+    stamps = [f"{p}:{_stamp(p)}" for p in (path, *annotations)]
+    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
+
+
+def _stamp(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def weights_fingerprint(name: str) -> str | None:
+    """A hash over the files of a local model or of one weights file; None for a hub id, or a word such as `none`."""
+    path = Path(name)
+    if not path.exists():
+        return None
+    patterns = ("*.safetensors", "config.json", "tokenizer.json")
+    files = sorted(f for pattern in patterns for f in path.glob(pattern)) if path.is_dir() else [path]
+
+    def digest(file: Path) -> str:
+        with file.open("rb") as opened:
+            return f"{file.name}:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
+
+    with ThreadPoolExecutor(4) as pool:  # a language model is a few files of gigabytes
+        return hashlib.sha256("\n".join(pool.map(digest, files)).encode()).hexdigest()[:16]
+
+
+def sample_folder(config: Config) -> Path:
+    """Where this node keeps the sample file of a run: on its own disk, under a name that depends on its content."""
+    key = json.dumps(
+        [
+            input_fingerprint(config),
+            str(config.output),
+            config.limit,
+            config.data.model_dump(mode="json"),
+            config.model.llm,
+            _stamp(Path(config.model.llm) / "tokenizer.json"),
+            config.train.max_report_tokens,
+        ]
+    )
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"megpt-{os.getuid()}" / name
+
+
+def drop_samples(config: Config) -> None:
+    """Delete this node's sample file; a finished run does not need it."""
+    shutil.rmtree(sample_folder(config), ignore_errors=True)

@@ -1,6 +1,6 @@
-"""When things happen in a run: its length, the learning rate, and the steps that save or validate.
+"""The timetable of a run: its length, its learning rate, and the steps that save or validate.
 
-All of it is a pure function of the step, so nothing here needs to be saved to resume.
+All of it is a pure function of the step, so resuming needs nothing saved from here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from megpt.config import TrainConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """The plan of a run. Steps count from 0; "after N steps" means steps 0 … N-1 are done."""
+    """The timetable of a run. Steps count from 0; "after N steps" means that steps 0 … N-1 are done."""
 
     total_steps: int
     steps_per_epoch: int
@@ -25,7 +25,7 @@ class Schedule:
 
     @classmethod
     def of(cls, train: TrainConfig, steps_per_epoch: int) -> Schedule:
-        """The plan that a config means for an epoch of so many steps."""
+        """The timetable of a config, given the steps of an epoch."""
         total = train.max_steps or max(1, math.ceil(train.epochs * steps_per_epoch - 1e-9))
         val = train.val_every
         if val is not None and val < 1:

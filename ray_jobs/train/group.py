@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ray.train.v2._internal.execution.callback import ControllerCallback
-
 from megpt.config import ClusterConfig, Config
 from megpt.errors import MegptError
 from megpt.progress import log
-from ray_jobs.failures import cause_of
-from ray_jobs.runtime import asked, where
+from ray_jobs import ray_private
+from ray_jobs.failures import cause_of, is_fault_of_code, raised_by_workers
+from ray_jobs.placement import asked, where
 from ray_jobs.train.worker import ERROR
 
 # How long Ray Train waits for one placement before it looks at the cluster again. A lost node is counted as there until
@@ -25,17 +24,19 @@ from ray_jobs.train.worker import ERROR
 LOOK_AGAIN_S = 20.0
 MARK = Path("steps") / "preempted"
 AGAIN = "the workers start again from the newest checkpoint"
-WAITING = ("InitializingState", "RestartingState", "ReschedulingState")
-STARTING = ("SchedulingState", "ResizingState")
+# Looking for a place, and starting in it.
+WAITING = (ray_private.InitializingState, ray_private.RestartingState, ray_private.ReschedulingState)
+STARTING = (ray_private.SchedulingState, ray_private.ResizingState)
 
 
 def scaling(config: ClusterConfig) -> Any:
     """Ray Train's ScalingConfig for the cluster section."""
-    from ray.train.v2.api.config import ScalingConfig
+    import ray.train
 
+    v2: Any = ray.train  # Ray's types know both of its APIs
     elastic = config.min_workers != config.max_workers
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
-    return ScalingConfig(
+    return v2.ScalingConfig(
         num_workers=(config.min_workers, config.max_workers) if elastic else config.max_workers,
         use_gpu=bool(config.gpus_per_worker),
         resources_per_worker=resources,
@@ -46,11 +47,11 @@ def set_time_limits(config: ClusterConfig, timeout_s: float) -> None:
     """Bound Ray Train's own waits, which it reads from this process's environment."""
     # Its barriers (reports, notices of preemption) wait for ever by default: a worker that hangs ahead of one would
     # hang the run, where torch's collectives end after the same time.
-    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(timeout_s)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(min(LOOK_AGAIN_S, max(1.0, config.wait_s)))
+    os.environ[ray_private.COLLECTIVE_LIMIT] = str(timeout_s)
+    os.environ[ray_private.START_LIMIT] = str(min(LOOK_AGAIN_S, max(1.0, config.wait_s)))
 
 
-class GroupWatch(ControllerCallback):
+class GroupWatch(ray_private.ControllerCallback):
     """Says why a group of workers has ended, and ends a run that more workers cannot help.
 
     That is one whose worker has left an error that no restart can mend, or whose workers the cluster cannot place any
@@ -63,30 +64,47 @@ class GroupWatch(ControllerCallback):
         self.mark = Path(str(config.output)) / MARK
         self.error = Path(str(config.output)) / ERROR
         self._since: float | None = None
+        self._raised: tuple[Any, ...] = ()
+        """What the workers raised at the last restart, and the newest checkpoint at that time."""
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        self._tell(previous_state, current_state)
+        self._say_why(previous_state, current_state)
         self._limit(previous_state, current_state)
 
-    def _tell(self, previous_state: Any, current_state: Any) -> None:
-        if type(current_state).__name__ == "RestartingState" and type(previous_state) is not type(current_state):
+    def _say_why(self, previous_state: Any, current_state: Any) -> None:
+        again = isinstance(current_state, ray_private.RestartingState)
+        if again and type(previous_state) is not type(current_state):
             if self.error.exists():
                 raise MegptError("a worker has said why the run cannot go on", where=str(self.error))
-            log(f"{AGAIN}: {cause_of(current_state.training_failed_error, self.timeout_s)}")
-        if type(previous_state).__name__ == "PreemptingState" and type(current_state).__name__ == "ShuttingDownState":
+            self._refuse_repetition(error := current_state.training_failed_error)
+            log(f"{AGAIN}: {cause_of(error, self.timeout_s)}")
+        going = isinstance(previous_state, ray_private.PreemptingState)
+        if going and isinstance(current_state, ray_private.ShuttingDownState):
             # A node that goes before its deadline looks to Ray Train like any other that is lost. When that has used
             # up the restarts, the command starts the group again.
             self.mark.parent.mkdir(exist_ok=True)
             self.mark.touch()
 
+    def _refuse_repetition(self, error: BaseException) -> None:
+        """Raise for an error that a restart meets again: a fault of code, or the same one twice at one checkpoint."""
+        errors = raised_by_workers(error)
+        raised = (errors, sorted(path.name for path in self.mark.parent.glob("step-*"))[-1:])
+        if is_fault_of_code(error) or (errors and raised == self._raised):
+            raise MegptError(
+                "training stopped by an error that a restart does not mend",
+                where=str(self.mark.parent.parent),
+                cause=cause_of(error, self.timeout_s),
+                next="mend the cause and run the same command again: it resumes; --debug shows tracebacks",
+            ) from error
+        self._raised = raised
+
     def _limit(self, previous_state: Any, current_state: Any) -> None:
-        name = type(current_state).__name__
-        if name not in (*WAITING, *STARTING):
+        if not isinstance(current_state, (*WAITING, *STARTING)):
             self._since = None
             return
         now = time.monotonic()
         self._since = self._since or now
-        if name in WAITING and now - self._since > self.cluster.wait_s:
+        if isinstance(current_state, WAITING) and now - self._since > self.cluster.wait_s:
             raise MegptError(
                 f"no room for the training group any more: {asked(self.cluster)}",
                 where=self.where,

@@ -6,19 +6,16 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-import torch.distributed as dist
-
 from megpt.config import Config
 from megpt.data.cleaning import clean
 from megpt.data.sources import open_source
 from megpt.data.studies import read_studies
 from megpt.errors import InputError, did_you_mean
+from megpt.evaluation.statistics import CLINICAL, SCORES
 from megpt.films.decode import UnreadableFilm, load_films
 from megpt.study import Study
 
 PAPER_MEAN = "(BLEU_4 + CIDEr) / 2"
-CLINICAL = ("clinical_micro_f1", "clinical_macro_f1")
-SCORES = ("BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr", *CLINICAL)
 
 
 def check_validation(config: Config) -> None:
@@ -51,6 +48,7 @@ def validation_studies(config: Config, columns: list[str] | None = None) -> Iter
 
 def validator(config: Config) -> Callable[[Any, Any], dict[str, float]]:
     """`Hooks.validate`: (model, processor) → scores, the same on every worker. A collective."""
+    import torch.distributed as dist
 
     def validate(model: Any, processor: Any) -> dict[str, float]:
         rank, world = dist.get_rank(), dist.get_world_size()

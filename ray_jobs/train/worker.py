@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train.v2._internal.execution import context as train_context
 from ray.util.metrics import Gauge
 
 from megpt.config import Config
 from megpt.errors import InputError, MegptError, from_json, to_json
-from megpt.output import write_aside
+from megpt.output import write_json, write_text
 from megpt.training.log import FIGURES
+from ray_jobs import ray_private
 from ray_jobs.runtime import uncollected
 
 ERROR = Path("steps") / "error.json"
@@ -33,13 +32,11 @@ def worker(arguments: dict[str, Any]) -> None:
     if (output / ERROR).exists():
         return  # another worker raised it, and the controller did not see the file yet
     with uncollected():
-        from megpt.training.inputs import drop_samples
-        from megpt.training.loop import Hooks, train_loop
-        from megpt.training.parts import make_parts
+        from megpt.training.loop import Hooks, make_parts, train_loop
+        from megpt.training.samples import drop_samples
         from ray_jobs.train.validate import best_score, validator
 
-    # Ray Train prints each report in full, by a logger of this name.
-    logging.getLogger(train_context.__file__).setLevel(logging.WARNING)
+    logging.getLogger(ray_private.report_logger()).setLevel(logging.WARNING)
     context = ray.train.get_context()
     hooks = Hooks(
         preempted=lambda: ray.train.get_preemption_info() is not None,
@@ -56,8 +53,7 @@ def worker(arguments: dict[str, Any]) -> None:
         tell_error(output, error)
         raise
     if context.get_world_rank() == 0:
-        with write_aside(output / "steps" / SUMMARY) as temporary:
-            temporary.write_text(json.dumps(summary))
+        write_json(output / "steps" / SUMMARY, summary)
     if context.get_local_rank() == 0:
         drop_samples(config)
 
@@ -77,8 +73,7 @@ def gauges() -> Callable[[dict[str, float]], None]:
 
 def tell_error(output: Path, error: MegptError) -> None:
     """Leave an error for the command that watches."""
-    with write_aside(output / ERROR) as temporary:
-        temporary.write_text(to_json(error), encoding="utf-8")
+    write_text(output / ERROR, to_json(error))
 
 
 def take_error(output: Path) -> MegptError | None:
@@ -86,6 +81,6 @@ def take_error(output: Path) -> MegptError | None:
     path = output / ERROR
     if not path.exists():
         return None
-    told = from_json(path.read_text(encoding="utf-8"))
+    error = from_json(path.read_text(encoding="utf-8"))
     path.unlink()
-    return told
+    return error

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megpt.config import LanguageModelConfig
-from megpt.demo.language_model import SLOTS, digest, lesson, train_language_model, train_tokenizer
+from megpt.demo.language_model import SLOTS, digest, make_lesson, train_language_model, train_tokenizer
 from megpt.errors import InputError
 
 TEXTS = [
@@ -61,7 +61,7 @@ def test_the_tokenizer_spells_any_text(text: str) -> None:
 
 def test_a_harder_digest_holds_more_noise_and_fewer_words() -> None:
     tokenizer = _tokenizer()
-    lessons = [lesson("Large left effusion.", tokenizer)]
+    lessons = [make_lesson("Large left effusion.", tokenizer)]
     table = torch.eye(len(tokenizer))  # with one axis a token, a vector shows which words it was made of
     words = {t for part, _ in lessons[0].sentences for word in part for t in word}
 

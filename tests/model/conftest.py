@@ -17,7 +17,7 @@ def make_model(tiny_llm: Path) -> MakeModel:
     """Build an untrained model; K prompts whose centres are the features of K films, so that all of them are in use."""
     from megpt.model import PromptBank, build_model
     from megpt.model.build import build_encoder, build_image_processor
-    from megpt.model.visual import prompt_features
+    from megpt.model.vision import prompt_features
 
     def make(kind: str = "vit", *, prompts: int = 3, seed: int = 0, dtype: Any = torch.float32, **settings: Any) -> Any:
         tree = {"vision_weights": "none", "llm": str(tiny_llm), **TINY[kind], **settings}

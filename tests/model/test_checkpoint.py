@@ -1,11 +1,13 @@
 """Checkpoint folders.
 
-- Round trips are bit-equal in every mode: partial, full, sharded, bfloat16; safetensors only; a model and its folders
-  have one fingerprint, which any change of a weight or a prompt changes.
-- A partial checkpoint holds what was trained and names the rest; a rest that differs, or is gone, is refused.
+- Round trips are bit-equal in every mode: partial, full, sharded, bfloat16; safetensors only.
+- A partial checkpoint holds what was trained and names the rest; frozen parts that differ or are gone are refused, and
+  so is a folder without some of the weights it should hold.
+- Keywords of transformers that have no effect are logged.
+- A second checkpoint in the same folder leaves nothing of the first.
 - The Auto classes load it after `import megpt.hf`; `import megpt` itself imports neither torch nor transformers.
-- An edited prompts.yaml is what the model says next; a broken one is refused.
-- Folded and exported, it computes the same; the card says what it is for.
+- An edited prompts.yaml is what the model reads next; a broken one is refused.
+- Folded and exported, it computes the same; the card names the intended use.
 - A damaged or missing file is refused by name; a pickle is never read.
 """
 
@@ -26,7 +28,7 @@ from tiny_models import MakeModel, films, labels_for
 from torch import nn
 
 from megpt.errors import InputError
-from megpt.model import DOConv2d, MeGPTForConditionalGeneration, MeGPTProcessor, PromptBank, fingerprint
+from megpt.model import DOConv2d, MeGPTForConditionalGeneration, MeGPTProcessor, PromptBank
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("vit", {"mode": "shallow"}),
@@ -56,7 +58,6 @@ def test_round_trip_is_bit_equal(make_model: MakeModel, tmp_path: Path, kind: st
     batch = processor(images=[films(2), films(1, seed=5)], return_tensors="pt")
     labels = labels_for(processor, ["The heart is normal.", "Clear lungs."])
     wanted = model(**batch, labels=labels).loss
-    identity = fingerprint(model)
     for name, options in {
         "partial": {},
         "full": {"full": True},
@@ -68,7 +69,6 @@ def test_round_trip_is_bit_equal(make_model: MakeModel, tmp_path: Path, kind: st
         loaded = load(folder)
         assert same(model, loaded), name
         assert torch.equal(loaded(**batch, labels=labels).loss, wanted)
-        assert fingerprint(folder) == fingerprint(loaded) == identity
         again = MeGPTProcessor.from_pretrained(folder)
         assert torch.equal(again(images=[films(2)])["pixel_values"], batch["pixel_values"][:1])
         assert not [p for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
@@ -91,7 +91,6 @@ def test_partial_checkpoint_holds_what_was_trained(make_model: MakeModel, tmp_pa
         frozen = json.loads((folder / "config.json").read_text())["frozen"]
         assert set(frozen) == {"language_model", "vision"} and frozen["vision"]["source"] == str(weights)
         assert same(model, load(folder))
-        assert fingerprint(folder) == fingerprint(model)
 
 
 def test_frozen_parts_are_checked(make_model: MakeModel, tmp_path: Path, tiny_llm: Path) -> None:
@@ -140,17 +139,16 @@ assert len(processor.batch_decode(ids)) == 1 and "ray" not in sys.modules
     assert done.stdout.split()[-3:] == ["MeGPTConfig", "MeGPTForConditionalGeneration", "MeGPTProcessor"]
 
 
-def test_edited_prompts_are_what_it_says_next(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_edited_prompts_are_read(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "edited"
     shutil.copytree(tiny_checkpoint, folder)
-    before, was = load(folder), fingerprint(folder)
+    before = load(folder)
     tree = yaml.safe_load((folder / "prompts.yaml").read_text())
     tree["prompts"][1]["text"] = "Look at the heart."
     (folder / "prompts.yaml").write_text(yaml.safe_dump(tree))
     model, processor = load(folder), MeGPTProcessor.from_pretrained(folder)
     assert processor.tokenizer.decode(model.prompt_ids()[1][1]) == "</Img> Look at the heart. \nAssistant:"
     assert model.prompt_ids()[1][0] == before.prompt_ids()[1][0]
-    assert fingerprint(folder) != was and fingerprint(folder) == fingerprint(model)
     del tree["prompts"][2]
     (folder / "prompts.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(InputError, match="2 prompts for 3 clusters"):
@@ -158,54 +156,6 @@ def test_edited_prompts_are_what_it_says_next(tiny_checkpoint: Path, tmp_path: P
     (folder / "prompts.yaml").write_text("prompts: [")
     with pytest.raises(InputError, match="cannot be read"):
         load(folder)
-
-
-def test_fingerprint_sees_a_weight(make_model: MakeModel) -> None:
-    model, _ = make_model("vit")
-    was = fingerprint(model)
-    with torch.no_grad():
-        model.projector.norm.bias[3] += 1e-4
-    assert fingerprint(model) != was
-
-
-def test_a_folder_is_named_without_torch(tiny_checkpoint: Path) -> None:
-    """The command that only starts actors would wait longer for the import than for all else it does."""
-    program = f"""
-import sys
-from megpt.model import fingerprint
-print(fingerprint({str(tiny_checkpoint)!r}))
-assert not {{"torch", "transformers"}} & set(sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.stderr) == (fingerprint(load(tiny_checkpoint)), "")
-
-
-def test_damage_is_told_by_the_fingerprint(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "damaged"
-    shutil.copytree(tiny_checkpoint, folder)
-    path = folder / "model.safetensors"
-    whole = path.read_bytes()
-    for data in (whole[:-1], whole[:5], b"", b"\xff" * len(whole)):
-        path.write_bytes(data)
-        with pytest.raises(InputError, match=r"^the weights in .* cannot be read\n  cause: \w+: a file is missing or "):
-            fingerprint(folder)
-    path.unlink()
-    with pytest.raises(InputError, match="cause: FileNotFoundError: a file is missing"):
-        fingerprint(folder)
-    path.write_bytes(whole)
-    config = (folder / "config.json").read_text()
-    for text in ("[]", "null", '{"frozen": "x"}', '{"frozen": {"vision": 1}, "mode": "deep"}', "{}", "{"):
-        (folder / "config.json").write_text(text)
-        with pytest.raises(InputError, match=r"config\.json cannot be read\n  cause: \w+: a file is missing or "):
-            fingerprint(folder)
-    (folder / "config.json").write_text(config)
-    assert fingerprint(folder) == fingerprint(tiny_checkpoint)
-    for text in ("[]", '{"weight_map": []}', "{}"):
-        (folder / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(InputError, match=r"^the weights in .* cannot be read"):
-            fingerprint(folder)
-    with pytest.raises(InputError, match="it holds no config"):
-        fingerprint(tmp_path / "nowhere")
 
 
 def test_export_folds(make_model: MakeModel, tmp_path: Path) -> None:
@@ -245,6 +195,33 @@ def test_damage_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
         load(folder)
     with pytest.raises(InputError, match="no checkpoint at"):
         load(tmp_path / "nowhere")
+
+
+def test_weights_that_are_not_held_are_missed(make_model: MakeModel, tmp_path: Path) -> None:
+    model, _ = make_model("vit", mode="deep")
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for part in ("vision.", "prompt_encoder.", "projector."):
+        save_file({k: v for k, v in tensors.items() if not k.startswith(part)}, tmp_path / "model.safetensors")
+        with pytest.raises(InputError, match=r"the weights in .* do not fit its config\.json"):
+            load(tmp_path)
+
+
+def test_a_second_checkpoint_replaces_the_first(make_model: MakeModel, tmp_path: Path) -> None:
+    first, _ = make_model("vit", mode="delta", llm_lora=True)
+    first.save_pretrained(tmp_path, full=True, max_shard_size="200KB")
+    second, _ = make_model("vit", dynamic_prompt=False)
+    second.save_pretrained(tmp_path)
+    assert not [*tmp_path.glob("adapter_*"), *tmp_path.glob("model-*"), *tmp_path.glob("*index*")]
+    assert same(second, load(tmp_path)) and load(tmp_path).bank.centroids is None
+
+
+def test_keywords_without_effect_are_named(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load(tiny_checkpoint, trust_remote_code=False, torch_dtype=torch.bfloat16, low_cpu_mem_usage=True)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "ignored" in line]
+    assert len(lines) == 1 and lines[0].endswith(
+        "from_pretrained: ignored low_cpu_mem_usage, torch_dtype, which MeGPT checkpoints do not use"
+    )
 
 
 def test_bank_without_clusters(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""The plan of a run: `train --dry-run`.
+"""The cost of a run: `train --dry-run`.
 
 - parameters are timm's and transformers' own counts plus ours; trained ones follow from the mode
 - FLOPs equal torch's FlopCounterMode over a real forward and backward pass of the real model
 - kept bytes equal what autograd holds of that pass
 - memory of the model states equals DeepSpeed's own estimators, for a model that is trained in full
 - more stages, more GPUs and recomputation never need more memory
-- the 7 B configs are planned with no network, no weights, no tokenizer, in 60 s and 4 GB
+- the 7 B configs are estimated with no network, no weights, no tokenizer, in 60 s and 4 GB
 - an unknown encoder or language model, or a width that does not fit, is one clear error
 """
 
@@ -30,7 +30,7 @@ from megpt.config import Config, load_config
 from megpt.errors import InputError
 from megpt.model import FEM, build_model
 from megpt.model.cost.architectures import described, language_model_config
-from megpt.model.cost.estimate import largest_layer, plan, skeleton
+from megpt.model.cost.estimate import estimate, largest_layer, skeleton
 from megpt.model.cost.flops import Lengths, study_costs
 from megpt.model.cost.memory import memory_per_gpu
 
@@ -55,7 +55,7 @@ def tiny(llm: Path, *overrides: str) -> Config:
 
 @pytest.mark.parametrize("mode", ["shallow", "delta", "deep"])
 def test_parameters(tiny_llm: Path, mode: str):
-    found = {part.name: part for part in plan(tiny(tiny_llm, f"model.mode={mode}")).parts}
+    found = {part.name: part for part in estimate(tiny(tiny_llm, f"model.mode={mode}")).parts}
     encoder = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, num_classes=0, **SWIN)
     own = sum(p.numel() for p in encoder.parameters())
     # LoRA: two pairs of rank 16 in each of two blocks of 16 and two of 32 channels
@@ -80,7 +80,7 @@ def test_costs_of_a_real_pass(tiny_llm: Path, mode: str, domain: str):
     labels = torch.randint(3, 100, (1, 9))
     films = torch.randn(1, 2, 3, 32, 32)
     counter = FlopCounterMode(display=False)
-    # Fused attention computes its scores once more in the backward pass; the plan counts the plain formula.
+    # Fused attention computes its scores once more in the backward pass; the estimate counts the plain formula.
     with sdpa_kernel(SDPBackend.MATH), counter:
         out = model.train()(films, torch.ones(1, 2, dtype=torch.bool), labels)
         forward = counter.get_total_flops()
@@ -91,7 +91,7 @@ def test_costs_of_a_real_pass(tiny_llm: Path, mode: str, domain: str):
 
 
 def test_views_in_sequence_cost_more(tiny_llm: Path):
-    mean, concat = (plan(tiny(tiny_llm, f"model.views={v}")) for v in ("mean", "concat"))
+    mean, concat = (estimate(tiny(tiny_llm, f"model.views={v}")) for v in ("mean", "concat"))
     assert (mean.visual_tokens, concat.visual_tokens) == (16, 32)
     assert concat.forward > mean.forward
 
@@ -131,7 +131,7 @@ def test_states_by_hand():
 def test_memory_never_grows_with_stage_or_gpus(tiny_llm: Path):
     for precision in ("fp32", "bf16"):
         few, many = (
-            plan(tiny(tiny_llm, "model.mode=deep", f"cluster.num_workers={n}", f"train.precision={precision}"))
+            estimate(tiny(tiny_llm, "model.mode=deep", f"cluster.num_workers={n}", f"train.precision={precision}"))
             for n in (2, 8)
         )
         for found in (few, many):
@@ -143,7 +143,8 @@ def test_memory_never_grows_with_stage_or_gpus(tiny_llm: Path):
 
 def test_recomputation_keeps_less(tiny_llm: Path):
     kept = [
-        plan(tiny(tiny_llm, f"train.activation_checkpointing={flag}")).memory[2].activations for flag in (False, True)
+        estimate(tiny(tiny_llm, f"train.activation_checkpointing={flag}")).memory[2].activations
+        for flag in (False, True)
     ]
     assert kept[1] < kept[0]
 
@@ -157,9 +158,9 @@ def test_kept_bytes_are_autograds(tiny_llm: Path):
         blank = AutoModelForCausalLM.from_config(llm.config, attn_implementation="eager").requires_grad_(False)
     embeds = torch.randn(1, 30, 64, requires_grad=True)
     real = measure(lambda: llm.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state.sum(), llm)
-    planned = language_cost(blank, 20, 10, 1024, {"device": "meta", "dtype": torch.float32})
+    estimated = language_cost(blank, 20, 10, 1024, {"device": "meta", "dtype": torch.float32})
     logits = 10 * llm.config.vocab_size * 12
-    assert planned.kept - logits == pytest.approx(real.kept, rel=0.1)
+    assert estimated.kept - logits == pytest.approx(real.kept, rel=0.1)
 
 
 def test_described_architecture_is_llama_2():
@@ -172,13 +173,13 @@ def test_described_architecture_is_llama_2():
 
 def test_unknown_names(tiny_llm: Path, tmp_path: Path):
     with pytest.raises(InputError, match="swin_tinny"):
-        plan(tiny(tiny_llm, "model.vision=swin_tinny"))
+        estimate(tiny(tiny_llm, "model.vision=swin_tinny"))
     with pytest.raises(InputError, match="Llama-2-7b-chat-hf"):
-        plan(tiny(tmp_path / "absent", "model.llm=meta-llama/Llama-2-7b-chat"))
+        estimate(tiny(tmp_path / "absent", "model.llm=meta-llama/Llama-2-7b-chat"))
     settings = json.loads((tiny_llm / "config.json").read_text()) | {"hidden_size": 96}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="fem_domain"):
-        plan(tiny(tmp_path, "model.fem_domain=token"))
+        estimate(tiny(tmp_path, "model.fem_domain=token"))
 
 
 PLAN = """
@@ -210,7 +211,7 @@ def test_seven_billion_offline(name: str, tmp_path: Path):
 
 
 def test_render(tiny_llm: Path):
-    found = plan(tiny(tiny_llm, "cluster.num_workers=4", "train.zero_stage=3"))
+    found = estimate(tiny(tiny_llm, "cluster.num_workers=4", "train.zero_stage=3"))
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(found.render())
     text = console.export_text()

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from megpt.errors import InputError
-from megpt.model import FEM, DOConv2d, Projector
+from megpt.model import FEM, DOConv2d, MeGPTConfig, Projector
 
 
 @pytest.mark.parametrize("size", [(7, 7), (1, 1), (2, 5), (12, 3)], ids=str)
@@ -40,6 +40,9 @@ def test_fem_is_its_formula() -> None:
     assert [layer.conv.out_channels for layer in fem.branch0] == [16, 16]
     assert fem.branch1[3].conv.dilation == (5, 5) and fem.merge.conv.in_channels == 48
     assert fem.shortcut[0].conv.out_channels == 16
+    for part in (fem.branch0, fem.branch1, fem.branch2):
+        assert [layer.relu for layer in part] == [True] * (len(part) - 1) + [False]
+    assert [layer.relu for layer in (*fem.shortcut, fem.merge)] == [False] * 3
     x = torch.randn(2, 32, 6, 6)
 
     def run(layers: nn.Sequential) -> torch.Tensor:
@@ -69,7 +72,7 @@ def test_fem_refuses_what_it_cannot_split(channels: int) -> None:
 
 def test_token_domain_is_the_references_reshape() -> None:
     torch.manual_seed(0)
-    projector = Projector(12, 64, l2=0.0, domain="token", fem=True, doconv=True, kernel=3)
+    projector = Projector(12, 64, MeGPTConfig(fem_domain="token"))
     maps = torch.randn(2, 12, 3, 5)
     tokens = nn.functional.linear(maps.flatten(2).mT, projector.linear.weight, projector.linear.bias)
     picture = torch.empty(2, 8, 15, 8)
@@ -87,13 +90,13 @@ def test_token_domain_is_the_references_reshape() -> None:
 @pytest.mark.parametrize("hidden", [48, 36, 100 * 3])
 def test_token_domain_needs_a_square_width(hidden: int) -> None:
     with pytest.raises(InputError, match=r"model\.fem_domain"):
-        Projector(12, hidden, l2=0.0, domain="token", fem=True, doconv=False)
+        Projector(12, hidden, MeGPTConfig(fem_domain="token", doconv=False))
 
 
 @pytest.mark.parametrize("domain", ["spatial", "token"])
 def test_l2_value_and_gradient(domain: str) -> None:
     torch.manual_seed(0)
-    projector = Projector(12, 64, l2=0.01, domain=domain, fem=True, doconv=True)
+    projector = Projector(12, 64, MeGPTConfig(l2=0.01, fem_domain=domain))
     _, l2 = projector(torch.randn(2, 12, 4, 4))
     weight, gamma = projector.linear.weight, projector.norm.weight
     assert l2.item() == pytest.approx(0.01 * (weight.square().sum() + gamma.square().sum()).item(), rel=1e-6)
@@ -105,7 +108,7 @@ def test_l2_value_and_gradient(domain: str) -> None:
 @pytest.mark.parametrize("domain", ["spatial", "token"])
 def test_folding_in_place_changes_nothing(domain: str) -> None:
     torch.manual_seed(0)
-    projector = Projector(12, 64, l2=0.0, domain=domain, fem=True, doconv=True).eval()
+    projector = Projector(12, 64, MeGPTConfig(fem_domain=domain)).eval()
     assert projector.enhancer is not None and isinstance(projector.enhancer.doconv, DOConv2d)
     nn.init.normal_(projector.enhancer.doconv.d_diff, std=0.2)
     maps = torch.randn(2, 12, 4, 4)

@@ -2,31 +2,39 @@
 
 - The jobs, their options and positionals are exactly these; `--help` and `--version` answer without starting anything.
 - Options and overrides come in any order; `--print-config` prints what `--config` accepts.
+- `megpt JOB --help` lists the settings that the job reads; several `--config` are merged; a job may come from an entry
+  point of another package.
 - Bad input is exit code 2, one screen, no traceback, nothing written: no job, an unknown job (the nearest is named), an
-  unknown option, an unknown key, a missing archive, an archive without a readable study, an output from another config,
-  zero GPUs asked as one, `--limit 0`, a folder as config, a relative output inside a submitted job, an object store.
+  unknown option, an unknown key, `--limit 0`, a folder as config, a relative output inside a submitted job, an object
+  store.
 - A full disk is exit code 1, and the next run works.
 - An unforeseen error shows its type and never its message, which may quote a report; `--debug` shows all.
-- Ctrl-C says how to resume.
+- Ctrl-C and SIGTERM are exit codes 130 and 143, and say how to resume.
 """
 
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
-from importlib.util import find_spec
+import time
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
 from megpt import __version__
-from megpt.config import Config, load_config
+from megpt.config import load_config
+from megpt.config.reference import settings_read
 from megpt.errors import InputError, TooManyFailed
-from megpt.output import claim
-from ray_jobs.__main__ import JOBS, POSITIONAL, main, parser
+from ray_jobs import __main__ as command_line
+from ray_jobs.__main__ import JOBS, Terminated, find, main, parser, reads_of
+from ray_jobs.job import Job
 
 SURFACE = {
     "prepare",
@@ -48,27 +56,67 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     return code, (captured.out + captured.err).strip()
 
 
+class Own(Job):
+    """A job of the test's own: `todo` is its work."""
+
+    name, reads = "own", ("seed", "limit", "evaluate")
+    todo: ClassVar[Callable[[Job, Path], None]]
+
+    def demand(self) -> None:
+        return None
+
+    def work(self, folder: Path) -> None:
+        type(self).todo(self, folder)
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        return {}
+
+
 @pytest.fixture
-def job(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A job of the test's own under the name `evaluate`: `job.run` is what the command runs."""
-    module = ModuleType("ray_jobs.evaluate")
-    monkeypatch.setitem(sys.modules, "ray_jobs.evaluate", module)
-    return module
+def own(monkeypatch: pytest.MonkeyPatch) -> type[Own]:
+    """`megpt own`, as an installed package adds it by an entry point."""
+    point = EntryPoint("own", f"{__name__}:Own", "megpt.jobs")
+    monkeypatch.setattr(command_line, "entry_points", lambda group: [point] if group == "megpt.jobs" else [])
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[Own.__module__])
+    return Own
 
 
 def test_the_surface() -> None:
     assert set(JOBS) == SURFACE
-    assert POSITIONAL == {"import-checkpoint": "file", "status": "folder"}
+    positionals = {name: entry.arguments for name, entry in JOBS.items() if entry.arguments}
+    assert positionals == {"import-checkpoint": ("file",), "status": ("folder",)}
     choices = parser()._subparsers._group_actions[0].choices
     for name, sub in choices.items():
         assert {option for action in sub._actions for option in action.option_strings} == OPTIONS, name
         positional = [action.dest for action in sub._actions if not action.option_strings]
-        assert positional == ([POSITIONAL[name]] if name in POSITIONAL else []) + ["overrides"]
+        assert positional == [*positionals.get(name, ()), "overrides"]
 
 
-def test_every_job_exists_and_takes_a_config() -> None:
-    for name in SURFACE:
-        assert find_spec(f"ray_jobs.{name.replace('-', '_')}"), name
+@pytest.mark.parametrize("name", sorted(SURFACE))
+def test_help_lists_what_a_job_reads(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert not ended.value.code and JOBS[name].text.split(":")[0] in text.replace("\n", " ")
+    listed = {line.strip().partition(":")[0] for line in text.partition("settings:\n")[2].splitlines()[::2]}
+    assert listed == {leaf.key for leaf in settings_read(reads_of(name))}
+
+
+def test_several_configs_are_merged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("seed: 1\ntrain: {lr: 1, l2: 1}\n")
+    (tmp_path / "b.yaml").write_text("train: {lr: 2}\n")
+    files = [word for name in ("a.yaml", "b.yaml") for word in ("--config", str(tmp_path / name))]
+    code, text = run(capsys, "train", *files, "train.l2=3", "--print-config")
+    tree = yaml.safe_load(text)
+    assert (code, tree["seed"], tree["train"]["lr"], tree["train"]["l2"]) == (0, 1, 2, 3)
+
+
+def test_a_job_from_elsewhere(own: type[Own], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own.todo = lambda job, folder: (folder / "seed").write_text(str(job.config.seed))
+    assert find("own") is own
+    assert run(capsys, "own", "seed=3", f"output={tmp_path / 'out'}") == (0, "")
+    assert (tmp_path / "out" / "seed").read_text() == "3"
+    assert "nothing to do" in run(capsys, "own", "seed=3", f"output={tmp_path / 'out'}")[1]
 
 
 def test_version_and_help_need_no_cluster() -> None:
@@ -80,6 +128,14 @@ def test_version_and_help_need_no_cluster() -> None:
         )
         assert done.returncode == 0 and text in done.stdout
         assert done.stdout.endswith("False False\n")
+
+
+def test_help_is_quick() -> None:
+    # Seconds of work, which do not depend on what else the machine does.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "ray_jobs", "--help"], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6
 
 
 def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -117,68 +173,13 @@ def test_a_folder_as_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert code == 2 and text.startswith(f"error: {tmp_path} cannot be read as YAML") and "Is a directory" in text
 
 
-def test_a_missing_archive(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    code, text = run(capsys, "prepare", f"source={tmp_path / 'nowhere'}", f"output={out}")
-    assert code == 2 and not out.exists()
-    assert str(tmp_path / "nowhere") in text and "Traceback" not in text and len(text.splitlines()) <= 5
-
-
-def test_an_archive_without_a_readable_study(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    archive, out = tmp_path / "archive", tmp_path / "out"
-    archive.mkdir()
-    (archive / "notes.txt").write_text("no film here")
-    code, text = run(capsys, "prepare", f"source={archive}", f"output={out}")
-    assert code == 2 and not (out / "_SUCCESS").exists()
-    assert str(archive) in text and "Traceback" not in text and len(text.splitlines()) <= 5
-
-
-def test_an_output_from_another_config(capsys: pytest.CaptureFixture[str], tmp_path: Path, job: ModuleType) -> None:
-    def take(config: Config, *, dry_run: bool = False) -> int:
-        with claim(config.output, job="evaluate", identity={"seed": config.seed}, config=config):
-            return 0
-
-    job.run = take
-    out = tmp_path / "out"
-    assert run(capsys, "evaluate", "seed=1", f"output={out}") == (0, "")
-    before = {p: p.read_bytes() for p in out.iterdir()}
-    assert run(capsys, "evaluate", "seed=2", f"output={out}") == (
-        2,
-        f"error: output {out} exists from another config\n"
-        "  where: seed: 1 → 2\n"
-        "  cause: mixing two configs in one output would give numbers that belong to neither\n"
-        "  next:  choose another output=PATH, or delete the folder",
-    )
-    assert {p: p.read_bytes() for p in out.iterdir()} == before
-
-
-def test_zero_gpus_asked_as_one(capsys: pytest.CaptureFixture[str], job: ModuleType, ray_cluster: None) -> None:
-    from ray_jobs.runtime import cluster, require_resources
-
-    def place(config: Config, *, dry_run: bool = False) -> int:
-        with cluster(config.cluster):
-            require_resources(config.cluster)
-        return 0
-
-    job.run = place
-    assert run(capsys, "evaluate", "cluster.gpus_per_worker=1") == (
-        2,
-        "error: cluster.gpus_per_worker = 1 × 1 workers, but the cluster has 0 GPUs\n"
-        "  where: this machine\n"
-        "  cause: no GPU is there\n"
-        "  next:  set cluster.gpus_per_worker=0",
-    )
-
-
-def test_a_full_disk_is_exit_code_1(capsys: pytest.CaptureFixture[str], job: ModuleType) -> None:
-    def fill(config: Config, *, dry_run: bool = False) -> int:
-        Path("/dev/full").write_text("x")
-        return 0
-
-    job.run = fill
-    code, text = run(capsys, "evaluate", "output=/dev/shm/x")
-    assert code == 1 and text.startswith("error: no space left to write /dev/shm/x\n  where: ")
+def test_a_full_disk_is_exit_code_1(capsys: pytest.CaptureFixture[str], own: type[Own], tmp_path: Path) -> None:
+    own.todo = lambda job, folder: Path("/dev/full").write_text("x")
+    code, text = run(capsys, "own", f"output={tmp_path / 'x'}")
+    assert code == 1 and text.startswith(f"error: no space left to write {tmp_path / 'x'}\n  where: ")
     assert text.endswith("  next:  free space and run the same command again: it resumes")
+    own.todo = lambda job, folder: None
+    assert run(capsys, "own", f"output={tmp_path / 'x'}") == (0, "")
 
 
 @pytest.mark.parametrize("output", ["runs/x", "x", "./x", "../x"])
@@ -211,33 +212,34 @@ def test_an_object_store_as_output(capsys: pytest.CaptureFixture[str]) -> None:
             1,
             "error: unexpected ValueError\n  next:  the same command with --debug shows where",
         ),
-        (KeyboardInterrupt(), 1, "interrupted; run the same command again to resume"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume"),
+        (Terminated(), 143, "interrupted; run the same command again to resume"),
     ],
 )
 def test_exit_codes(
-    capsys: pytest.CaptureFixture[str], job: ModuleType, error: BaseException, code: int, text: str
+    capsys: pytest.CaptureFixture[str],
+    own: type[Own],
+    error: BaseException,
+    code: int,
+    text: str,
+    tmp_path: Path,
 ) -> None:
-    def fail(config: Config, *, dry_run: bool = False) -> int:
+    def fail(job: Job, folder: Path) -> None:
         raise error
 
-    job.run = fail
-    assert run(capsys, "evaluate") == (code, text)
+    own.todo = fail
+    assert run(capsys, "own", f"output={tmp_path / 'x'}") == (code, text)
+    assert (tmp_path / "x").exists() == (code != 2)
     if isinstance(error, Exception):
         with pytest.raises(type(error)):
-            main(["evaluate", "--debug"])
+            main(["own", "--debug", f"output={tmp_path / 'x'}"])
 
 
-def test_the_job_gets_the_config_and_its_code_is_the_exit_code(job: ModuleType) -> None:
-    seen: list[tuple[Config, bool]] = []
-
-    def take(config: Config, *, dry_run: bool = False) -> int:
-        seen.append((config, dry_run))
-        return 3
-
-    job.run = take
-    assert main(["evaluate", "--dry-run", "--limit", "7", "evaluate.bootstrap=5"]) == 3
-    ((config, dry_run),) = seen
-    assert dry_run and config.limit == 7 and config.evaluate.bootstrap == 5
+def test_sigterm_is_as_before_when_the_command_is_over(own: type[Own], tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    own.todo = lambda job, folder: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5)
+    assert main(["own", f"output={tmp_path / 'x'}"]) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_both_names_of_the_command() -> None:

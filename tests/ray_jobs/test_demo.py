@@ -2,7 +2,7 @@
 
 - `megpt demo` leaves every job's output under its folder: one report per readable or unreadable study, an honest score;
 - every study of the archive is in studies/ or in failed.parquet, none in both;
-- the same command again finds nothing to do; another config on the same output is refused;
+- the same command again, dry or not, finds nothing to do; another config on the same output is refused;
 - a job that fails ends it, and what that job took is kept;
 - the checkpoint is an ordinary Hugging Face folder;
 - an ablation trains, generates and evaluates each variant, and a variant that shares the encoder shares the prompts.
@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from job_promises import check_done, check_refused
 
 from megpt.config import Config, load_config
 from megpt.data.studies import count_studies, read_studies
-from megpt.errors import InputError, TooManyFailed
-from ray_jobs import ablate, demo
+from megpt.errors import TooManyFailed
+from ray_jobs.ablate import Ablate
+from ray_jobs.demo.job import STAGES, Demo, resolve
 
 pytestmark = pytest.mark.slow
 
@@ -44,13 +46,13 @@ TINY = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
     config = load_config("configs/phantom.yaml", [*TINY, f"output={tmp_path_factory.mktemp('demo') / 'out'}"])
-    assert demo.run(config) == 0
+    assert Demo.run(config) == 0
     return config
 
 
 def test_every_job_has_left_its_output(finished: Config) -> None:
     root = Path(str(finished.output))
-    for stage in demo.STAGES:
+    for stage in STAGES:
         assert (root / stage.folder / "_SUCCESS").exists(), stage.name
     metrics = json.loads((root / "evaluation" / "metrics.json").read_text())
     assert metrics["unit"] == "study"
@@ -74,22 +76,17 @@ def test_each_study_stands_once_somewhere(finished: Config) -> None:
     assert all((row["report"] is None) == (row["error"] is not None) for row in rows)
 
 
-def test_again_there_is_nothing_to_do(finished: Config) -> None:
-    root = Path(str(finished.output))
-    before = {p: p.stat().st_mtime_ns for p in root.rglob("*.parquet")}
-    assert demo.run(finished) == 0
-    assert {p: p.stat().st_mtime_ns for p in root.rglob("*.parquet")} == before
-
-
-def test_another_config_is_refused(finished: Config) -> None:
-    with pytest.raises(InputError, match=r"exists from another config\n.*train\.lr"):
-        demo.run(finished.overridden({"train.lr": 0.5}))
+def test_finished_and_changed(finished: Config, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", "phantom", *TINY]
+    check_done(capfd, "demo", arguments, Path(str(finished.output)))
+    difference = f"train.lr: {finished.train.lr} → 0.5"
+    check_refused(capfd, "demo", [*arguments, "train.lr=0.5"], Path(str(finished.output)), difference)
 
 
 def test_what_a_failed_job_took_is_kept(ray_cluster: None, tmp_path: Path) -> None:
     few = ["phantom.num_studies=20", "phantom.broken=3", "prepare.max_failed_fraction=0", f"output={tmp_path / 'out'}"]
     with pytest.raises(TooManyFailed, match=r"of 20 studies are unreadable"):
-        demo.run(load_config("configs/phantom.yaml", few))
+        Demo.run(load_config("configs/phantom.yaml", few))
     costs = json.loads((tmp_path / "out" / "costs.json").read_text())
     assert list(costs) == ["draw", "prepare"] and costs["prepare"]["seconds"] > 0
 
@@ -108,23 +105,17 @@ def test_the_checkpoint_is_a_hugging_face_folder(finished: Config) -> None:
 
 
 def test_an_ablation_has_a_row_per_variant(finished: Config, tmp_path: Path) -> None:
-    config = demo.resolve(finished).overridden(
+    config = resolve(finished).overridden(
         {
             "output": str(tmp_path / "ablation"),
             "ablate.variants": {"no_fem": {"model.fem": False}},
             "cluster.num_workers": 1,
         }
     )
-    assert ablate.run(config) == 0
+    assert Ablate.run(config) == 0
     rows = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
     assert list(rows) == ["full", "no_fem"]
+    assert Ablate.run(config) == 0
     table = (tmp_path / "ablation" / "ablation.md").read_text()
     assert "| no_fem |" in table and "baseline: constant" in table
     assert not (tmp_path / "ablation" / "no_fem" / "prompts").exists()
-
-
-def test_an_ablation_without_variants_is_refused(tmp_path: Path) -> None:
-    config = load_config(None, [f"output={tmp_path / 'out'}", f"studies={tmp_path}"])
-    with pytest.raises(InputError, match=r"`ablate.variants` is empty"):
-        ablate.run(config)
-    assert not (tmp_path / "out").exists()

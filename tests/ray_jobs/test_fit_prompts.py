@@ -3,7 +3,7 @@
 - One prompt per cluster with its size and example ids, on the screen and in prompts.yaml; the terms come from the
   cluster's own reports; a study without a readable film is left out.
 - The same bank, bit for bit, from one worker and from two.
-- Running again finds nothing to do; `--dry-run` writes nothing; an even draw by seed when there are too many studies.
+- An even draw by seed when there are too many studies; `--dry-run` says how many there are.
 - Fewer studies than clusters, and none at all, are bad input.
 """
 
@@ -23,6 +23,7 @@ from megpt.errors import InputError
 from megpt.model.prompts import PromptBank
 from megpt.study import Study, View
 from ray_jobs import fit_prompts
+from ray_jobs.fit_prompts import FitPrompts
 
 SENTENCES = ("Large left pleural effusion.", "Normal heart size and clear lungs.", "Right apical pneumothorax.")
 
@@ -66,7 +67,7 @@ def config(studies: Path, output: Path, workers: int = 1, **settings: object) ->
 def test_no_training_study(tmp_path: Path) -> None:
     write_studies(tmp_path / "studies", "train", [], 0)
     with pytest.raises(InputError, match=r"^the training split holds no study\n"):
-        fit_prompts.run(config(tmp_path / "studies", tmp_path / "out"))
+        FitPrompts.run(config(tmp_path / "studies", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -74,7 +75,7 @@ def test_no_training_study(tmp_path: Path) -> None:
 def test_bank_is_readable_and_the_same_on_any_number_of_workers(
     studies: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fit_prompts.run(config(studies, tmp_path / "one")) == 0
+    assert FitPrompts.run(config(studies, tmp_path / "one")) == 0
     screen = capsys.readouterr()
     bank = PromptBank.load(tmp_path / "one")
     assert bank.sizes == (20, 20, 19) and bank.centroids is not None
@@ -85,18 +86,15 @@ def test_bank_is_readable_and_the_same_on_any_number_of_workers(
         assert word in text or word in "".join(bank.texts)
         assert bank.examples[0][0] in screen.err
     assert len(set(bank.texts)) == 3
-    assert fit_prompts.run(config(studies, tmp_path / "two", workers=2)) == 0
+    assert FitPrompts.run(config(studies, tmp_path / "two", workers=2)) == 0
     other = PromptBank.load(tmp_path / "two")
     assert other.centroids is not None and torch.equal(bank.centroids, other.centroids)
     assert (tmp_path / "one/prompts.yaml").read_bytes() == (tmp_path / "two/prompts.yaml").read_bytes()
-    assert fit_prompts.run(config(studies, tmp_path / "one")) == 0
-    assert "nothing to do" in capsys.readouterr().err
 
 
-def test_dry_run_writes_nothing(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit_prompts.run(config(studies, tmp_path / "out"), dry_run=True) == 0
+def test_dry_run(studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert FitPrompts.run(config(studies, tmp_path / "out"), dry_run=True) == 0
     assert "60 training studies" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_draw_is_even_and_by_seed(studies: Path, tmp_path: Path) -> None:
@@ -111,10 +109,10 @@ def test_draw_is_even_and_by_seed(studies: Path, tmp_path: Path) -> None:
 
 def test_fewer_studies_than_clusters(studies: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as told:
-        fit_prompts.run(config(studies, tmp_path / "out", num_clusters=12).updated(limit=5))
+        FitPrompts.run(config(studies, tmp_path / "out", num_clusters=12).updated(limit=5))
     assert str(told.value) == (
         "fit_prompts.num_clusters = 12, but there are only 5 training studies\n  next:  set fit_prompts.num_clusters=2"
     )
     with pytest.raises(InputError, match=r"none lies between 2 and the 2 studies"):
-        fit_prompts.run(config(studies, tmp_path / "out", num_clusters="silhouette").updated(limit=2))
+        FitPrompts.run(config(studies, tmp_path / "out", num_clusters="silhouette").updated(limit=2))
     assert not (tmp_path / "out").exists()

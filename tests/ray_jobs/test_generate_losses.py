@@ -35,9 +35,10 @@ from megpt.data.studies import write_studies
 from megpt.generation.predictions import Predictions, finished_shards
 from megpt.generation.writer import ReportWriter
 from megpt.study import Study, View
-from ray_jobs import _shards, status
 from ray_jobs.__main__ import main
-from ray_jobs._films import decode
+from ray_jobs.generate import worker
+from ray_jobs.generate.worker import decode
+from ray_jobs.status import Status
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +83,7 @@ def expected(archive: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Temp
     for number in predictions.left():
         chunk = predictions.studies(number)
         pixels = decode(chunk, archive=str(archive), side=64, max_views=None, max_pixels=10**8)
-        films = [_shards._films(study) for study in pixels]
+        films = [worker._films(study) for study in pixels]
         pairs = zip((listed.study for listed in chunk), films, strict=True)
         found += [prediction.to_row(model="any") for prediction in writer.write(pairs)]
     return sorted(found, key=lambda row: row["study_id"])
@@ -146,7 +147,7 @@ def test_nodes_come_and_go(
             (stopped,) = nodes.processes(first, LAUNCHED)
             os.kill(stopped, signal.SIGSTOP)
             assert done() < SHARDS - 4, "all was done before a node could be lost"
-            assert status.run(Config(), str(output)) == 0
+            assert Status.run(Config(), str(output)) == 0
             assert re.search(rf"running: \d+ of {LIMIT} studies done, [01] failed, \d+ left", capfd.readouterr().out)
             second = nodes.add(cpus=2, gpus=1)
             wait_for(lambda: nodes.processes(second, LAUNCHED), job)

@@ -1,8 +1,7 @@
 """Joining or starting Ray, and refusing what it can never place.
 
 - A local cluster says at once that it has no GPU, or too few CPUs for the workers, and names the setting.
-- A worker is not split over nodes: two nodes of 2 CPUs hold no worker of 3, and the error says for how many there is
-  room.
+- A worker is not split over nodes: two nodes of 2 CPUs hold no worker of 3, and the error says how many fit.
 - On a joined cluster the job waits, saying so, until a node comes; then it goes on.
 - After `cluster.wait_s` it ends, and tells a cluster that is too small from one that is busy; `prepare`, which asks for
   no workers, does the same.
@@ -30,13 +29,15 @@ from ray_nodes import RayNodes
 from megpt.config import ClusterConfig
 from megpt.errors import InputError, MegptError
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import _remedy, _start_local, require_resources, worker_environment, worker_slots
+from ray_jobs.placement import _remedy, require_resources, worker_slots
+from ray_jobs.runtime import _start_local, worker_environment
 
 WAIT = """
 import sys
 from megpt.config import ClusterConfig
 from megpt.errors import InputError
-from ray_jobs.runtime import cluster, require_resources
+from ray_jobs.placement import require_resources
+from ray_jobs.runtime import cluster
 import ray
 
 @ray.remote(num_cpus=2)

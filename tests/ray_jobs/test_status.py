@@ -19,7 +19,7 @@ from megpt.errors import InputError
 from megpt.generation.predictions import LIST, Predictions, duration
 from megpt.output import claim
 from megpt.study import Study
-from ray_jobs import status
+from ray_jobs.status import Status
 
 
 def half_done(folder: Path) -> None:
@@ -35,7 +35,7 @@ def half_done(folder: Path) -> None:
 def test_half_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Config(output=str(tmp_path / "out"))
     with claim(config.output, job="generate", identity={}, config=config) as output:
-        assert status.run(config, str(output.path)) == 0
+        assert Status.run(config, str(output.path)) == 0
         assert "running: planning" in capsys.readouterr().out
         half_done(output.path)
         predictions = Predictions.open(output.path)
@@ -45,9 +45,9 @@ def test_half_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert (now.total, now.done, now.failed, now.left) == (5, 3, 1, 2)
         assert now.rate is not None and 0.2 < now.rate <= 1.5
         assert now.seconds_left == pytest.approx(2 / now.rate)
-        status.run(config, str(output.path))
+        Status.run(config, str(output.path))
         assert "time left" in capsys.readouterr().out
-    status.run(config, str(tmp_path / "out"))
+    Status.run(config, str(tmp_path / "out"))
     printed = capsys.readouterr().out
     assert "stopped: 3 of 5 studies done, 1 failed, 2 left" in printed and "resumes" in printed
 
@@ -55,15 +55,15 @@ def test_half_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_other_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Config(output=str(tmp_path / "out"))
     with claim(config.output, job="train", identity={}, config=config) as output:
-        status.run(config, str(output.path))
+        Status.run(config, str(output.path))
         output.finish()
-    status.run(config, str(tmp_path / "out"))
+    Status.run(config, str(tmp_path / "out"))
     assert capsys.readouterr().out.splitlines()[1::2] == ["running", "finished"]
 
 
 def test_a_foreign_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not an output of megpt"):
-        status.run(Config(), str(tmp_path))
+        Status.run(Config(), str(tmp_path))
 
 
 def test_duration() -> None:

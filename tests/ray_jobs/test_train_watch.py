@@ -21,6 +21,7 @@ import time
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.train import ControllerError, PreemptionError, WorkerGroupError
 from ray.train.v2._internal.exceptions import BroadcastCollectiveTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller.state import (
     ErroredState,
@@ -31,7 +32,6 @@ from ray.train.v2._internal.execution.controller.state import (
     SchedulingState,
     ShuttingDownState,
 )
-from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 from small_runs import make_studies, small_config
 
@@ -40,7 +40,7 @@ from megpt.data.studies import write_studies
 from megpt.errors import InputError, MegptError
 from megpt.output import claim
 from megpt.training.log import line
-from ray_jobs import train
+from ray_jobs.train import job
 from ray_jobs.train.group import AGAIN, GroupWatch, interruptible, take_mark
 from ray_jobs.train.validate import PAPER_MEAN, best_score, check_validation, score
 from ray_jobs.train.watch import Tail
@@ -62,17 +62,13 @@ def config(**changes):
 )
 def test_bad_settings(changes, text):
     with pytest.raises(InputError) as raised:
-        train.check(config(**changes))
+        job.check(config(**changes))
     assert str(raised.value).startswith(text)
 
 
 def test_missing_inputs(tmp_path):
-    with pytest.raises(InputError, match="`output` is not set"):
-        train.check_inputs(config())
     with pytest.raises(InputError, match="no folder at studies="):
-        train.check_inputs(
-            config(output=str(tmp_path / "o"), studies=str(tmp_path / "no"), model__dynamic_prompt=False)
-        )
+        job.check_inputs(config(output=str(tmp_path / "o"), studies=str(tmp_path / "no"), model__dynamic_prompt=False))
 
 
 def test_an_unknown_score():
@@ -97,7 +93,7 @@ def test_identity(tmp_path):
     base = {"source": str(tmp_path), "model__dynamic_prompt": False}
 
     def identity(**changes):
-        return train.identity(config(**base, **changes))
+        return job.Train(config(**base, **changes)).identity()
 
     same = {"train__zero_stage": 3, "train__save_every": 7, "cluster__num_workers": 4, "train__micro_batch_size": 2}
     assert identity(**same) == identity()
@@ -112,7 +108,7 @@ def test_changed_data_and_weights_are_refused(tmp_path):
     settings = small_config(tmp_path / "out", studies=tmp_path / "studies", llm=tmp_path / "llm")
 
     def start():
-        with claim(settings.output, job="train", identity=train.identity(settings), config=settings):
+        with claim(settings.output, job="train", identity=job.Train(settings).identity(), config=settings):
             pass
 
     start()
@@ -176,13 +172,13 @@ class GroupError(Exception):
     ],
 )
 def test_causes(error, cause):
-    told = train.as_megpt_error(GroupError({1: error}), config())
+    told = job.as_megpt_error(GroupError({1: error}), config())
     assert cause in str(told) and "run the same command again" in str(told)
 
 
 def test_an_error_of_ours_stays_itself():
     ours = MegptError("the loss is nan at step 3")
-    assert train.as_megpt_error(GroupError({0: ours}), config()) is ours
+    assert job.as_megpt_error(GroupError({0: ours}), config()) is ours
 
 
 def test_a_group_that_finds_no_room():
@@ -204,7 +200,7 @@ def test_a_group_that_finds_no_room():
         "  cause: a node was lost and no other came (cluster.wait_s), or other jobs took its place\n"
         "  next:  run the same command again, with cluster.num_workers=[min, max] to go on smaller: it resumes"
     )
-    assert train.as_megpt_error(ControllerError(raised.value), config()) is raised.value
+    assert job.as_megpt_error(ControllerError(raised.value), config()) is raised.value
 
 
 def test_a_group_that_ends_by_a_preemption(tmp_path, capsys):
@@ -231,6 +227,44 @@ def test_an_error_that_no_restart_mends_ends_the_run(tmp_path, capsys):
         watch.after_controller_state_update(RunningState(), failed)
     assert AGAIN not in capsys.readouterr().err
     assert str(take_error(tmp_path)) == "the loss is nan"
+
+
+def restarting(*errors):
+    """The state of a controller whose workers have raised these."""
+    group = {rank: RayTaskError("f", "traceback", error) for rank, error in enumerate(errors)}
+    return RestartingState(WorkerGroupError("x", group))
+
+
+def test_a_fault_of_code_is_not_tried_again(tmp_path):
+    watch = GroupWatch(config(output=str(tmp_path)))
+    failed = restarting(RuntimeError("Connection closed by peer"), NotImplementedError("unsupported mix of dtypes\nx"))
+    with pytest.raises(MegptError) as raised:
+        watch.after_controller_state_update(RunningState(), failed)
+    assert str(raised.value) == (
+        "training stopped by an error that a restart does not mend\n"
+        f"  where: {tmp_path}\n"
+        "  cause: worker 0: RuntimeError: Connection closed by peer; "
+        "worker 1: NotImplementedError: unsupported mix of dtypes\n"
+        "  next:  mend the cause and run the same command again: it resumes; --debug shows tracebacks"
+    )
+
+
+def test_the_same_error_twice_is_not_tried_again(tmp_path, capsys):
+    def update(watch, *errors):
+        watch.after_controller_state_update(RunningState(), restarting(*errors))
+
+    watch = GroupWatch(config(output=str(tmp_path)))
+    (tmp_path / "steps" / "step-00000002").mkdir(parents=True)
+    update(watch, OSError("a name that must not be shown"))
+    update(watch, OSError("another"))
+    (tmp_path / "steps" / "step-00000004").mkdir()
+    update(watch, OSError("another"))  # there was progress
+    assert "name" not in capsys.readouterr().err
+    with pytest.raises(MegptError, match="cause: worker 0: OSError\n"):
+        update(watch, OSError("another"))
+    # A worker that dies again and again is retried as often as train.max_failures says, whatever the others raise.
+    for _ in range(3):
+        update(watch, OSError("another"), ActorDiedError())
 
 
 def test_ctrl_c():

@@ -1,6 +1,6 @@
 """The folder of checkpoints.
 
-- the newest whole one is found; truncated, flipped, half-written and empty ones are passed over with a warning
+- the newest whole one is found; truncated, flipped, half-written and empty ones are skipped with a warning
 - the last K stay, the best stays pinned whatever its age, and an equal score does not move the pin
 - a leftover of a killed writer is removed by the next save and never read
 - saving returns before the file is on disk; an error of the writing thread comes up at the next save or at the end
@@ -40,9 +40,9 @@ def test_the_newest_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "no state", "no manifest", "empty manifest", "empty folder"])
-def test_a_damaged_one_is_passed_over(tmp_path, damage):
+def test_a_damaged_one_is_skipped(tmp_path, damage):
     filled(tmp_path, [1, 2])
-    last, told = tmp_path / "step-00000002", []
+    last, warnings = tmp_path / "step-00000002", []
     state = last / STATE
     if damage == "truncate":
         state.write_bytes(state.read_bytes()[:-1])
@@ -59,8 +59,8 @@ def test_a_damaged_one_is_passed_over(tmp_path, damage):
     else:
         for name in (STATE, META, MANIFEST):
             (last / name).unlink()
-    assert CheckpointStore(tmp_path, keep=2, warn=told.append).newest().step == 1
-    assert len(told) == 1 and told[0].startswith(f"warning: checkpoint {last} is not whole and is passed over: ")
+    assert CheckpointStore(tmp_path, keep=2, warn=warnings.append).newest().step == 1
+    assert len(warnings) == 1 and warnings[0].startswith(f"warning: checkpoint {last} is damaged and is skipped: ")
 
 
 def test_the_last_k_and_the_best_stay(tmp_path):

@@ -3,7 +3,8 @@
 - every shipped file is plain JSON that DeepSpeed's own config accepts once it is filled
 - batch sizes, precision, clipping and the optimizer's figures come from `train.*`
 - "auto" is filled too; any other value that contradicts the config is an error that names file, key and setting
-- batch sizes that do not divide, a missing file, one that is no JSON, a scheduler, another optimizer: exact texts
+- batch sizes that do not divide, a missing file, one that is not JSON, a scheduler, another optimizer: exact texts
+- ZeRO 0 in bf16, and offloading that DeepSpeed would ignore: exact texts
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def test_shipped_files_are_what_deepspeed_takes():
     names = {path.stem for path in SHIPPED.glob("*.json")}
     assert names == {"zero0", "zero1", "zero2", "zero3", "offload"}
     for name in names:
-        train = TrainConfig(deepspeed=str(SHIPPED / f"{name}.json"), global_batch_size=8, precision="bf16")
+        precision = "fp32" if name == "zero0" else "bf16"
+        train = TrainConfig(deepspeed=str(SHIPPED / f"{name}.json"), global_batch_size=8, precision=precision)
         stage = DeepSpeedConfig(deepspeed_settings(train, world_size=1)).zero_optimization_stage
         assert stage == {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "offload": 2}[name]
 
@@ -64,9 +66,9 @@ def test_auto_and_agreement_are_fine(file):
 def test_a_conflict(file):
     path = file({"bf16": {"enabled": True}})
     assert refused(TrainConfig(deepspeed=path)) == (
-        f"{path} says bf16.enabled = True, but train.precision means False\n"
+        f"{path} sets bf16.enabled = True, but train.precision requires False\n"
         f"  where: {path}\n"
-        "  cause: megpt fills bf16.enabled from its own config\n"
+        "  cause: megpt sets bf16.enabled from its own config\n"
         '  next:  delete bf16.enabled from the file (or write "auto"), and set train.precision'
     )
 
@@ -76,7 +78,7 @@ def test_a_conflict(file):
     [
         ({"scheduler": {"type": "WarmupLR"}}, "sets `scheduler`"),
         ({"optimizer": {"type": "Lamb"}}, "sets optimizer.type = 'Lamb'"),
-        ({"train_batch_size": 7}, "says train_batch_size = 7, but train.global_batch_size means 16"),
+        ({"train_batch_size": 7}, "sets train_batch_size = 7, but train.global_batch_size requires 16"),
         ("{", "cannot be read as JSON"),
         ("[]", "holds list, not an object"),
     ],
@@ -106,3 +108,29 @@ def test_batch_sizes_that_do_not_divide():
         "  next:  set train.micro_batch_size to a divisor of 8"
     )
     check_batch_sizes(TrainConfig(global_batch_size=16, micro_batch_size=4), 2)
+
+
+def test_bf16_without_zero():
+    assert refused(TrainConfig(zero_stage=0, precision="bf16")) == (
+        "train.precision = bf16 does not work with ZeRO stage 0\n"
+        f"  where: {SHIPPED / 'zero0.json'}\n"
+        "  cause: DeepSpeed keeps no float32 weights at this stage that a checkpoint could be made of\n"
+        "  next:  set train.zero_stage=1, which costs the same on one worker, or train.precision=fp32"
+    )
+    assert deepspeed_settings(TrainConfig(zero_stage=1, precision="bf16"), world_size=1)["bf16"]["enabled"]
+
+
+@pytest.mark.parametrize("section, stage, least", [("offload_optimizer", 0, 1), ("offload_param", 2, 3)])
+def test_offloading_that_would_be_ignored(file, section, stage, least):
+    def train(stage, device="cpu"):
+        return TrainConfig(deepspeed=file({"zero_optimization": {"stage": stage, section: {"device": device}}}))
+
+    path = train(stage).deepspeed
+    assert refused(train(stage)) == (
+        f"{path} sets {section}, which ZeRO stage {stage} does not have\n"
+        f"  cause: DeepSpeed offloads this from stage {least} on, and ignores it below\n"
+        f"  next:  delete {section} there, or set zero_optimization.stage to {least} or more"
+    )
+    assert f"sets {section}.device = 'nvme'\n" in refused(train(3, "nvme"))
+    for fine in (train(least), train(stage, "none")):
+        assert deepspeed_settings(fine, world_size=2)

@@ -2,7 +2,7 @@
 
 - losses and weights are those of the run without the cache, epoch after epoch
 - once all studies are stored, no film is decoded and the encoder does not run
-- it is refused in modes that train the encoder
+- it is refused in modes that train the encoder; a worker without a share of a step stores nothing
 - validation: every study once, scored once, the same scores on all workers; the best checkpoint is pinned and exported
 """
 
@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from training_groups import losses, run_group, train, train_each
 
 from megpt.errors import InputError
-from megpt.training.features import FeatureCache, check_cache
+from megpt.training.batches import MicroBatch
+from megpt.training.memo import FeatureCache, check_cache
 
 
 def validated(config):
@@ -63,21 +64,32 @@ class Encoder:
 
 
 def test_stored_maps_need_no_encoder(tmp_path):
+    def run(cache, encoder, indices, mask, films, **changes):
+        mask = torch.tensor(mask)
+        batch = MicroBatch(np.array(indices), films, mask, torch.empty(0), **changes)
+        inputs = {"pixel_values": films, "view_mask": mask}
+        return cache.forward(lambda pixel_values, view_mask: encoder.forward(pixel_values), batch, inputs)
+
     encoder = Encoder()
     cache = FeatureCache(tmp_path / "f.bin", encoder, np.array([1, 2, 1]), dtype=torch.float32)
-    piece, mask = np.array([2, 1]), torch.tensor([[True, False], [True, True]])
+    piece, mask = [2, 1], [[True, False], [True, True]]
     films = torch.arange(3.0)[:, None, None, None].expand(3, 3, 4, 4)
-    assert cache.views(piece) is None
-    with cache.around(piece, mask, failed=set(), stored=False):
-        computed = encoder.forward(films)
-    assert cache.views(piece) == [1, 2] and cache.views(np.array([0, 1])) is None
+    assert cache.stored_views(np.array(piece)) is None
+    computed = run(cache, encoder, piece, mask, films)
+    assert cache.stored_views(np.array(piece)) == [1, 2] and cache.stored_views(np.array([0, 1])) is None
     again = FeatureCache(tmp_path / "f.bin", other := Encoder(), np.array([1, 2, 1]), dtype=torch.float32)
-    with again.around(piece, mask, failed=set(), stored=True):
-        assert torch.equal(other.forward(films), computed)
+    assert torch.equal(run(again, other, piece, mask, films, stored=True), computed)
     assert (encoder.runs, other.runs) == (1, 0)
-    with cache.around(np.array([0]), mask[:1], failed={0}, stored=False):
-        encoder.forward(films[:1])
-    assert cache.views(np.array([0])) is None
+    run(cache, encoder, [0], mask[:1], films[:1], failed={0: "unreadable"})
+    assert cache.stored_views(np.array([0])) is None
+
+
+def test_an_idle_worker_stores_nothing(tmp_path):
+    encoder = Encoder()
+    cache = FeatureCache(tmp_path / "f.bin", encoder, np.array([1]), dtype=torch.float32)
+    batch = MicroBatch(np.empty(0, np.int64), torch.zeros(1, 3, 4, 4), torch.tensor([[True]]), torch.empty(0))
+    cache.forward(lambda **inputs: encoder.forward(batch.pixel_values), batch, {"view_mask": batch.view_mask})
+    assert encoder.runs == 1 and cache.stored_views(np.array([0])) is None
 
 
 def test_refused_when_the_encoder_learns(settings, tmp_path):

@@ -18,6 +18,7 @@ from training_groups import losses, run_group, train
 
 from megpt.model import PromptBank
 from megpt.model.build import build_encoder, build_model
+from megpt.training.batches import MicroBatch
 from megpt.training.memo import PromptMemo
 
 
@@ -47,7 +48,9 @@ def test_known_and_unknown(settings, tmp_path, prompts, mode):
 def test_what_is_remembered(tmp_path):
     memo = PromptMemo(tmp_path / "memo.bin", 5, 8)
     assert memo.known(np.array([0, 4])).tolist() == [-1, -1]
-    memo.keep(np.array([4, 0, 2]), torch.tensor([0, 7, 1]), failed={2})
+    nothing = torch.empty(0)
+    batch = MicroBatch(np.array([4, 0, 2]), nothing, nothing, nothing, failed={2: "unreadable"})
+    memo.keep(batch, torch.tensor([0, 7, 1]))
     assert PromptMemo(tmp_path / "memo.bin", 5, 8).known(np.arange(5)).tolist() == [7, -1, -1, -1, 0]
 
 

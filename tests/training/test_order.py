@@ -18,6 +18,7 @@ from megpt.training.order import Cutting, GlobalOrder, Position
 sizes = st.integers(1, 400)
 PINNED_0 = [4, 8, 1, 9, 3, 6, 0, 7, 2, 5]
 PINNED_1 = [1, 2, 8, 5, 3, 9, 6, 0, 4, 7]
+PINNED_LARGEST = [9, 0, 3, 1, 4, 6, 8, 7, 5, 2]
 
 
 @given(sizes, st.integers(1, 64), st.integers(-5, 2**40), st.integers(0, 3))
@@ -34,6 +35,19 @@ def test_the_order_is_pinned():
     assert GlobalOrder(10, 4, 42).permutation(0).tolist() == PINNED_0
     assert GlobalOrder(10, 4, 42).permutation(1).tolist() == PINNED_1
     assert GlobalOrder(10, 4, 43).permutation(0).tolist() != PINNED_0
+    # Seeds are taken modulo 2**63.
+    assert GlobalOrder(10, 4, 42 - 2**63).permutation(0).tolist() == PINNED_0
+    assert GlobalOrder(10, 4, 42 + 2**63).permutation(0).tolist() == PINNED_0
+    largest = GlobalOrder(10, 4, 2**63 - 1).permutation(0).tolist()
+    assert GlobalOrder(10, 4, -1).permutation(0).tolist() == largest
+    assert largest == PINNED_LARGEST
+
+
+def test_permutations_are_kept_for_their_epoch_alone():
+    order = GlobalOrder(10, 4, 42)
+    first = order.permutation(0)
+    assert order.permutation(0) is first
+    assert order.permutation(1).tolist() == PINNED_1 and order.permutation(0).tolist() == PINNED_0
 
 
 @given(sizes, st.integers(1, 64), st.integers(0, 100))
@@ -79,6 +93,22 @@ def test_pieces_do_not_depend_on_the_workers(samples, micro):
     assert pieces(1) == pieces(2) == pieces(4)
 
 
+@pytest.mark.parametrize(
+    "cutting, pieces",
+    [
+        ((8, None, 3), [[[0, 1, 2]], [[3, 4, 5]], [[6, 7]]]),
+        ((2, None, 3), [[[0]], [[1]], [[]]]),
+        ((8, 2, 2), [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]),
+        ((8, 3, 2), [[[0, 1, 2], [6, 7]], [[3, 4, 5], []]]),
+        ((8, 8, 1), [[[0, 1, 2, 3, 4, 5, 6, 7]]]),
+    ],
+)
+def test_who_takes_which_piece(cutting, pieces):
+    cut = Cutting.of(*cutting)
+    assert (cut.world_size, cut.micro_batch_size) == (cutting[2], cutting[1])
+    assert [[piece.tolist() for piece in mine] for mine in cut.cut(np.arange(cutting[0]))] == pieces
+
+
 def test_a_batch_that_does_not_fit():
     with pytest.raises(ValueError, match="4 pieces do not fit 2 workers × 1"):
         Cutting.of(4, 2, 2).cut(np.arange(8))
@@ -86,5 +116,10 @@ def test_a_batch_that_does_not_fit():
 
 @pytest.mark.parametrize("samples, batch", [(0, 4), (4, 0)])
 def test_an_empty_order_is_refused(samples, batch):
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match=f"num_samples={samples} and global_batch_size={batch} must be positive"):
         GlobalOrder(samples, batch, 0)
+
+
+def test_the_smallest_order():
+    order = GlobalOrder(1, 1, 0)
+    assert order.steps_per_epoch == 1 and order.batch(3).tolist() == [0]

@@ -3,7 +3,7 @@
 - SIGKILL of all workers at a random step, in mid-save too: final weights equal bit for bit at the same world size
 - the same at another world size, and under ZeRO-3: within 1e-4
 - killed in a validation, a run does that validation first when it is started again, also at its last step
-- a checkpoint that was cut short is passed over with a warning, and the one before is used
+- a checkpoint that was cut short is skipped with a warning, and the previous one is used
 - workers that do not have the same studies, and a run whose studies have changed since its checkpoint, end with a
   screen: the numbers of the samples would mean others
 - a loss that is not a number ends the run with its step, its cause and no checkpoint of it
@@ -30,9 +30,8 @@ from megpt.data.studies import write_studies
 from megpt.errors import MegptError
 from megpt.study import View
 from megpt.training.checkpoints import STATE, CheckpointStore
-from megpt.training.inputs import drop_samples
-from megpt.training.loop import Hooks, train_loop
-from megpt.training.parts import make_parts
+from megpt.training.loop import Hooks, make_parts, train_loop
+from megpt.training.samples import drop_samples
 
 pytestmark = pytest.mark.slow
 STEPS = {"train__max_steps": 12, "train__save_every": 2}
@@ -114,9 +113,10 @@ def test_a_checkpoint_cut_short(settings, tmp_path):
     steps = Path(config.output) / "steps"
     state = steps / "step-00000012" / STATE
     os.truncate(state, state.stat().st_size // 2)
-    told = []
-    assert CheckpointStore(steps, keep=2, warn=told.append).newest().step == 10
-    assert told == [f"warning: checkpoint {state.parent} is not whole and is passed over: {STATE} is damaged"]
+    warnings = []
+    assert CheckpointStore(steps, keep=2, warn=warnings.append).newest().step == 10
+    reason = f"{STATE} does not match its manifest"
+    assert warnings == [f"warning: checkpoint {state.parent} is damaged and is skipped: {reason}"]
     run_group(1, train, config)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(config.output).items())
 
@@ -161,8 +161,8 @@ def test_a_film_that_has_gone_since(settings, tmp_path):
     with pytest.raises(AssertionError) as raised:
         run_group(1, train, config.overridden({"train.max_steps": 4}))
     assert (
-        "InputError: the studies to train on are not those of the 2 steps that are done\n"
+        "InputError: the studies to train on are not those of the 2 steps already done\n"
         "  where: 12 then, 11 now\n"
-        "  cause: films have left the archive since, or come back\n"
-        "  next:  make the archive what it was and run the same command again, or set another output=PATH"
+        "  cause: films have been removed from the archive since, or added to it\n"
+        "  next:  restore the archive and run the same command again, or set another output=PATH"
     ) in str(raised.value)

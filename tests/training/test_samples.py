@@ -21,7 +21,7 @@ from megpt.errors import InputError
 from megpt.study import Study, View
 from megpt.training.batches import Loader, pad
 from megpt.training.order import Cutting, GlobalOrder
-from megpt.training.samples import SampleSettings, open_samples, tokenizer_for
+from megpt.training.samples import open_samples, tokenizer_for
 
 
 class Words:
@@ -37,7 +37,7 @@ def opened(folder, studies, most=3, max_views=None):
     return open_samples(
         lambda: studies,
         folder=folder,
-        settings=SampleSettings("report", "none", max_views),
+        data=DataConfig(section="report", cleaner="none", max_views=max_views),
         tokenize=tokenizer_for(Words(), most),
     )
 
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_written_again(tmp_path, capsys):
     opened(tmp_path, studies)
     os.truncate(tmp_path / "samples.arrow", 100)
     assert opened(tmp_path, studies).num_tokens.tolist() == [2, 3]
-    assert "is damaged (ArrowInvalid) and is written again" in " ".join(capsys.readouterr().err.split())
+    assert "is damaged (ArrowInvalid); writing it again" in " ".join(capsys.readouterr().err.split())
 
 
 def test_nothing_to_train_on(tmp_path):
@@ -116,13 +116,13 @@ def test_an_unreadable_film_has_no_labels(tmp_path, threads, small_studies):
     good = list(read_studies(small_studies, "train", limit=3))
     studies = [*good, film_study("zz", "torn film", data=good[0].views[0].data[:60])]
     samples = opened(tmp_path / "s", studies)
+    processor = MeGPTImageProcessor(image_size=32)
     loader = Loader(
         samples,
         GlobalOrder(4, 4, seed=0),
         Cutting.of(4, None, 1),
         rank=0,
-        process=MeGPTImageProcessor(image_size=32),
-        image_size=32,
+        processor=processor,
         data=DataConfig(),
         threads=threads,
         last_step=1,

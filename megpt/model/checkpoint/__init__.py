@@ -1,1 +1,1 @@
-"""Checkpoint folders: written, loaded, fingerprinted, described."""
+"""Checkpoint folders: `save` writes them, `load` reads them, `fingerprint` hashes them, `card` describes them."""

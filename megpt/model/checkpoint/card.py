@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megpt.model.configuration import MeGPTConfig
+from megpt.model.projector import feature_modules
 
 CARD = """---
 license: other
@@ -22,7 +23,7 @@ Drafts reports for chest X-rays. **For research only. Not a medical device; not 
 | part | what | trained |
 | --- | --- | --- |
 | vision encoder | `{vision}` at {image_size} px, weights: {vision_weights} | {vision_trained} |
-| enhancement | FEM: {fem}, DOConv: {doconv}, domain: {fem_domain} | yes |
+| feature modules | {modules}; domain: {fem_domain} | yes |
 | projector | linear and LayerNorm, L2 {l2:g} | yes |
 | prompts | {prompts} (`prompts.yaml`, may be edited) | fitted once |
 | language model | `{llm}` ({llm_type}) | {llm_trained} |
@@ -50,8 +51,8 @@ mention are rarely mentioned.
 ## Licence and data agreement
 
 The code is Apache-2.0. The weights are bound by the licences of the encoder and language model above and by the terms
-of the films and reports they were trained on. Weights trained on MIMIC-CXR fall under PhysioNet's credentialed data use
-agreement and may be shared only under it; IU X-Ray (Open-i) is CC BY-NC-ND 4.0.
+of the films and reports that they were trained on. Weights trained on MIMIC-CXR fall under PhysioNet's credentialed
+data use agreement and may be shared only under it; IU X-Ray (Open-i) is CC BY-NC-ND 4.0.
 
 ## Scores
 
@@ -60,13 +61,13 @@ agreement and may be shared only under it; IU X-Ray (Open-i) is CC BY-NC-ND 4.0.
 
 
 def write_card(folder: Path, config: MeGPTConfig, scores: Mapping[str, float] | None) -> None:
-    """Write README.md; without `scores`, those of an earlier card are not kept."""
+    """Write README.md; scores of an earlier card are not kept."""
     frozen = config.frozen or {}
     if config.complete:
         held = "This folder holds all weights."
     elif frozen:
         lines = [f"- {part}: `{e['source']}`, fingerprint `{e['fingerprint']}`" for part, e in frozen.items()]
-        held = "Weights that this folder refers to and checks on load:\n\n" + "\n".join(lines)
+        held = "Weights that this folder does not hold, checked on load:\n\n" + "\n".join(lines)
     else:
         held = ""
     table = "Not measured yet."
@@ -77,8 +78,7 @@ def write_card(folder: Path, config: MeGPTConfig, scores: Mapping[str, float] | 
         image_size=config.image_size,
         vision_weights="a file" if config.vision_weights.endswith(".safetensors") else config.vision_weights,
         vision_trained={"shallow": "no", "delta": f"LoRA, rank {config.lora_rank}", "deep": "yes"}[config.mode],
-        fem=config.fem,
-        doconv=config.doconv,
+        modules=", ".join(feature_modules(config)) or "none",
         fem_domain=config.fem_domain,
         l2=config.l2,
         prompts=f"{len((config.prompts or {}).get('texts', [0]))}",

@@ -1,7 +1,7 @@
-"""Fingerprints: short hashes of weights, and of what a checkpoint computes.
+"""Fingerprints: short hashes of weights, and of everything in a checkpoint folder that loading it reads.
 
-Files are hashed as they lie on disk, without torch: a job's command names its checkpoint by this, and importing torch
-and transformers would take longer than hashing it.
+Files are hashed on disk, without torch: every job names its checkpoint by this hash, and importing torch and
+transformers takes longer than hashing the files.
 """
 
 from __future__ import annotations
@@ -11,86 +11,180 @@ import json
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from megpt.model.checkpoint.files import (
-    ADAPTER,
-    CENTROIDS,
-    DAMAGE,
-    LANGUAGE_ADAPTER,
-    VISION_ADAPTER,
-    damaged,
-    local_folder,
-    read_prompts,
-    weight_files,
-)
+from megpt.errors import InputError
+from megpt.model.prompts import CENTROIDS, PROMPTS, read_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a missing or damaged file raises; the last two come from JSON values of the wrong type."""
+
+IGNORED_FIELDS = {
+    "transformers_version": "the version that wrote the file",
+    "complete": "whether the frozen parts are held; a part counts the same, held or named",
+    "frozen.*.source": "where a frozen part was when the checkpoint was saved; its fingerprint is hashed",
+    "llm": "the path or hub id of the language model; its weights are hashed",
+    "text_config._name_or_path": "the same",
+    "vision_weights": "where the encoder's weights came from; they are hashed",
+}
+"""Fields of config.json and generation_config.json that do not affect the model, each with the reason."""
+
+IGNORED_FILES = {
+    "README.md": "the model card",
+    "LICENSE": "terms of use",
+    "megpt.yaml": "the config of the job that wrote the folder",
+    "run.json": "a record of that job",
+    "_SUCCESS": "the mark of a finished job",
+    "failed.parquet": "studies that a training run could not use",
+    "log.jsonl": "the training log",
+    "config.json": "hashed by field",
+    "generation_config.json": "hashed by field",
+    PROMPTS: "hashed by entry: comments and layout do not matter",
+}
+"""Files of a checkpoint folder whose bytes are not hashed, each with the reason. Weights are hashed by tensor."""
+
 # safetensors' names of types, as torch calls them.
-TYPES = {
+_NUMBERS = {"I": "int", "U": "uint", "F": "float"}
+TYPES = {f"{letter}{bits}": f"{name}{bits}" for letter, name in _NUMBERS.items() for bits in (8, 16, 32, 64)} | {
     "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "I16": "int16",
-    "I32": "int32",
-    "I64": "int64",
-    "U16": "uint16",
-    "U32": "uint32",
-    "U64": "uint64",
+    "BF16": "bfloat16",
+    "C64": "complex64",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
     "F8_E8M0": "float8_e8m0fnu",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "C64": "complex64",
 }
-SHAPE = ("vision", "image_size", "mode", "fem", "fem_domain", "views", "doconv")
-"""Of config.json, what the outputs depend on beside weights and prompts."""
 
-Digests = dict[str, str]
-"""Tensor name → hash of its name, type, shape and values."""
+Digests = tuple[tuple[str, str], ...]
+"""The name of each tensor, and a hash of its name, type, shape and values."""
 
 
-def fingerprint(checkpoint: Any) -> str:
-    """A short hash of what a checkpoint computes: trained weights, frozen parts, prompts and shape.
+def fingerprint(folder: str | Path) -> str:
+    """A short hash of a checkpoint folder (or hub id): of every file that loading the model and its processor reads.
 
-    Args:
-        checkpoint: a checkpoint folder, or a model; a model and the folder it was saved to give the same.
+    What does not count is listed in `IGNORED_FIELDS` and `IGNORED_FILES`, and anything unknown counts. The number of
+    shards does not matter, nor whether a frozen part is held or named, as long as the held tensors are those named.
 
     Raises:
         InputError: no checkpoint folder, or a file of it is missing or damaged.
     """
-    if isinstance(checkpoint, (str, Path)):
-        return _of_folder(Path(checkpoint))
-    from megpt.model.checkpoint.load import held_tensors
-
-    config, bank = checkpoint.config, checkpoint.bank
-    tensors = held_tensors(checkpoint.state_dict(), config) | checkpoint.adapter_tensors()
-    centroids = {} if bank.centroids is None else {"centroids": bank.centroids.float()}
-    return _combined(_outline(config.to_dict()), _digests_of(tensors), bank.texts, _digests_of(centroids))
-
-
-def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
-    """A short hash of named tensors, in the manner of `files_fingerprint`."""
-    return _joined(_digests_of(tensors).values())
+    folder = local_folder(str(folder))
+    prompts = read_prompts(folder)
+    config, frozen = _config(folder)
+    try:
+        content = {
+            "config": config,
+            "prompts": prompts,
+            "weights": _parts(folder, frozen),
+            "centroids": _file_digests(folder / CENTROIDS) if (folder / CENTROIDS).exists() else [],
+        }
+    except DAMAGE as error:
+        raise damaged(f"the weights in {folder}", error) from error
+    content["files"] = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in _others(folder)
+    }
+    if (path := folder / "generation_config.json").exists():
+        content["generation"] = _read_fields(path)
+    return _short(json.dumps(content, sort_keys=True))
 
 
 def files_fingerprint(files: Sequence[Path]) -> str:
-    """A short hash of all tensors in safetensors files, the same however they are cut into shards."""
+    """A short hash of all tensors in safetensors files, the same for any number of shards."""
     return _joined(digest for _, digest in _files_digests(_stamped(files)))
 
 
-def _digests_of(tensors: Mapping[str, Tensor]) -> Digests:
-    """Of tensors in memory."""
-    return {name: _tensor_digest(name, tensor) for name, tensor in tensors.items()}
+def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of named tensors: the `files_fingerprint` of files that hold them."""
+    return _joined(_tensor_digest(name, tensor) for name, tensor in tensors.items())
+
+
+def local_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint, downloaded when `name` is a hub id."""
+    if (Path(name) / "config.json").exists():
+        return Path(name)
+    if not Path(name).exists() and name.count("/") == 1:
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(name, revision=revision))
+        except Exception as error:
+            raise InputError(f"no checkpoint at {name!r}", cause=f"{type(error).__name__} from the hub") from error
+    raise InputError(
+        f"no checkpoint at {name!r}", cause="it has no config.json", next="run `megpt train`, or check the path"
+    )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a folder's index names, or its only one. A damaged index raises one of `DAMAGE`."""
+    if not (folder / INDEX).exists():
+        return [folder / WEIGHTS]
+    names = json.loads((folder / INDEX).read_text())["weight_map"].values()
+    return [folder / Path(name).name for name in sorted(set(names))]
+
+
+def damaged(what: str, error: Exception) -> InputError:
+    """The error to raise when reading `what` raised one of `DAMAGE`."""
+    return InputError(
+        f"{what} cannot be read",
+        cause=f"{type(error).__name__}: a file is missing or damaged",
+        next="copy the whole checkpoint folder again",
+    )
+
+
+def _config(folder: Path) -> tuple[Any, set[str]]:
+    """The fields of config.json that count, and the fingerprints of the frozen parts."""
+    config = _read_fields(path := folder / "config.json")
+    try:
+        return config, {entry["fingerprint"] for entry in (config["frozen"] or {}).values()}
+    except DAMAGE as error:
+        raise damaged(str(path), error) from error
+
+
+def _read_fields(path: Path) -> Any:
+    """The fields of a JSON file without those of `IGNORED_FIELDS`."""
+    try:
+        return _counted(json.loads(path.read_text(encoding="utf-8")))
+    except DAMAGE as error:
+        raise damaged(str(path), error) from error
+
+
+def _counted(value: Any, parent: str = "") -> Any:
+    if not isinstance(value, dict):
+        return value
+    paths = {key: f"{parent}{key}" for key in value}
+    kept = [key for key, path in paths.items() if not any(fnmatchcase(path, ignored) for ignored in IGNORED_FIELDS)]
+    return {key: _counted(value[key], f"{paths[key]}.") for key in kept}
+
+
+def _parts(folder: Path, frozen: set[str]) -> dict[str, str]:
+    """The hash of each part of the model that the folder holds, adapters included; frozen parts count by name."""
+    digests: dict[str, list[str]] = {}
+    for name, digest in _files_digests(_stamped(weight_files(folder)), by_part=True):
+        digests.setdefault(name.partition(".")[0], []).append(digest)
+    for path in folder.glob("adapter_*/*.safetensors"):
+        digests[path.parent.name] = [digest for _, digest in _file_digests(path)]
+    hashes = {part: _joined(own) for part, own in digests.items()}
+    return {part: found for part, found in hashes.items() if found not in frozen}
+
+
+def _others(folder: Path) -> list[Path]:
+    """Further files that a load may read: the processor's, the tokenizer's, and any that are not known here."""
+    return [
+        path
+        for path in sorted((*folder.glob("*"), *folder.glob("additional_chat_templates/*")))
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name not in (*IGNORED_FILES, INDEX)
+        and path.suffix != ".safetensors"
+    ]
 
 
 def _tensor_digest(name: str, tensor: Tensor) -> str:
@@ -108,7 +202,11 @@ def _digest(name: str, dtype: str, shape: Iterable[int], raw: Any) -> str:
 
 
 def _joined(digests: Iterable[str]) -> str:
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
+    return _short("".join(sorted(digests)))
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _stamped(files: Sequence[Path]) -> tuple[tuple[Path, int, int], ...]:
@@ -116,13 +214,17 @@ def _stamped(files: Sequence[Path]) -> tuple[tuple[Path, int, int], ...]:
 
 
 @lru_cache(maxsize=16)
-def _files_digests(files: tuple[tuple[Path, int, int], ...]) -> tuple[tuple[str, str], ...]:
+def _files_digests(files: tuple[tuple[Path, int, int], ...], *, by_part: bool = False) -> Digests:
     with ThreadPoolExecutor(4) as pool:  # a language model is a few files of gigabytes
-        return tuple(pair for part in pool.map(_file_digests, (f for f, _, _ in files)) for pair in part)
+        found = pool.map(lambda file: _file_digests(file[0], by_part=by_part), files)
+        return tuple(pair for pairs in found for pair in pairs)
 
 
-def _file_digests(path: Path, prefix: str = "") -> list[tuple[str, str]]:
-    """Name, led by `prefix`, and hash of each tensor in a file. Raises SafetensorError for a damaged one."""
+def _file_digests(path: Path, *, by_part: bool = False) -> Digests:
+    """The digests of one file; `by_part` leaves the first component out of the names that are hashed.
+
+    Raises SafetensorError for a damaged file.
+    """
     with safe_open(path, "np"):  # the library's own check of the header against the file
         pass
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -134,46 +236,7 @@ def _file_digests(path: Path, prefix: str = "") -> list[tuple[str, str]]:
             for name, entry in header.items():
                 begin, end = (start + offset for offset in entry["data_offsets"])
                 dtype = f"torch.{TYPES.get(entry['dtype'], entry['dtype'])}"
+                hashed = name.partition(".")[2] if by_part else name
                 with view[begin:end] as raw:
-                    pairs.append((prefix + name, _digest(prefix + name, dtype, entry["shape"], raw)))
-        return pairs
-
-
-def _of_folder(folder: Path) -> str:
-    folder = local_folder(str(folder))
-    texts = read_prompts(folder)["texts"]
-    path = folder / "config.json"
-    try:
-        outline = _outline(json.loads(path.read_text(encoding="utf-8")))
-    except DAMAGE as error:
-        raise damaged(str(path), error) from error
-    try:
-        digests = dict(_files_digests(_stamped(weight_files(folder))))
-        for name in (VISION_ADAPTER, LANGUAGE_ADAPTER):
-            if (path := folder / name / ADAPTER).exists():
-                digests |= dict(_file_digests(path, f"{name}."))
-        centroids = _file_digests(folder / CENTROIDS) if (folder / CENTROIDS).exists() else []
-    except DAMAGE as error:
-        raise damaged(f"the weights in {folder}", error) from error
-    return _combined(outline, digests, texts, dict(centroids))
-
-
-def _outline(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of config.json, what the fingerprint depends on: `SHAPE`, and the fingerprint of each frozen part."""
-    frozen = {part: entry["fingerprint"] for part, entry in (config.get("frozen") or {}).items()}
-    return {key: config[key] for key in SHAPE} | {"frozen": frozen}
-
-
-def _combined(outline: Mapping[str, Any], tensors: Digests, texts: Sequence[str], centroids: Digests) -> str:
-    frozen = outline["frozen"]
-    # A full checkpoint and a partial one of the same model compute the same.
-    referred = [part if part != "vision" or outline["mode"] != "deep" else "prompt_encoder" for part in frozen]
-    own = [digest for name, digest in tensors.items() if name.split(".")[0] not in referred]
-    parts = [
-        _joined(own),
-        json.dumps(frozen, sort_keys=True),
-        json.dumps([outline[key] for key in SHAPE]),
-        json.dumps(list(texts)),
-        _joined(centroids.values()),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+                    pairs.append((name, _digest(hashed, dtype, entry["shape"], raw)))
+        return tuple(pairs)

@@ -1,4 +1,10 @@
-"""The parts of a checkpoint: which it holds, where the others lie, and whether they are the right ones."""
+"""Loading a checkpoint. The whole walk is `load_model`, in this order:
+
+    config.json → weights → prompt bank → language model → encoder → the model around them → projector → adapters
+
+`modeling.from_pretrained` calls it; it calls `prompts`, `language` and `vision` for one part each, and nothing calls
+back. On the way, `fingerprint` checks that a frozen part is the one that the checkpoint was trained with.
+"""
 
 from __future__ import annotations
 
@@ -8,50 +14,79 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from megpt.errors import InputError
-from megpt.model import language
-from megpt.model.checkpoint.files import DAMAGE, damaged, weight_files
-from megpt.model.checkpoint.fingerprint import files_fingerprint, fingerprint_of
+from megpt.model import language, lora
+from megpt.model.checkpoint.fingerprint import (
+    DAMAGE,
+    damaged,
+    files_fingerprint,
+    fingerprint_of,
+    local_folder,
+    weight_files,
+)
 from megpt.model.configuration import MeGPTConfig
-from megpt.model.frame import tokenise_bank
-from megpt.model.prompts import PromptBank
+from megpt.model.prompts import PromptBank, tokenise_bank
 from megpt.model.vision import VisionEncoder, load_weights
+from megpt.progress import log
+
+FROM_AUTO_CLASSES = {"trust_remote_code", "adapter_kwargs", "local_files_only"}
+"""Keywords that the Auto classes always pass on."""
 
 
-def left_out(config: MeGPTConfig) -> tuple[str, ...]:
-    """The parts whose weights a checkpoint of this config refers to instead of holding them."""
-    if config.complete:
-        return ()
-    frozen = config.frozen or {}
-    vision = "prompt_encoder" if config.mode == "deep" else "vision"
-    return tuple(vision if part == "vision" else part for part in frozen)
+def load_model(
+    model_class: Any,
+    name: str,
+    *,
+    config: MeGPTConfig | None = None,
+    llm: str | None = None,
+    vision_weights: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    **unused: Any,
+) -> Any:
+    """The model of a checkpoint folder or hub id, in evaluation mode.
+
+    Args:
+        model_class: `MeGPTForConditionalGeneration` or a subclass.
+        llm, vision_weights: the new location of the frozen parts, if they have moved.
+        dtype: of all weights; by default that of the saved ones.
+        device_map: one device for the whole model, in any of transformers' notations.
+        revision: of a hub id.
+        unused: further keywords of transformers; those that have no effect here are logged.
+
+    Raises:
+        InputError: a file is missing or damaged, or a frozen part is not the one the checkpoint was trained with.
+    """
+    if ignored := sorted(unused.keys() - FROM_AUTO_CLASSES):
+        log(f"from_pretrained: ignored {', '.join(ignored)}, which MeGPT checkpoints do not use")
+    folder = local_folder(name, revision)
+    config = config or MeGPTConfig.from_pretrained(folder)
+    dtype = _dtype(dtype, config)
+    tensors = _read_tensors(folder)
+    bank = PromptBank.load(folder)
+    _retokenise(config, bank, folder)
+    text_model = _language_model(config, tensors, llm, dtype)
+    vision = _encoder("vision", config, tensors, vision_weights, folder)
+    model = model_class(config, vision=vision, language_model=text_model, bank=bank)
+    if model.prompt_encoder is not None:
+        original = _encoder("prompt_encoder", config, tensors, vision_weights, folder)
+        model.prompt_encoder.load_state_dict(original.state_dict())
+    _restore(model.projector, _part(tensors, "projector"), folder)
+    if config.mode == "delta":
+        lora.load_adapters(model.vision.trunk, folder / lora.VISION_ADAPTER)
+    if config.llm_lora:
+        language.load_language_adapter(model.language_model, folder / lora.LANGUAGE_ADAPTER)
+    if (folder / "generation_config.json").exists():
+        model.generation_config = model.language_model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.name_or_path = str(folder)
+    return model.to(device=_device(device_map), dtype=dtype).eval()
 
 
-def held_tensors(state: Mapping[str, Tensor], config: MeGPTConfig) -> dict[str, Tensor]:
-    """The tensors a checkpoint's safetensors files hold, under the names they have there (LoRA lies elsewhere)."""
-    skip = left_out(config)
-    return {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in state.items()
-        if name.split(".")[0] not in skip and ".lora_" not in name
-    }
-
-
-def one_device(device_map: Any) -> Any:
-    """The device that transformers' `device_map` means for a model that is never split."""
-    if isinstance(device_map, Mapping):
-        device_map = next(iter(device_map.values()))
-    if device_map is None or (device_map == "auto" and not torch.cuda.is_available()):
-        return "cpu"
-    if device_map == "auto":
-        return "cuda"
-    return device_map
-
-
-def chosen_dtype(dtype: torch.dtype | str | None, config: MeGPTConfig) -> torch.dtype:
-    """The weights' type on load: what is asked for, else that of the saved ones."""
+def _dtype(dtype: torch.dtype | str | None, config: MeGPTConfig) -> torch.dtype:
     if isinstance(dtype, str) and dtype != "auto":
         return getattr(torch, dtype)
     if isinstance(dtype, torch.dtype):
@@ -59,68 +94,72 @@ def chosen_dtype(dtype: torch.dtype | str | None, config: MeGPTConfig) -> torch.
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files. Raises InputError for a missing or damaged one."""
+def _device(device_map: Any) -> Any:
+    """The device that transformers' `device_map` means for a model that is never split."""
+    if isinstance(device_map, Mapping):
+        device_map = next(iter(device_map.values()))
+    if device_map is None or (device_map == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    return "cuda" if device_map == "auto" else device_map
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         return {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
     except DAMAGE as error:
         raise damaged(f"the weights in {folder}", error) from error
 
 
-def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
 
 
-def check_fingerprint(config: MeGPTConfig, part: str, found: str, source: str) -> None:
-    """Raise InputError when a frozen part is not the one the checkpoint names."""
-    wanted = (config.frozen or {})[part]["fingerprint"]
-    if found != wanted:
-        raise InputError(
-            f"the frozen {part.replace('_', ' ')} differs from the one this checkpoint was trained with",
-            where=f"{source}: fingerprint {found}, the checkpoint names {wanted}",
-            cause="another version or fine-tune of these weights; the trained part would not fit it",
-            next="give the original weights"
-            + (" (llm=PATH)" if part == "language_model" else " (vision_weights=PATH)"),
-        )
+def _retokenise(config: MeGPTConfig, bank: PromptBank, folder: Path) -> None:
+    """Renew the token ids in `config.prompts` if somebody has edited the texts of the bank."""
+    if (config.prompts or {}).get("texts") != list(bank.texts):
+        source = str(folder) if (folder / "tokenizer_config.json").exists() else config.llm
+        config.prompts = tokenise_bank(bank, language.load_tokenizer(source))
 
 
-def load_language_part(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | None, dtype: torch.dtype) -> Any:
-    if "language_model" not in left_out(config):
-        return language.restore_language_model(cast(Any, config.text_config), part_of(tensors, "language_model"), dtype)
-    source = llm or config.frozen["language_model"]["source"]  # pyrefly: ignore[unsupported-operation]
-    found = files_fingerprint(language.weight_files(source))
-    check_fingerprint(config, "language_model", found, source)
+def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | None, dtype: torch.dtype) -> Any:
+    if "language_model" not in config.left_out:
+        return language.restore_language_model(cast(Any, config.text_config), _part(tensors, "language_model"), dtype)
+    named = cast(Any, config.frozen)["language_model"]
+    source = llm or named["source"]
+    _check_frozen("language model", named, files_fingerprint(language.weight_files(source)), source, "llm")
     return language.load_language_model(source, dtype)
 
 
-def load_encoders(
-    config: MeGPTConfig, tensors: dict[str, Tensor], weights: str | None
-) -> tuple[VisionEncoder, VisionEncoder | None]:
-    """The encoder and, in mode deep, the one that chooses the prompts."""
+def _encoder(
+    part: str, config: MeGPTConfig, tensors: dict[str, Tensor], weights: str | None, folder: Path
+) -> VisionEncoder:
+    """The encoder `vision`, or `prompt_encoder`: the frozen copy that chooses the prompts in mode deep."""
     arguments = config.vision_args or {}
-    skip = left_out(config)
-
-    def restored(part: str) -> VisionEncoder:
-        encoder = VisionEncoder(config.vision, config.image_size, config.layout, **arguments)
-        if part not in skip:
-            if state := part_of(tensors, part):
-                encoder.load_state_dict(state)
-            return encoder
-        source = weights or config.frozen["vision"]["source"]  # pyrefly: ignore[unsupported-operation]
+    encoder = VisionEncoder(config.vision, config.image_size, config.layout, **arguments)
+    if part in config.left_out:
+        named = cast(Any, config.frozen)["vision"]
+        source = weights or named["source"]
         load_weights(encoder, config.vision, source, arguments)
-        check_fingerprint(config, "vision", fingerprint_of(encoder.state_dict()), source)
-        return encoder
-
-    original = None
-    if config.mode == "deep" and ("prompt_encoder" in skip or any(k.startswith("prompt_encoder.") for k in tensors)):
-        original = restored("prompt_encoder")
-    return restored("vision"), original
+        _check_frozen("vision", named, fingerprint_of(encoder.state_dict()), source, "vision_weights")
+    else:
+        _restore(encoder, _part(tensors, part), folder)
+    return encoder
 
 
-def retokenise(config: MeGPTConfig, bank: PromptBank, folder: Path) -> None:
-    """Make the token ids in `config.prompts` those of the bank's texts, which a person may have edited."""
-    prompts = config.prompts or {}
-    if prompts.get("texts") == list(bank.texts):
-        return
-    source = str(folder) if (folder / "tokenizer_config.json").exists() else config.llm
-    config.prompts = tokenise_bank(bank, language.load_tokenizer(source))
+def _check_frozen(what: str, named: Mapping[str, str], found: str, source: str, keyword: str) -> None:
+    if found != named["fingerprint"]:
+        raise InputError(
+            f"the frozen {what} differs from the one this checkpoint was trained with",
+            where=f"{source}: fingerprint {found}, the checkpoint names {named['fingerprint']}",
+            cause="another version or fine-tune of these weights; the trained part would not fit it",
+            next=f"give the original weights ({keyword}=PATH)",
+        )
+
+
+def _restore(module: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"the weights in {folder} do not fit its config.json", cause=str(error).split("\n")[-1].strip()
+        ) from error

@@ -1,37 +1,27 @@
-"""Checkpoint folders: what was trained, and by name and fingerprint what was not.
+"""Saving a checkpoint: what was trained, and by name and fingerprint what was not.
 
-A partial checkpoint (the default) leaves out the language model and, unless it was drawn from a seed or trained, the
-encoder; config.json's `frozen` names where they lie and a fingerprint that is checked on load. `full=True` leaves out
-nothing. LoRA lies in peft adapter folders beside. Safetensors only.
+A partial checkpoint (the default) leaves out the language model and, unless it was trained or its weights follow from
+a seed, the encoder; `frozen` in config.json gives the source of each and a fingerprint that is checked on load.
+`full=True` leaves out nothing. LoRA goes to peft adapter folders. All weights are safetensors.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from megpt.errors import InputError, MegptError
+from megpt.errors import MegptError
 from megpt.model import language, lora
 from megpt.model.checkpoint.card import write_card
-from megpt.model.checkpoint.files import INDEX, LANGUAGE_ADAPTER, VISION_ADAPTER, local_folder
-from megpt.model.checkpoint.load import (
-    chosen_dtype,
-    held_tensors,
-    load_encoders,
-    load_language_part,
-    one_device,
-    part_of,
-    read_tensors,
-    retokenise,
-)
+from megpt.model.checkpoint.fingerprint import INDEX
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.projector import Projector
 from megpt.model.prompts import PromptBank
@@ -39,7 +29,7 @@ from megpt.model.vision import VisionEncoder
 
 
 class Checkpointed(PreTrainedModel):
-    """save_pretrained, from_pretrained and export of the model."""
+    """The methods that save the model: `save_pretrained`, and `export` with what it changes in place."""
 
     config: MeGPTConfig  # pyrefly: ignore[bad-override-mutable-attribute]
     bank: PromptBank
@@ -62,24 +52,26 @@ class Checkpointed(PreTrainedModel):
         """Write the checkpoint folder.
 
         Args:
-            full: hold the frozen parts too, so that the folder stands alone.
-            state_dict: weights to write in place of the model's own, such as those gathered from ZeRO-3's shards.
-            scores: shown in the model card.
+            full: hold the frozen parts too, so that the folder needs no other files.
+            state_dict: weights to write instead of the model's own, such as those gathered from ZeRO-3's shards.
+            scores: for the model card.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        was = self.config.complete
+        was_complete = self.config.complete
         state = {**self.state_dict(), **(state_dict or {})}
         try:
-            self.config.complete = full or was
+            self.config.complete = full or was_complete
             self.config.architectures = [type(self).__name__]
             self.config.dtype = next(t.dtype for name, t in state.items() if name.startswith("projector."))
             for old in (*folder.glob("model*.safetensors"), folder / INDEX):
                 old.unlink(missing_ok=True)
-            tensors = held_tensors(state, self.config)
+            tensors = _held(state, self.config)
             if empty := [name for name, tensor in tensors.items() if not tensor.numel()]:
                 raise MegptError(
-                    f"{empty[0]} is an empty shard", cause="ZeRO-3 holds it elsewhere", next="pass it in `state_dict`"
+                    f"{empty[0]} is an empty shard",
+                    cause="ZeRO-3 holds its values",
+                    next="pass it in `state_dict`",
                 )
             save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size)
             self._save_adapters(folder, state)
@@ -88,30 +80,28 @@ class Checkpointed(PreTrainedModel):
             self.bank.save(folder)
             write_card(folder, self.config, scores)
         finally:
-            self.config.complete = was
+            self.config.complete = was_complete
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), full=full, **kwargs)
 
     def _save_adapters(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        for name in (lora.VISION_ADAPTER, lora.LANGUAGE_ADAPTER):
+            shutil.rmtree(folder / name, ignore_errors=True)  # of an earlier checkpoint in this folder
         if self.config.mode == "delta":
-            own = {k.removeprefix("vision.trunk."): v for k, v in state.items() if k.startswith("vision.trunk.")}
-            lora.save_adapters(self.vision.trunk, folder / VISION_ADAPTER, base=self.config.vision, state=own)
+            own = _within(state, "vision.trunk.")
+            lora.save_adapters(self.vision.trunk, folder / lora.VISION_ADAPTER, base=self.config.vision, state=own)
         if self.config.llm_lora:
-            own = {k.removeprefix("language_model."): v for k, v in state.items() if k.startswith("language_model.")}
-            language.save_language_adapter(self.language_model, folder / LANGUAGE_ADAPTER, own, self.config.llm)
-
-    def set_generation_config(self, settings: GenerationConfig) -> None:
-        """Make `settings` the defaults of `generate`."""
-        self.generation_config = self.language_model.generation_config = settings
+            own, target = _within(state, "language_model."), folder / lora.LANGUAGE_ADAPTER
+            language.save_language_adapter(self.language_model, target, own, self.config.llm)
 
     def export(self, folder: str | os.PathLike[str], **kwargs: Any) -> None:
-        """A folder that stands alone: LoRA merged, DOConv folded (both in place), all weights held."""
+        """Save a folder that needs no other files: LoRA merged, DOConv folded (both in place), all weights held."""
         self.merge()
         self.fold()
         self.save_pretrained(folder, full=True, **kwargs)
 
     def fold(self) -> Any:
-        """Replace DOConv by an ordinary convolution with equal outputs, in place (evaluation folds by itself)."""
+        """Replace DOConv by an ordinary convolution with equal outputs, in place (evaluation folds it anyway)."""
         self.projector.fold()
         self.config.folded = self.config.doconv
         return self
@@ -119,9 +109,8 @@ class Checkpointed(PreTrainedModel):
     def merge(self) -> Any:
         """Add every LoRA update to its weights, in place, with equal outputs.
 
-        An encoder with merged weights is one of its own, so that mode delta becomes mode deep, with a frozen copy of
-        the encoder as it was for choosing prompts; a language model with merged weights is no longer left out of
-        checkpoints.
+        A merged encoder differs from the frozen one, so that mode delta becomes mode deep, with a frozen copy of the
+        original encoder to choose prompts. A merged language model is no longer left out of checkpoints.
         """
         if self.config.mode == "delta":
             original = copy.deepcopy(self.vision)
@@ -135,63 +124,15 @@ class Checkpointed(PreTrainedModel):
             self.config.llm_lora = False
         return self
 
-    def adapter_tensors(self) -> dict[str, Tensor]:
-        """The tensors of the adapter folders, each name led by its folder's."""
-        tensors: dict[str, Tensor] = {}
-        if self.config.mode == "delta":
-            own = lora.adapter_tensors(self.vision.trunk)
-            tensors |= {f"{VISION_ADAPTER}.{k}": v for k, v in own.items()}
-        if self.config.llm_lora:
-            own = language.adapter_tensors(self.language_model)
-            tensors |= {f"{LANGUAGE_ADAPTER}.{k}": v for k, v in own.items()}
-        return tensors
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *model_args: Any,
-        config: Any = None,
-        llm: str | None = None,
-        vision_weights: str | None = None,
-        dtype: torch.dtype | str | None = None,
-        device_map: str | torch.device | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Load a checkpoint folder (or hub id).
+def _held(state: Mapping[str, Tensor], config: MeGPTConfig) -> dict[str, Tensor]:
+    """The tensors that go to model.safetensors, with their names there; LoRA goes to folders of its own."""
+    return {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in state.items()
+        if name.split(".")[0] not in config.left_out and ".lora_" not in name
+    }
 
-        Args:
-            llm, vision_weights: where the frozen parts lie now, when that is not where they lay.
-            dtype: of all weights; by default that of the saved ones.
-            device_map: one device for the whole model.
 
-        Raises:
-            InputError: a file is missing or damaged, or a frozen part is not the one the checkpoint was trained with.
-        """
-        folder = local_folder(str(pretrained_model_name_or_path))
-        config = config or MeGPTConfig.from_pretrained(folder)
-        kind = chosen_dtype(dtype, config)
-        tensors = read_tensors(folder)
-        bank = PromptBank.load(folder)
-        text_model = load_language_part(config, tensors, llm, kind)
-        vision, frozen_copy = load_encoders(config, tensors, vision_weights)
-        retokenise(config, bank, folder)
-        model = cls(config, vision=vision, language_model=text_model, bank=bank)
-        if frozen_copy is not None and model.prompt_encoder is not None:
-            model.prompt_encoder.load_state_dict(frozen_copy.state_dict())
-        projector = part_of(tensors, "projector")
-        try:
-            model.projector.load_state_dict(projector)
-        except RuntimeError as error:
-            raise InputError(
-                f"the weights in {folder} do not fit its config.json", cause=str(error).split("\n")[-1].strip()
-            ) from error
-        if config.mode == "delta":
-            lora.load_adapters(model.vision.trunk, folder / VISION_ADAPTER)
-        if config.llm_lora:
-            language.load_language_adapter(model.language_model, folder / LANGUAGE_ADAPTER)
-        if (folder / "generation_config.json").exists():
-            model.set_generation_config(GenerationConfig.from_pretrained(folder))
-        model.name_or_path = str(folder)
-        cast(Any, model).to(device=one_device(device_map), dtype=kind)
-        return model.eval()
+def _within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

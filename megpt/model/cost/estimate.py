@@ -1,9 +1,9 @@
-"""What a training run will cost, before anything is downloaded: `megpt train --config FILE --dry-run`.
+"""The cost of a training run, before anything is downloaded: `megpt train --config FILE --dry-run`.
 
-    console.print(plan(config).render())
+    console.print(estimate(config).render())
 
-The model is built on the meta device from its architecture alone: no weights, no tokenizer, no GPU, no network where
-megpt describes the language model itself (megpt/model/architectures).
+The model is built on the meta device from its architecture alone: no weights, no tokenizer, no GPU, and no network if
+megpt describes the language model itself (megpt/model/cost/architectures).
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from megpt.model.modeling import MeGPTForConditionalGeneration
 from megpt.model.prompts import INSTRUCTION, PromptBank
 
 VIEWS = 2
-"""Films of a study where `data.max_views` sets no limit: IU X-Ray has two, MIMIC-CXR 1.7 on average."""
+"""Films of a study if `data.max_views` sets no limit: IU X-Ray has two, MIMIC-CXR 1.7 on average."""
 PROMPT_TOKENS = 64
-"""Text tokens of a prompt: some 35 of the frame and the instruction, the rest for a cluster's findings terms."""
+"""Text tokens of a prompt: about 35 for the frame and the instruction, the rest for a cluster's terms."""
 GIB = 2**30
+LABELS = {"fem": "FEM", "doconv": "DOConv"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the model: its parameters, those that are trained, and what a study costs there."""
+    """One part of the model: its parameters, how many of them are trained, and its cost per study."""
 
     name: str
     parameters: int
@@ -42,8 +43,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The cost of a run. FLOPs are per study, bytes per GPU."""
+class Estimate:
+    """The cost of a run: FLOPs per study, bytes per GPU."""
 
     models: tuple[str, str]
     parts: tuple[Part, ...]
@@ -129,8 +130,8 @@ class Plan:
         ]
 
 
-def plan(config: Config) -> Plan:
-    """Count a training run.
+def estimate(config: Config) -> Estimate:
+    """Estimate the cost of a training run.
 
     Raises:
         InputError: an unknown encoder or language model, or widths that do not fit.
@@ -162,7 +163,7 @@ def plan(config: Config) -> Plan:
         for stage in STAGES
     }
     generate = config.generate
-    return Plan(
+    return Estimate(
         models=(config.model.vision, config.model.llm),
         parts=parts,
         lengths=lengths,
@@ -191,13 +192,11 @@ def skeleton(config: Config) -> Any:
 
 
 def _parts(model: Any, costs: dict[str, Cost]) -> tuple[Part, ...]:
-    enhancer = model.projector.enhancer
-    fem, doconv = (None, None) if enhancer is None else (enhancer.fem, enhancer.doconv)
+    modules = dict(model.projector.enhancer.named_children()) if model.projector.enhancer else {}
     rows: list[tuple[str, list[nn.Module | None], Cost]] = [
         ("vision encoder", [model.vision], costs["vision"]),
         ("prompt encoder", [model.prompt_encoder], costs.get("prompt encoder", Cost())),
-        ("FEM", [fem], costs.get("FEM", Cost())),
-        ("DOConv", [doconv], costs.get("DOConv", Cost())),
+        *((LABELS.get(name, name), [module], costs[name]) for name, module in modules.items()),
         ("projection + LayerNorm", [model.projector.linear, model.projector.norm], costs["projector"]),
         ("language model", [model.language_model], costs["language model"]),
     ]
@@ -211,7 +210,7 @@ def _parts(model: Any, costs: dict[str, Cost]) -> tuple[Part, ...]:
 
 
 def _recomputed(model: Any, kept: int, tokens: int) -> int:
-    """Bytes kept of the language model when its layers are recomputed: each layer's input, and one layer whole."""
+    """Bytes that the language model keeps when its layers are recomputed: the input of each, and one whole layer."""
     config = model.config.text_config
     each = tokens * config.hidden_size * model.projector.linear.weight.element_size()
     return int(config.num_hidden_layers * each + kept / config.num_hidden_layers)
@@ -223,7 +222,7 @@ def largest_layer(model: nn.Module) -> int:
 
 
 def flops_text(count: int) -> str:
-    """A number of FLOPs as a person reads it."""
+    """A number of FLOPs with its unit."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if count >= size:
             return f"{count / size:.2f} {unit}FLOP"

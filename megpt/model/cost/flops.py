@@ -1,20 +1,21 @@
-"""What one study costs: FLOPs of each part, and the bytes that autograd keeps, counted on the meta device.
+"""The cost of one study: FLOPs of each part, and the bytes that autograd keeps, counted on the meta device.
 
-The real modules run on tensors without data, under torch's own FlopCounterMode, so that nothing here repeats an
-architecture: any encoder and any language model is counted as it is. A multiply-add is two FLOPs.
+The real modules run on tensors without data, under torch's own FlopCounterMode, so that no architecture is described
+a second time and any encoder and language model can be counted. A multiply-add is two FLOPs.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from megpt.model import lora
 from megpt.model.language import vocabulary_head
 from megpt.model.loss import chunked_cross_entropy
 
@@ -35,7 +36,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Shape of one study: films, prompt tokens with and without the visual ones, report tokens with the end token."""
+    """Lengths of one study: films, text tokens of the prompt, report tokens with the end token."""
 
     views: int
     text: int
@@ -43,10 +44,10 @@ class Lengths:
 
 
 def measure(run: Callable[[], Tensor], module: nn.Module) -> Cost:
-    """The cost of `run`, a forward pass through `module`; its output's gradient is taken where it has one.
+    """The cost of `run`, a forward pass through `module`, and of its backward pass if the output has a gradient.
 
-    Kept bytes are each saved tensor's storage once, without the weights, and without attention's T × T weights, which
-    fused kernels do not keep.
+    Kept bytes count the storage of each saved tensor once, without the weights of the module, and without the T × T
+    weights of attention, which fused kernels do not keep.
     """
     weights = {p.untyped_storage()._cdata for p in (*module.parameters(), *module.buffers())}
     kept: dict[int, Tensor] = {}
@@ -54,7 +55,7 @@ def measure(run: Callable[[], Tensor], module: nn.Module) -> Cost:
     def keep(tensor: Tensor) -> Tensor:
         square = tensor.ndim >= 3 and tensor.shape[-1] == tensor.shape[-2] and tensor.is_floating_point()
         if not square and (key := tensor.untyped_storage()._cdata) not in weights:
-            # Holding the tensor keeps its storage, and so its key, from being used again.
+            # Holding the tensor prevents its storage, and so its key, from being reused.
             kept[key] = tensor
         return tensor
 
@@ -71,8 +72,8 @@ def measure(run: Callable[[], Tensor], module: nn.Module) -> Cost:
 def study_costs(model: Any, lengths: Lengths, *, chunk: int) -> dict[str, Cost]:
     """The cost of each part of a MeGPT model on the meta device, for one study.
 
-    Keys: vision, prompt encoder (where the prompts' features need a pass of their own), FEM, DOConv, projector (without
-    these two), language model.
+    Keys: vision, prompt encoder (if choosing prompts needs a pass of its own), each feature module by its name,
+    projector (without these), language model.
     """
     weight = model.projector.linear.weight
     meta = {"device": "meta", "dtype": weight.dtype}
@@ -94,25 +95,22 @@ def study_costs(model: Any, lengths: Lengths, *, chunk: int) -> dict[str, Cost]:
 
 
 def frozen_forward(model: Any, films: Tensor) -> int:
-    """FLOPs of the pass that chooses the prompt, through the encoder as it was when they were fitted."""
+    """FLOPs of the pass that chooses the prompt, through the encoder that the prompts were fitted with."""
     encoder = model.prompt_encoder or model.vision
-    off = model._adapters_off if model.config.mode == "delta" else contextlib.nullcontext
-    with torch.no_grad(), off():
+    with torch.no_grad(), lora.adapters_off(model.vision.trunk):
         return measure(lambda: encoder(films), encoder).forward
 
 
 def _projection(projector: Any, maps: Tensor) -> dict[str, Cost]:
-    """FEM, DOConv, and what is left of the projector."""
+    """Each feature module, and the rest of the projector."""
     parts: dict[str, Cost] = {}
     x, side = maps, projector.side
-    if side:  # the reference's reshape: (B, C, h, w) → (B, √H, h·w, √H), behind the linear layer
+    if side:  # the reference's reshape, after the linear layer: (B, C, h, w) → (B, √H, h·w, √H)
         x = maps.new_empty(len(maps), side, maps[0, 0].numel(), side).requires_grad_()
-    if projector.enhancer is not None and (fem := projector.enhancer.fem) is not None:
-        parts["FEM"] = measure(lambda: fem(x), fem)
-    if projector.enhancer is not None and (doconv := projector.enhancer.doconv) is not None:
-        # Behind a FEM the gradient has to go through.
-        y = x.detach().requires_grad_(x.requires_grad or "FEM" in parts)
-        parts["DOConv"] = measure(lambda: doconv(y), doconv)
+    for name, module in projector.enhancer.named_children() if projector.enhancer else ():
+        parts[name] = measure(partial(module, x), module)
+        # The gradient has to pass through a module that follows another.
+        x = x.detach().requires_grad_()
     whole = measure(lambda: projector(maps)[0], projector)
     forward, backward, kept = (
         max(0, getattr(whole, key) - sum(getattr(part, key) for part in parts.values()))
@@ -122,11 +120,11 @@ def _projection(projector: Any, maps: Tensor) -> dict[str, Cost]:
 
 
 def language_cost(model: Any, prompt: int, report: int, chunk: int, meta: dict[str, Any]) -> Cost:
-    """Teacher forcing over a prompt of T tokens and a report of L, with logits at the report's positions alone."""
+    """Teacher forcing over a prompt of T tokens and a report of L, with logits only at the report's positions."""
     hidden_size = model.get_input_embeddings().embedding_dim
     length = prompt + report
     embeds = torch.empty(1, length, hidden_size, requires_grad=True, **meta)
-    # Four dimensions: a mask that transformers takes as it is, since nothing can be looked up in a meta tensor.
+    # Four dimensions: transformers uses such a mask unchanged; it cannot inspect the values of a meta tensor.
     mask = torch.empty(1, 1, length, length, **meta)
     targets = torch.empty(report, device="meta", dtype=torch.long)
     head = vocabulary_head(model)
@@ -136,16 +134,16 @@ def language_cost(model: Any, prompt: int, report: int, chunk: int, meta: dict[s
         return chunked_cross_entropy(hidden[0, prompt - 1 : -1], targets, head, chunk=chunk)
 
     cost = measure(run, model)
-    # The logits of one chunk, in the model's format, in float32, and their gradient.
+    # The logits of one chunk in the model's format and in float32, and their gradient.
     vocabulary = model.get_output_embeddings().weight.shape[0]
     return replace(cost, kept=cost.kept + min(chunk, report) * vocabulary * (meta["dtype"].itemsize + 8))
 
 
 def generation_flops(costs: dict[str, Cost], lengths: Lengths, visual: int, *, new_tokens: int, beams: int) -> int:
-    """Upper bound of writing one report: films once, prefill once, `new_tokens` steps of every beam.
+    """Upper bound for generating one report: films once, prefill once, `new_tokens` steps of every beam.
 
-    A token's share of the training forward stands for a token of prefill and of a step alike (they differ in how far
-    attention looks back, 1 % of a 7 B model's work at these lengths).
+    A token of prefill and of a step is taken to cost its share of the forward pass in training. They differ in how far
+    attention looks back, which is 1 % of the work of a 7 B model at these lengths.
     """
     each = costs["language model"].forward / (lengths.text + visual + lengths.report)
     films = sum(cost.forward for part, cost in costs.items() if part != "language model")

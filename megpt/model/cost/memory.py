@@ -1,4 +1,4 @@
-"""Memory of one training GPU at each ZeRO stage, by the accounting of DeepSpeed's own estimators.
+"""Memory of one training GPU at each ZeRO stage, with the formulas of DeepSpeed's own estimators.
 
 P parameters of which T are trained, N GPUs. Bytes per parameter in bf16 (in fp32):
 
@@ -9,8 +9,8 @@ P parameters of which T are trained, N GPUs. Bytes per parameter in bf16 (in fp3
 | fp32 gradients of the step, 4 (0) | T | T / N | T / N | T / N |
 | fp32 master weights, 4 (0), and Adam's two moments, 8 (8) | T | T / N | T / N | T / N |
 
-Activations are what autograd keeps of one micro batch; weights and buffers of the CUDA context, of the allocator's
-fragmentation and of NCCL (1–2 GB together) are not in it.
+Activations are what autograd keeps for one micro batch. The CUDA context, fragmentation of the allocator and NCCL's
+buffers (1–2 GB together) are not counted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Memory:
 
     @property
     def states(self) -> int:
-        """All but the activations: what DeepSpeed calls model states."""
+        """Everything except activations: DeepSpeed calls it model states."""
         return self.weights + self.gradients + self.optimizer
 
     @property

@@ -1,1 +1,1 @@
-"""Import of R2GenGPT's and the MeGPT reference's .pth files."""
+"""Import of .pth files of R2GenGPT and of the MeGPT reference."""

@@ -3,8 +3,8 @@
     model, processor, report = import_reference("checkpoint.pth", config.model)
     console.print(report.render())
 
-The frozen parts come from where the config says, as for training: the encoder from timm (or `model.vision_weights`),
-the language model from `model.llm`, of which only the files' fingerprint is taken.
+The frozen parts come from the config, as for training: the encoder from timm (or `model.vision_weights`), the language
+model from `model.llm`, whose files are only hashed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DECODING = {
     "repetition_penalty": "repetition_penalty",
     "length_penalty": "length_penalty",
 }
-# What the reference's files may lack, and what stands there instead.
+# Tensors that the reference's files may lack, and the values used instead.
 DEFAULTS = (
     (r".*fem\..*\.norm\.running_(mean|var)", "mean 0, variance 1: the reference saves none and evaluates with these"),
     (r".*doconv\.d_diff", "0: a 1×1 kernel has none in the reference"),
@@ -47,7 +47,7 @@ DEFAULTS = (
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of every tensor."""
+    """How each tensor was used, or why not."""
 
     file: ReferenceFile
     shape: dict[str, Any]
@@ -69,12 +69,12 @@ class ImportReport:
             table.add_row(str(count), "", target, f"missing: {instead}", style="cyan")
         notes = [f"{len(self.used)} used, {len(self.ignored)} ignored, {len(self.missing)} missing"]
         if self.file.inert:
-            notes.append(f"not loaded, only tensors are: {', '.join(self.file.inert[:5])}")
+            notes.append(f"classes in the file that were not loaded: {', '.join(self.file.inert[:5])}")
         return Group(table, *notes)
 
 
 def _group(name: str) -> str:
-    """A tensor's module, with its numbers left open: one row of the table."""
+    """The module of a tensor, with `*` for its numbers: one row of the table."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", name.rpartition(".")[0] or name)
 
 
@@ -93,16 +93,16 @@ def import_reference(
     """Build the model that a reference checkpoint was trained as, with its weights.
 
     Args:
-        config: names encoder and language model; mode, FEM, DOConv and LoRA follow from the file.
-        bank: prompts to use; without one, the reference's fixed instruction (it stores no clusters).
-        merge_lora: add the encoder's LoRA to its weights instead of carrying the adapter.
+        config: gives encoder and language model; mode, FEM, DOConv and LoRA follow from the file.
+        bank: prompts to use; the default is the reference's fixed instruction (it stores no clusters).
+        merge_lora: add the encoder's LoRA to its weights instead of keeping the adapter.
 
     Returns:
-        The model (its language model without weights: for saving, not for running), its processor, the report.
+        The model (its language model without weights, to be saved and not run), its processor, the report.
 
     Raises:
-        InputError: a file that is refused or no reference checkpoint, tensors that do not fit encoder or language
-            model, or frozen parts that cannot be had.
+        InputError: a file that is refused or is not a reference checkpoint, tensors that do not fit encoder or
+            language model, or frozen parts that cannot be loaded.
     """
     file = read_reference(path)
     found = translate(file)
@@ -128,9 +128,9 @@ def import_reference(
 
 
 def encoder_name(vision_model: Any) -> str | None:
-    """timm's name of the weights that a hub name (or a copy's path) of Microsoft's Swins means; None for others.
+    """timm's name for the weights of one of Microsoft's Swins, from its hub name or path; None for others.
 
-    timm's own default of these names are other weights (ImageNet-22k, then 1k), whose features differ.
+    timm's default for these names is other weights (ImageNet-22k, then 1k), whose features differ.
     """
     pattern = r"(?:.*/)?swin-(tiny|small|base|large)-patch4-window(\d+)-(\d+)(-in22k)?/?"
     if not isinstance(vision_model, str) or not (match := re.fullmatch(pattern, vision_model)):
@@ -141,7 +141,7 @@ def encoder_name(vision_model: Any) -> str | None:
 
 
 def _load(model: Any, found: Translation, file: ReferenceFile, *, adapters: bool) -> dict[str, str]:
-    """Put the tensors into the model; returns what was missing, and what stands there instead."""
+    """Load the tensors into the model; returns the missing ones, each with the value used instead."""
     own = model.state_dict()
     tensors = {name: t for name, t in found.tensors.items() if adapters or not _vision_lora(name)}
     # FEM's α is a scalar there and a tensor of one element here.
@@ -154,7 +154,7 @@ def _load(model: Any, found: Translation, file: ReferenceFile, *, adapters: bool
             raise InputError(
                 f"{file.path}: {_source(found, name)} does not fit",
                 where=f"it is {' × '.join(map(str, tensor.shape))}; {name} is {there}",
-                cause="the checkpoint was trained with another encoder or language model than the config names",
+                cause="the config names another encoder or language model than the checkpoint was trained with",
                 next="set model.vision (and model.vision_args) and model.llm to those it was trained with",
             )
     missing = _missing(model, own, tensors, file)
@@ -171,7 +171,7 @@ def _missing(model: Any, own: dict[str, Tensor], tensors: dict[str, Tensor], fil
     wanted = [n for n, p in model.named_parameters() if p.requires_grad]
     wanted += [n for n, _ in model.named_buffers() if n.startswith("projector.") and "num_batches" not in n]
     if not any(n.startswith(ENCODER) for n in tensors):
-        # LoRA is merged into the encoder's own weights: those are not the file's.
+        # LoRA is merged into the encoder's own weights, which the file does not hold.
         wanted = [n for n in wanted if not n.startswith(ENCODER)]
     missing = {}
     for name in wanted:
@@ -182,7 +182,7 @@ def _missing(model: Any, own: dict[str, Tensor], tensors: dict[str, Tensor], fil
             raise InputError(
                 f"{file.path} lacks a weight that was trained",
                 where=name,
-                cause="it is incomplete, or was trained with another encoder than the config names",
+                cause="the file is incomplete, or the config names another encoder than it was trained with",
                 next="set model.vision (and model.vision_args) to the encoder it was trained with",
             )
         missing[name] = instead

@@ -1,10 +1,9 @@
-"""Reading a reference `.pth` without trusting it: tensors and plain settings come out, nothing in it is ever run.
+"""Reading a reference `.pth` without trusting it: it yields tensors and plain settings, and nothing in it is run.
 
 The files are torch pickles `{"model": tensors, "config": Namespace or AttributeDict, "epoch", "step"}`, and a pickle
-can name any function of Python and have it called. torch's weights-only reader has a short list of names that it
-obeys and refuses the rest; here the settings' classes, which it would refuse, are replaced by an inert stand-in before
-anything is read, so that calling them does nothing. Python's own functions are refused outright: no checkpoint needs
-one.
+can name any Python function to be called. torch's weights-only reader accepts a short list of names and refuses the
+rest. It would refuse the classes of the settings, so they are replaced by an inert stand-in before anything is read:
+calling it does nothing. Functions of Python's standard library are refused outright, because no checkpoint needs one.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ import torch
 
 from megpt.errors import InputError
 
-# The only names of Python's own library that a reference checkpoint has a reason to hold.
+# The only names from Python's standard library that a reference checkpoint has a reason to hold.
 HARMLESS = {"argparse.Namespace", "pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath"}
 STATE_KEYS = ("model", "state_dict")
 
 
 class Inert:
-    """Stands in for a class of the file: calling it, whatever the arguments, gives an empty mapping and does nothing.
+    """Stands in for a class in the file: calling it returns an empty mapping, whatever the arguments.
 
-    An OrderedDict, since that is the one mapping whose items and attributes torch's reader lets a pickle fill in.
+    It is an OrderedDict: the only mapping whose items and attributes torch's reader lets a pickle set.
     """
 
     def __new__(cls, *_arguments: Any, **_keywords: Any) -> Any:
@@ -39,10 +38,10 @@ class Inert:
 
 @dataclass(frozen=True)
 class ReferenceFile:
-    """What a reference checkpoint holds.
+    """The contents of a reference checkpoint.
 
-    `tensors` by the reference's names; `settings` its plain hyper-parameters; `inert` the class names that were not
-    loaded.
+    `tensors` by the reference's names; `settings`: its plain hyper-parameters; `inert`: the names of classes that were
+    not loaded.
     """
 
     path: Path
@@ -54,10 +53,10 @@ class ReferenceFile:
 
 
 def read_reference(path: str | Path) -> ReferenceFile:
-    """Read a reference checkpoint; tensors only, whatever the pickle says.
+    """Read a reference checkpoint: only tensors and plain settings, whatever else the pickle holds.
 
     Raises:
-        InputError: no such file, not a torch checkpoint, one that would run code, or one without tensors.
+        InputError: no such file, not a torch checkpoint, a file that would run code, or one without tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,7 +68,7 @@ def read_reference(path: str | Path) -> ReferenceFile:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise _refused(path, _why(error)) from None
     if not isinstance(tree, dict):
-        raise InputError(f"{path} holds {type(tree).__name__}, not a checkpoint", cause="the layout is another")
+        raise InputError(f"{path} holds {type(tree).__name__}, not a checkpoint", cause="the file has another layout")
     state = next((tree[key] for key in STATE_KEYS if isinstance(tree.get(key), dict)), None)
     if state is None:
         raise InputError(
@@ -91,14 +90,14 @@ def read_reference(path: str | Path) -> ReferenceFile:
 
 
 def _unknown_names(path: Path) -> tuple[str, ...]:
-    """The names in the pickle that torch's weights-only reader does not know; found without running anything."""
+    """The names in the pickle that torch's weights-only reader does not know, found without running anything."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except (ValueError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError):
         raise InputError(
             f"{path} is not a torch checkpoint",
-            cause="it is damaged, or torch older than 1.6 wrote it",
-            next="copy it again; an old file of your own can be loaded and saved once more where it was made",
+            cause="it is damaged, or was written by torch older than 1.6",
+            next="copy it again; if it is old and your own, load it and save it again where it was made",
         ) from None
     for name in sorted(names):
         # IMPORT_MAPPING: the Python 2 names under which protocol 2 stores some modules (commands for subprocess).
@@ -108,7 +107,7 @@ def _unknown_names(path: Path) -> tuple[str, ...]:
 
 
 def _why(error: Exception) -> str:
-    """The reader's own reason, without its advice to load the file unsafely."""
+    """The reader's reason, without its advice to load the file unsafely."""
     text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
     return text.splitlines()[0] if text else type(error).__name__
 
@@ -116,13 +115,13 @@ def _why(error: Exception) -> str:
 def _refused(path: Path, why: str) -> InputError:
     return InputError(
         f"{path} is refused: it is not a plain file of tensors",
-        cause=f"{why[:300]}; nothing of it was run",
-        next="do not load it with anything else; ask its author for a file that holds tensors only",
+        cause=f"{why[:300]}; nothing in it was run",
+        next="do not load it in any other way; ask its author for a file that holds only tensors",
     )
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """The numbers, truths and short texts of the stored hyper-parameters."""
+    """The numbers, booleans and short strings among the stored hyper-parameters."""
     if not isinstance(config, dict):
         return {}
     values = {**vars(config), **config} if isinstance(config, OrderedDict) else config

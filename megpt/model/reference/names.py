@@ -1,7 +1,7 @@
-"""The reference's tensors under megpt's names, and what they say of the model's shape.
+"""The reference's tensors renamed to megpt's, and the model's shape as it follows from them.
 
 R2GenGPT has `llama_proj`, `layer_norm`, and LoRA or all of `visual_encoder`; MeGPT's reference adds `FEM` and
-`DOConv2d`. Its layout is in docs/import_and_plan.md.
+`DOConv2d`. docs/import_and_plan.md describes the layout.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _LANGUAGE_LORA = re.compile(r"llama_model\.(?:base_model\.model\.)?(.+\.lora_[AB
 class Translation:
     """A reference checkpoint in megpt's terms.
 
-    tensors: by the names of `MeGPTForConditionalGeneration.state_dict()`; shape: fields of `ModelConfig`;
-    used: reference name → megpt's; ignored: reference name → why.
+    tensors: by the names in `MeGPTForConditionalGeneration.state_dict()`; shape: fields of `ModelConfig`;
+    used: reference name → megpt's name; ignored: reference name → reason.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Translation:
     ignored: dict[str, str] = field(default_factory=dict)
 
     def take(self, name: str, target: str, tensor: Tensor) -> None:
-        """Use one tensor. Every tensor is kept in float32, whatever format the file has."""
+        """Use a tensor. All are kept in float32, whatever the format of the file."""
         self.tensors[target] = tensor.float() if tensor.is_floating_point() else tensor
         self.used[name] = target
 
@@ -52,7 +52,7 @@ def translate(file: ReferenceFile) -> Translation:
     """Rename, fuse and classify all tensors of a reference checkpoint.
 
     Raises:
-        InputError: it holds no projection, or LoRA of more than one rank.
+        InputError: the file holds no projection, or LoRA of more than one rank.
     """
     out = Translation()
     encoder: dict[str, tuple[str, Tensor]] = {}
@@ -72,7 +72,7 @@ def translate(file: ReferenceFile) -> Translation:
     if "projector.linear.weight" not in out.tensors:
         raise InputError(
             f"{file.path} holds no `llama_proj.weight`",
-            cause="it is no checkpoint of R2GenGPT or of the MeGPT reference",
+            cause="it is not a checkpoint of R2GenGPT or of the MeGPT reference",
             next="give the file that the reference's save_checkpoint wrote",
         )
     _encoder(encoder, out)
@@ -97,7 +97,7 @@ def _own_name(name: str) -> str | None:
 
 def _why_ignored(name: str) -> str:
     if name.startswith(("llama_model.", "embed_tokens.")):
-        return "frozen in the reference; model.llm has it"
+        return "frozen in the reference; comes from model.llm"
     if name == "DOConv2d.d_diag":
         return "a constant, the identity"
     return "unknown to the reference's layout"
@@ -113,8 +113,8 @@ def _encoder(tensors: Mapping[str, tuple[str, Tensor]], out: Translation) -> Non
         else:
             plain[inner] = tensor
     if len(plain) < len(tensors):
-        # Beside LoRA the encoder itself was frozen.
-        out.ignored.update((tensors[inner][0], "frozen in the reference; model.vision has it") for inner in plain)
+        # With LoRA, the encoder itself was frozen.
+        out.ignored.update((tensors[inner][0], "frozen in the reference; comes from model.vision") for inner in plain)
         return
     mapped, used, ignored = swin_to_timm(plain)
     for inner, name in used.items():
@@ -125,7 +125,7 @@ def _encoder(tensors: Mapping[str, tuple[str, Tensor]], out: Translation) -> Non
 
 
 def _shape(file: ReferenceFile, out: Translation) -> None:
-    """Fill `out.shape` from what is there, and bring all LoRA to one rank and scaling."""
+    """Derive `out.shape` from the tensors, and convert all LoRA to one rank and scaling."""
     tensors = out.tensors
     vision = [name for name in tensors if name.startswith(ENCODER)]
     adapters = [name for name in vision if ".lora_" in name]
@@ -156,18 +156,21 @@ def _shape(file: ReferenceFile, out: Translation) -> None:
 
 
 def _scaling(file: ReferenceFile, tensors: Mapping[str, Tensor], names: list[str], which: str) -> tuple[int, int]:
-    """Rank and alpha of one LoRA; (0, 0) where there is none."""
+    """Rank and alpha of a LoRA; (0, 0) if there is none."""
     ranks = {tensors[name].shape[0] for name in names if ".lora_A" in name}
     if not ranks:
         return 0, 0
     if len(ranks) > 1:
-        raise InputError(f"{file.path} holds LoRA of ranks {sorted(ranks)}", next="one rank is supported")
-    # The scaling is not in the tensors: the settings have it, 16 where nothing was said.
+        raise InputError(
+            f"{file.path} holds LoRA of ranks {sorted(ranks)}",
+            next="only one rank is supported",
+        )
+    # The tensors do not hold alpha: it is in the settings, or else the reference's default of 16.
     return ranks.pop(), int(file.settings.get(f"{which}_alpha", 16))
 
 
 def _rescale(tensors: dict[str, Tensor], names: list[str], rank: int, factor: float) -> None:
-    """Widen a LoRA to `rank` with zeros, which changes nothing, and take `factor` into its B."""
+    """Widen a LoRA to `rank` with zeros, which changes nothing, and multiply its B by `factor`."""
     for name in names:
         tensor = tensors[name]
         missing = rank - tensor.shape[0 if ".lora_A" in name else 1]

@@ -1,8 +1,8 @@
-"""Hugging Face's Swin weights under timm's names, so that both compute the same features.
+"""Hugging Face's Swin weights with timm's names, so that both compute the same features.
 
-Two things differ besides names: timm keeps query, key and value in one `qkv` (rows in that order), and puts the
-patch merging at the start of stage i + 1 where Hugging Face has it at the end of stage i (both concatenate the four
-neighbours in the same order). Names of transformers 4 and 5 are read.
+Two things differ besides names: timm keeps query, key and value in one `qkv` (rows in that order), and its patch
+merging is at the start of stage i + 1 instead of the end of stage i (both concatenate the four neighbours in the same
+order). The names of transformers 4 and 5 are known.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
-# Hugging Face name → timm name; {layer} and {block} are numbers. Buffers that both compute from the geometry are left.
+# Hugging Face name → timm name; Buffers that both compute from the geometry are left out.
 _PLAIN = (
     (r"embeddings\.patch_embeddings\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
     (r"embeddings\.norm\.(weight|bias)", r"patch_embed.norm.\1"),
@@ -47,11 +47,11 @@ def swin_to_timm(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.T
     """Rename and fuse a Hugging Face Swin's tensors.
 
     Args:
-        tensors: by Hugging Face's names, without any prefix such as `visual_encoder.`; need not be complete.
+        tensors: by Hugging Face's names, without prefixes such as `visual_encoder.`; they need not be complete.
 
     Returns:
-        The timm tensors; for each source name the timm name it went into; the source names that have no place
-        (computed buffers, an incomplete query/key/value triple).
+        The timm tensors; the timm name for each source name; the source names that are not used (computed buffers, an
+        incomplete query/key/value triple).
     """
     mapped: dict[str, torch.Tensor] = {}
     used: dict[str, str] = {}
@@ -59,8 +59,8 @@ def swin_to_timm(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.T
     triples: dict[str, dict[str, str]] = {}
     for name, tensor in tensors.items():
         if match := _QKV.fullmatch(name):
-            layer, block, old, new, kind = match.groups()
-            target = f"layers.{layer}.blocks.{block}.attn.qkv.{kind}"
+            layer, block, old, new, parameter = match.groups()
+            target = f"layers.{layer}.blocks.{block}.attn.qkv.{parameter}"
             triples.setdefault(target, {})[(old or new)[0]] = name
         elif plain := timm_name(name):
             mapped[plain] = tensor
@@ -77,7 +77,7 @@ def swin_to_timm(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.T
 
 
 def timm_name(name: str) -> str | None:
-    """timm's name of one Hugging Face Swin tensor that is not a query, key or value; None where there is none."""
+    """timm's name of one Hugging Face Swin tensor that is not a query, key or value; None if there is none."""
     if match := _DOWNSAMPLE.fullmatch(name):
         return f"layers.{int(match[1]) + 1}.downsample.{match[2]}.{match[3]}"
     for pattern, target in _PLAIN:

@@ -1,7 +1,7 @@
-"""The shapes of the language models that the shipped configs name, for when only the architecture is needed.
+"""The architectures of the language models that the shipped configs name.
 
-A plan of a 7 B run needs no weights, no tokenizer and no network: each JSON file here describes one architecture from
-public facts, under the hub names that have it.
+Estimating the cost of a 7 B run needs no weights, no tokenizer and no network: each JSON file here describes an
+architecture from public facts, and lists the hub names that have it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megpt.errors import InputError, did_you_mean
 
 @cache
 def described() -> dict[str, dict[str, Any]]:
-    """Hub name → the fields of its config.json, for the architectures that megpt describes itself."""
+    """Hub name → the fields of its config.json, for the architectures described here."""
     known: dict[str, dict[str, Any]] = {}
     for path in sorted(Path(__file__).parent.glob("*.json")):
         entry = json.loads(path.read_text(encoding="utf-8"))
@@ -27,10 +27,10 @@ def described() -> dict[str, dict[str, Any]]:
 
 
 def language_model_config(llm: str) -> PreTrainedConfig:
-    """The architecture of a language model: from its folder, from the descriptions here, or else from the hub.
+    """The architecture of a language model: from its folder, a description here, or the hub.
 
     Raises:
-        InputError: not a folder, not described here, and not on the hub or in its cache.
+        InputError: it is not a folder, not described here, and not on the hub or in its cache.
     """
     if not Path(llm).is_dir() and llm in described():
         fields = dict(described()[llm])
@@ -40,7 +40,7 @@ def language_model_config(llm: str) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         raise InputError(
             f"model.llm: no architecture for {llm!r}",
-            where="neither a folder with a config.json, nor a description in megpt, nor the hub",
-            cause=f"{type(error).__name__}; a name is mistyped, or the hub cannot be reached",
+            where="looked for as a folder with a config.json, in the descriptions of megpt, and on the hub",
+            cause=f"{type(error).__name__}: the name is mistyped, or the hub cannot be reached",
             next=did_you_mean(llm, list(described())),
         ) from None

@@ -1,4 +1,7 @@
-"""The generate job's actor: it has the model, and writes a shard's file."""
+"""The generate job's actor, which has the model and writes a shard's file, and its decoding task.
+
+Neither needs torch when it is imported: many processes run the task, and each starts soon.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +18,13 @@ import ray
 from PIL import Image
 
 from megpt.config import Config
-from megpt.data.studies import Listed
+from megpt.data.sources.base import check_mounted
+from megpt.data.studies import Listed, with_films
 from megpt.errors import MegptError, to_json
-from megpt.films.decode import UnreadableFilm
+from megpt.films.decode import MISSING, UnreadableFilm, load_films
+from megpt.films.resize import to_square
 from megpt.generation.predictions import Predictions
 from megpt.study import Study
-from ray_jobs._films import CHUNK, Pixels, decode
 from ray_jobs.failures import known_failure
 from ray_jobs.runtime import uncollected
 
@@ -30,6 +35,30 @@ if TYPE_CHECKING:
 CALLS_PER_ACTOR = 2
 # Times that a decoding task is begun again when its process dies, before its studies are tried one by one.
 RETRIES = 3
+# Studies whose films one task decodes: small enough to start at once, large enough to pay for a task.
+CHUNK = 32
+
+Pixels = list[np.ndarray] | str
+
+
+def decode(listed: list[Listed], *, archive: str, side: int, max_views: int | None, max_pixels: int) -> list[Pixels]:
+    """Films of each study as grey squares (side, side) uint8, or why there are none.
+
+    The films are squared here, before the processor would do it: there are many CPU tasks, but only one engine thread.
+
+    Raises:
+        MegptError: films are missing because this node does not see the archive.
+    """
+    decoded: list[Pixels] = []
+    for study in with_films(listed):
+        try:
+            films = load_films(study, size=side, max_views=max_views, max_pixels=max_pixels)
+            decoded.append([np.asarray(to_square(film, side)) for film in films])
+        except UnreadableFilm as error:
+            decoded.append(str(error.reason))
+    if any(isinstance(pixels, str) and pixels.startswith(MISSING) for pixels in decoded):
+        check_mounted(Path(archive))
+    return decoded
 
 
 class ShardWorker:

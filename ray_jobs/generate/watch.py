@@ -8,12 +8,12 @@ from collections.abc import Generator
 from typing import Any
 
 import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from megpt.config import ClusterConfig
 from megpt.errors import MegptError
 from megpt.progress import log
-from ray_jobs.runtime import LOOK_EVERY_S, worker_slots
+from ray_jobs import ray_private
+from ray_jobs.placement import LOOK_EVERY_S, worker_slots
 
 
 def watched(rows: ray.data.Dataset, config: ClusterConfig) -> Generator[dict[str, Any], None, None]:
@@ -31,7 +31,7 @@ def watched(rows: ray.data.Dataset, config: ClusterConfig) -> Generator[dict[str
     yield from rows.iter_rows()
 
 
-class _NodeWatch(ExecutionCallback):
+class _NodeWatch(ray_private.ExecutionCallback):
     """Looks for nodes each second, in Ray Data's scheduling loop."""
 
     def __init__(self, config: ClusterConfig):

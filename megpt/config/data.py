@@ -1,0 +1,72 @@
+"""Settings of the cluster and of reading an archive."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from megpt.settings import Fraction, Indifferent, Positive, Section
+
+Cleaner = Literal["none", "r2gen-iu", "r2gen-mimic", "r2gengpt-iu", "r2gengpt-mimic"]
+
+
+class ClusterConfig(Section):
+    """What the job asks of Ray."""
+
+    num_workers: Positive | tuple[Positive, Positive] = 1
+    """Workers (training ranks or generating actors); `[min, max]` lets the job run with what the cluster has."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs of one worker; a fraction lets generating actors share a GPU."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """Logical CPUs of one worker."""
+    wait_s: float = Field(default=300, ge=0)
+    """Seconds to wait for workers that the cluster cannot place, at the start or after a lost node, before an error."""
+
+    @property
+    def min_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ClusterConfig:
+        if self.min_workers > self.max_workers:
+            raise ValueError("num_workers: [min, max] needs min ≤ max")
+        return self
+
+
+class DataConfig(Section):
+    """How an archive is read."""
+
+    format: str = "auto"
+    """Layout of `source`: `auto` to detect it, or the name of a format (docs/data.md lists them)."""
+    reports: str | None = None
+    """Where the reports are, if they are not inside the archive (MIMIC-CXR keeps them apart)."""
+    annotations: str | None = None
+    """A table or JSON of studies to use instead of the archive's own."""
+    cleaner: Cleaner = "none"
+    """How report text is normalised before it is used or scored; a score names its cleaner."""
+    section: Literal["report", "findings", "impression"] = "report"
+    """The part of a report that is learnt and scored."""
+    max_views: Positive | None = None
+    """Largest number of films used per study, in the archive's order; all of them by default."""
+    max_pixels: Positive = 200_000_000
+    """A film that declares more pixels is refused before it is decoded (a decompression bomb)."""
+
+
+class PrepareConfig(Section):
+    """archive → studies/"""
+
+    films: Literal["resize", "embed", "link"] = "resize"
+    """What the table holds of a film: a smaller copy (`resize`), the file as it is (`embed`), or its path (`link`)."""
+    image_size: Positive = 512
+    """Shorter side of a stored film, in pixels (`films: resize`)."""
+    jpeg_quality: int = Field(default=95, ge=50, le=100)
+    """JPEG quality of a stored film (`films: resize`)."""
+    shard_size: Positive = 500
+    """Studies in one Parquet file."""
+    max_failed_fraction: Annotated[Fraction, Indifferent] = 0.05
+    """If a larger fraction of studies is unreadable, the finished job ends with exit code 3."""

@@ -1,0 +1,76 @@
+"""Settings of writing reports, of scoring them, and of ablations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from megpt.settings import Fraction, Indifferent, Positive, Section
+
+
+class GenerateConfig(Section):
+    """archive or studies/ + checkpoint/ → predictions/"""
+
+    backend: Literal["engine", "hf"] = "engine"
+    """`engine` for continuous batching, `hf` for plain transformers.generate, the reference."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """The split of a studies/ table to write reports for; an archive without splits is taken whole."""
+    num_beams: Positive = 3
+    """Beams of the beam search; 1 decodes greedily, or samples."""
+    repetition_penalty: float = Field(default=2.0, gt=0)
+    """Makes tokens that the report already holds less likely when above 1; 1 turns it off."""
+    length_penalty: float = 2.0
+    """A finished beam's score is divided by its length to this power: above 0 favours longer reports."""
+    min_new_tokens: int = Field(default=40, ge=0)
+    """Shortest report, in tokens."""
+    max_new_tokens: Positive = 100
+    """Longest report, in tokens."""
+    do_sample: bool = False
+    """Draw tokens by (seed, study_id) instead of taking the likeliest; needs `num_beams: 1`."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits before sampling: below 1 sharpens the distribution (`do_sample`)."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the smallest set of tokens with at least this probability (`do_sample`)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the model."""
+    slots: Annotated[Positive, Indifferent] = 32
+    """Studies in flight in one engine (the batch size of `backend: hf`)."""
+    shard_size: Positive = 500
+    """Studies in one Parquet file: the most that a kill can lose."""
+    decode_workers: Annotated[Positive, Indifferent] = 2
+    """Tasks that decode films ahead of each generating worker."""
+    max_failed_fraction: Annotated[Fraction, Indifferent] = 0.05
+    """If a larger fraction of studies fails, the finished job ends with exit code 3."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerateConfig:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens must not exceed max_new_tokens ({self.min_new_tokens} > {self.max_new_tokens})"
+            )
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError(f"do_sample needs num_beams: 1 (it is {self.num_beams})")
+        return self
+
+
+class EvaluateConfig(Section):
+    """predictions/ → metrics.json, per_study.parquet, index.html"""
+
+    bootstrap: Positive = 1000
+    """Bootstrap resamples behind each interval."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Coverage of the intervals."""
+    baselines: bool = True
+    """Whether to score the constant and the permuted report too."""
+    meteor: bool = True
+    """Whether to compute METEOR, which needs Java 8 or newer."""
+    films: int = Field(default=24, ge=0)
+    """How many studies the page shows with their films."""
+
+
+class AblateConfig(Section):
+    """One train → generate → evaluate per variant, one table at the end."""
+
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Name → dotted overrides of each variant; the unchanged config always runs as `full`."""

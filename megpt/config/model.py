@@ -1,0 +1,72 @@
+"""Settings of the model, of its prompts, and of importing reference weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from megpt.settings import Positive, Section
+
+
+class ModelConfig(Section):
+    """MeGPT: vision encoder → FEM + DOConv → projector → dynamic prompt → language model."""
+
+    vision: str = "swin_base_patch4_window7_224"
+    """The vision encoder, as a timm model name."""
+    vision_weights: str = "pretrained"
+    """`pretrained` (timm's own), `none` (drawn from the seed, then saved whole), or a path to a .safetensors file."""
+    vision_args: dict[str, Any] = Field(default_factory=dict)
+    """Further keyword arguments for timm.create_model (embed_dim, depths, …)."""
+    image_size: Positive | None = None
+    """Side of the square to which films are resized, in pixels; the encoder's own by default."""
+    llm: str = "meta-llama/Llama-2-7b-chat-hf"
+    """The language model: a folder or hub id of a Hugging Face causal language model."""
+    mode: Literal["shallow", "delta", "deep"] = "shallow"
+    """What is trained of the encoder: nothing, LoRA on query and value, or all of it."""
+    fem: bool = True
+    """Whether the Feature Enhancement Module follows the encoder."""
+    fem_domain: Literal["spatial", "token"] = "spatial"
+    """Where FEM works: on the encoder's feature map, or on the reference's reshape of the projected tokens."""
+    fem_norm: Literal["group", "batch"] = "group"
+    """Normalisation inside FEM; `batch` is the reference's and depends on the number of workers."""
+    square_kernels: bool = False
+    """Build FEM with the reference's 1×1 and 3×3 kernels instead of 1×3 and 3×1, to load its weights."""
+    doconv: bool = True
+    """Whether a depthwise over-parameterised convolution follows FEM."""
+    doconv_kernel: Positive = 3
+    """Kernel side of DOConv (the reference has 1, which over-parameterises nothing)."""
+    extra_modules: tuple[str, ...] = ()
+    """Further modules that follow DOConv on the feature map, in this order: names from the group `megpt.modules`."""
+    views: Literal["mean", "concat"] = "mean"
+    """Whether the films of a study are averaged or kept in sequence."""
+    dynamic_prompt: bool = True
+    """One prompt per image cluster; false uses one fixed instruction."""
+    lora_rank: Positive = 16
+    """Rank of LoRA (`mode: delta`, and `llm_lora`)."""
+    lora_alpha: Positive = 16
+    """Scale α of LoRA; its update is multiplied by α / rank."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout in front of LoRA's update during training."""
+    llm_lora: bool = False
+    """Train LoRA on the language model's attention query and value too, with the same rank and α."""
+
+
+class FitPromptsConfig(Section):
+    """studies/ → prompts/"""
+
+    num_clusters: Positive | Literal["silhouette"] = 12
+    """Number of image clusters K, or `silhouette` to choose it from `candidates`."""
+    candidates: tuple[Positive, ...] = (4, 6, 8, 12, 16, 24)
+    """The values of K that `num_clusters: silhouette` compares."""
+    terms: Positive = 6
+    """How many terms from a cluster's reports its default prompt names."""
+    max_studies: Positive = 50_000
+    """Largest number of training studies to encode; a larger split is sampled by seed."""
+
+
+class ImportConfig(Section):
+    """a reference .pth → checkpoint/"""
+
+    merge_lora: bool = False
+    """Add the encoder's LoRA to its weights and store the whole encoder, instead of keeping the adapter apart."""

@@ -1,0 +1,199 @@
+"""Reports for a whole archive, each study exactly once, on Ray Data.
+
+    megpt generate --config configs/phantom.yaml source=/data/archive checkpoint=runs/demo/checkpoint output=runs/out
+
+A shard list on disk cuts the archive into shards (megpt/data/shards.py). Ray Data hands shard numbers to a pool of
+actors, each with the model on its GPU or share of one; an actor asks CPU tasks to decode its shard's films a chunk
+ahead of itself, writes the reports, and then the shard's one file. Nothing else passes through the object store, so
+memory depends neither on the archive nor on the shard's size.
+
+Why a kill at any moment is safe: a shard's file appears whole, by a rename, after all its rows exist. Whoever is
+killed before that has done nothing; whoever is killed after it has done everything. A shard that two actors come to
+write, because one of them was lost sight of, is the same file with the same rows twice. What is left is what has no
+file. A shard's texts depend on its own studies only, since an actor works on one shard at a time: a resumed run gives
+the table of an uninterrupted one.
+
+Why a lost node does not hold the others up: Ray would keep a dead actor's shards waiting for it to start again, which
+without a machine in its place is for ever. Here such a shard is given up at once, and taken up in the next pass over
+what has no file. An error of the shard itself is not among those that are given up: it comes back as a value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.annotations import RayDeprecationWarning
+
+from megpt.config import Config
+from megpt.data.sources import open_source
+from megpt.errors import InputError, MegptError, TooManyFailed, from_json
+from megpt.generation.predictions import FAILED, Predictions, finished_shards, remove_leftovers
+from megpt.progress import Progress, log
+from ray_jobs.generate.watch import watched
+from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
+from ray_jobs.job import Job, absolute
+from ray_jobs.placement import worker_slots
+from ray_jobs.runtime import joined, quiet
+
+# Passes in a row that may end without one more shard, as when actors die faster than they write.
+FRUITLESS_PASSES = 3
+# Of a worker's CPUs this share is left to the tasks that decode for it.
+DECODE_SHARE = 0.1
+
+
+class Generate(Job):
+    name = "generate"
+    reads = (
+        *("source", "studies", "checkpoint", "limit", "seed", "generate"),
+        *("data.format", "data.reports", "data.annotations", "data.section", "data.max_views", "data.max_pixels"),
+    )
+    needs = ("checkpoint",)
+
+    def open(self) -> None:
+        _, path = self.config.input_of("source", "studies")
+        # Workers, which start in folders of their own, get its paths.
+        self.source = open_source(str(Path(path).absolute()), data=self.config.data)
+        self.fingerprint = checkpoint_fingerprint(self.config)
+
+    def inputs(self) -> dict[str, Any]:
+        source = f"{self.source.format}:{self.source.fingerprint()}"
+        return {"checkpoint": self.fingerprint, "source": source}
+
+    def preview(self, folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            found = Predictions.open(folder) or self._list(Path(scratch))
+        left = found.left()
+        shards = f"{len(left)} shards to {folder}"
+        log(f"generate: would write {found.count(left)} reports from {self.source.root} in {shards}")
+
+    def plan(self, folder: Path) -> bool:
+        remove_leftovers(folder)
+        self.predictions = Predictions.open(folder.absolute()) or self._list(folder.absolute())
+        studies = self.predictions.shards.studies
+        self.predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=studies)
+        return bool(self.predictions.left())
+
+    def _list(self, folder: Path) -> Predictions:
+        rules, limit = self.config.generate, self.config.limit
+        return Predictions.create(folder, self.source, split=rules.split, limit=limit, shard_size=rules.shard_size)
+
+    def work(self, folder: Path) -> None:
+        """Passes over the shards that have no file, until there are none."""
+        missing, fruitless, studies = self.predictions.left(), 0, self.predictions.shards.studies
+        with Progress("generate", studies, start=studies - self.predictions.count(missing)) as progress:
+            while missing:
+                written = self._pass(missing)
+                with contextlib.closing(watched(written, self.config.cluster)) as rows:
+                    for row in rows:
+                        if row["error"]:
+                            raise from_json(str(row["error"]))
+                        progress.advance(int(row["studies"]), int(row["failed"]))
+                before, missing = missing, self.predictions.left()
+                fruitless = fruitless + 1 if len(missing) == len(before) else 0
+                if fruitless == FRUITLESS_PASSES:
+                    raise MegptError(
+                        f"the workers died {fruitless} times in a row without writing one of {len(missing)} shards",
+                        cause="too little memory for the model or the films, or nodes that come and go",
+                        next="see the workers' logs in Ray's session folder; "
+                        "set a smaller generate.slots or shard_size",
+                    )
+                progress.advance(studies - self.predictions.count(missing) - progress.done)
+
+    def _pass(self, missing: list[int]) -> ray.data.Dataset:
+        """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""
+        config = absolute(self.config)
+        cpus, decode_cpus = _cpu_shares(config)
+        pool = ray.data.ActorPoolStrategy(
+            min_size=min(config.cluster.min_workers, len(missing)),
+            max_size=min(config.cluster.max_workers, len(missing)),
+            max_tasks_in_flight_per_actor=CALLS_PER_ACTOR,
+            max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
+            enable_true_multi_threading=True,
+        )
+        archive = str(self.source.root)
+        # One row a block: otherwise a small list is one block, and one actor does everything.
+        shards = ray.data.from_items([{"shard": n} for n in missing], override_num_blocks=len(missing))
+        with warnings.catch_warnings():
+            # Ray calls every way to say this deprecated, and has no other yet.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            written = shards.map_batches(
+                ShardWorker,
+                batch_size=1,
+                compute=pool,
+                num_cpus=cpus,
+                num_gpus=config.cluster.gpus_per_worker or None,
+                ray_remote_args_fn=lambda: {"max_task_retries": 0},
+                fn_constructor_args=(config.to_yaml(), self.predictions, archive, self.fingerprint, decode_cpus),
+            )
+        # Its own context, not the process's: other jobs may run in it.
+        context = written.context
+        quiet(context)
+        context.max_errored_blocks = -1
+        # A pool grows when its actors are full, and these never hold more calls than they work on: 1.0 is full.
+        context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+        return written
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        """Prove that the table is complete, then write failed.parquet and run.json."""
+        config = self.config
+        return self.predictions.finish(
+            seconds=time.monotonic() - self.began,
+            config=config.model_dump(mode="json"),
+            backend=config.generate.backend,
+            decoding={**config.generate.model_dump(mode="json"), "seed": config.seed},
+            model=self.fingerprint,
+        )
+
+    def kept(self, folder: Path) -> bool:
+        return bool(finished_shards(folder))
+
+    def tell(self, folder: Path, summary: dict[str, Any]) -> None:
+        log(f"generate: {summary['studies']} studies, {summary['error']} of them without a report, in {folder}")
+
+    def verdict(self, folder: Path, summary: dict[str, Any]) -> None:
+        failed, allowed = summary["error"], self.config.generate.max_failed_fraction
+        if failed > allowed * summary["studies"]:
+            raise TooManyFailed(
+                f"{failed} of {summary['studies']} studies failed, more than generate.max_failed_fraction={allowed:g}",
+                where=str(folder / FAILED),
+                cause="see its column `error`",
+                next=f"repair those films, then: megpt generate source={folder / FAILED} output=ANOTHER …",
+            )
+
+
+def checkpoint_fingerprint(config: Config) -> str:
+    from megpt.model import fingerprint
+
+    folder = Path(str(config.checkpoint))
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"no checkpoint at {folder}",
+            cause="it has no config.json",
+            next="set checkpoint=PATH to an output of `megpt train` or `megpt import-checkpoint`",
+        )
+    return str(fingerprint(folder))
+
+
+def _cpu_shares(config: Config) -> tuple[float, float]:
+    """Logical CPUs of an actor, and of a task that decodes for one.
+
+    A worker's `cluster.cpus_per_worker` hold the actor and one of its tasks at least: were these to ask for CPUs of
+    their own, then actors that fill a cluster would wait for ever for films.
+    """
+    cpus = config.cluster.cpus_per_worker
+    task = cpus * DECODE_SHARE
+    if not joined():
+        # A local cluster counts more CPUs than there are cores: not more tasks at once than cores.
+        actors = min(config.cluster.max_workers, worker_slots(config.cluster))
+        left = ray.cluster_resources().get("CPU", 0.0) - actors * (cpus - task)
+        task = max(task, left / (os.cpu_count() or 1))
+    # Ray counts in ten-thousandths.
+    return math.floor(cpus * (1 - DECODE_SHARE) * 1e4) / 1e4, max(math.floor(task * 1e4), 1) / 1e4

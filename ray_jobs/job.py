@@ -1,0 +1,187 @@
+"""The frame of every job, once. A job says what; when it is asked is said here:
+
+    require → open → dry run → claim → nothing to do → plan → cluster → work → finish → tell → verdict
+
+    class Prepare(Job):
+        name, reads, needs = "prepare", ("source", "prepare", "data.max_pixels", …), ("source",)
+        def open(self): ...                     # the inputs, and whether they can be used
+        def inputs(self): ...                   # their fingerprints
+        def work(self, folder): ...             # on the cluster; stopped at any moment, it goes on where it stopped
+        def finish(self, folder): ...           # from the files to the counts in _SUCCESS
+
+    Prepare.run(config)                         # returns 0, or raises a MegptError that has the exit code
+
+What every job promises follows from the order. Until `claim` nothing is written, and the dry run ends there: it has met
+each error that the run would meet up to its work. `_SUCCESS` is written after everything else, so that a folder with it
+is whole, and a folder without it is gone on with. An InputError from inside the claim deletes a folder in which no
+work is finished (`kept`): exit code 2 leaves nothing behind, and the next try may have another config.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from megpt.config import ClusterConfig, Config
+from megpt.errors import InputError
+from megpt.output import Output, claim, inspect
+from megpt.progress import log
+from ray_jobs.failures import known_failure
+from ray_jobs.placement import check_resources, require_resources
+from ray_jobs.runtime import cluster
+
+
+class Job:
+    """One arrow from inputs to an output folder. Subclasses override what differs."""
+
+    name: ClassVar[str]
+    """As on the command line, in messages and in the output's record."""
+    reads: ClassVar[tuple[str, ...]]
+    """Keys and sections of the config that the job reads; `output` and `cluster` go without saying."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Paths that must be set, beside `output`."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.began = time.monotonic()
+
+    @classmethod
+    def run(cls, config: Config, *arguments: str, dry_run: bool = False) -> int:
+        """Do the job, or go on with it; returns exit code 0.
+
+        Args:
+            arguments: the job's own, such as the file of `import-checkpoint`.
+            dry_run: check everything, say what would be done, write nothing.
+
+        Raises:
+            InputError: a bad config or input, or an output that is not this job's; nothing is left behind.
+            TooManyFailed: done, but more studies failed than allowed.
+            MegptError: anything else that is known; the same command goes on from there.
+        """
+        job = cls(config, *arguments)
+        if dry_run and config.output is None and job.estimate():
+            return 0
+        config.require("output", *cls.needs)
+        job.open()
+        if dry_run:
+            job._rehearse()
+        else:
+            job._perform()
+        return 0
+
+    def _rehearse(self) -> None:
+        output = inspect(str(self.config.output), job=self.name, identity=self.identity())
+        if output.done:
+            self.nothing_to_do(output)
+            return
+        if (demand := self.demand()) is not None:
+            check_resources(demand)
+        self.preview(output.path)
+
+    def _perform(self) -> None:
+        with claim(self.config.output, job=self.name, identity=self.identity(), config=self.config) as output:
+            if output.done:
+                self.nothing_to_do(output)
+                return
+            try:
+                summary = self._produce(output)
+            except Exception as error:
+                known = known_failure(error, str(output.path)) or error
+                if isinstance(known, InputError) and not self.kept(output.path):
+                    output.discard()
+                if known is error:
+                    raise
+                raise known from error
+        self.tell(output.path, summary)
+        self.verdict(output.path, summary)
+
+    def _produce(self, output: Output) -> dict[str, Any]:
+        self.began = time.monotonic()
+        if self.plan(output.path):
+            demand = self.demand()
+            with cluster(self.config.cluster) if demand else contextlib.nullcontext():
+                if demand:
+                    require_resources(demand)
+                self.work(output.path)
+        summary = self.finish(output.path)
+        output.finish(**summary)
+        self.tidy(output.path)
+        return summary
+
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on: the settings that change it, and the content of the inputs."""
+        return self.config.identity(*self.reads) | self.inputs()
+
+    # What a job is.
+
+    def open(self) -> None:
+        """Open the inputs.
+
+        Raises:
+            InputError: one of them, or a setting, cannot be used.
+        """
+
+    def inputs(self) -> dict[str, Any]:
+        """A fingerprint of each input."""
+        return {}
+
+    def estimate(self) -> bool:
+        """Print what can be said before there are inputs; whether there is anything of the kind."""
+        return False
+
+    def preview(self, folder: Path) -> None:
+        """Say what a run would do.
+
+        Raises:
+            InputError: the inputs, read to their end, cannot be used.
+        """
+
+    def demand(self) -> ClusterConfig | None:
+        """What must find a place before the work begins; None for a job that needs no cluster."""
+        return self.config.cluster
+
+    def plan(self, folder: Path) -> bool:
+        """Decide what is to be done, once per output; whether any of it is left."""
+        return True
+
+    def work(self, folder: Path) -> None:
+        """Do what is left."""
+        raise NotImplementedError
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        """Check and complete the output; returns the summary that `_SUCCESS` keeps."""
+        raise NotImplementedError
+
+    def tidy(self, folder: Path) -> None:
+        """Remove what only an unfinished output needs."""
+
+    def kept(self, folder: Path) -> bool:
+        """Whether an output that met a bad input holds work worth keeping."""
+        return False
+
+    def tell(self, folder: Path, summary: dict[str, Any]) -> None:
+        """Say what has been done, on the screen."""
+
+    def verdict(self, folder: Path, summary: dict[str, Any]) -> None:
+        """Raise TooManyFailed where the output is complete, but poor."""
+
+    def nothing_to_do(self, output: Output) -> None:
+        """Say that the output is finished, with the verdict that it had then."""
+        log(f"{self.name}: {output.path} is finished, nothing to do")
+        self.verdict(output.path, output.summary())
+
+
+def absolute(config: Config) -> Config:
+    """The config with its local paths made absolute, for workers: they start in folders of their own."""
+    keys = ("output", "source", "studies", "prompts", "checkpoint", "data.reports", "data.annotations")
+    changes: dict[str, Any] = {}
+    for key in (*keys, "train.deepspeed", "model.llm", "model.vision_weights"):
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        # The last three may be a hub id, a word or the name of a shipped file instead of a path.
+        if value is not None and (key in keys or Path(value).exists()):
+            changes[key] = str(Path(value).absolute())
+    return config.overridden(changes)

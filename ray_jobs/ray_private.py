@@ -1,0 +1,68 @@
+"""The parts of Ray that megpt needs and Ray does not promise to keep; nothing else in ray_jobs names them.
+
+    from ray_jobs import ray_private
+    class GroupWatch(ray_private.ControllerCallback): ...
+
+Each is imported when it is first used. tests/ray_jobs/test_ray_private.py holds every name and attribute below against
+the installed Ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import ray
+
+from megpt.errors import MegptError
+
+STATES = "ray.train.v2._internal.execution.controller.state"
+HOMES = {
+    "ExecutionCallback": "ray.data._internal.execution.execution_callback",
+    "ControllerCallback": "ray.train.v2._internal.execution.callback",
+    "WorkerHealthCheckFailedError": "ray.train.v2._internal.exceptions",
+    **dict.fromkeys(("InitializingState", "RestartingState", "ReschedulingState"), STATES),
+    **dict.fromkeys(("SchedulingState", "ResizingState", "PreemptingState", "ShuttingDownState"), STATES),
+}
+"""Name → the module of Ray that has it."""
+
+ATTRIBUTES = {
+    "ExecutionCallback": ("on_execution_step",),
+    "ControllerCallback": ("after_controller_state_update",),
+    "WorkerHealthCheckFailedError": ("health_check_failure",),
+    "RestartingState": ("training_failed_error",),
+}
+"""What megpt overrides in a class or reads from its objects."""
+
+CONSTANTS = "ray.train.v2._internal.constants"
+COLLECTIVE_LIMIT, START_LIMIT = "RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""Environment variables that Ray Train reads; the module `CONSTANTS` names them."""
+
+REPORT_LOGGER = "ray.train.v2._internal.execution.context"
+"""The module whose logger prints each training report in full; it is named by the module's file."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(HOMES[name]), name)
+    except (ImportError, AttributeError):
+        raise missing(f"{HOMES[name]}.{name}") from None
+
+
+def missing(name: str) -> MegptError:
+    return MegptError(
+        f"Ray {ray.__version__} has no {name}",
+        where="ray_jobs/ray_private.py",
+        cause="megpt uses this private part of Ray, which another version of Ray moved or removed",
+        next="install the Ray of constraints.txt",
+    )
+
+
+def report_logger() -> str:
+    """The name of the logger of `REPORT_LOGGER`."""
+    try:
+        return str(importlib.import_module(REPORT_LOGGER).__file__)
+    except ImportError:
+        raise missing(REPORT_LOGGER) from None

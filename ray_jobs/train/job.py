@@ -1,0 +1,204 @@
+"""studies/ + prompts/ → checkpoint/: DeepSpeed ZeRO on Ray Train.
+
+    megpt train --config configs/phantom.yaml studies=runs/studies prompts=runs/prompts output=runs/checkpoint
+
+The command watches; the workers train (`ray_jobs.train.worker`). A worker or node that dies restarts the group from
+the newest checkpoint; the command that dies is run again, with the same effect. `OUT/steps/` holds what is needed to
+resume, `OUT/log.jsonl` and `OUT/tensorboard/` the curves, `OUT/` itself the Hugging Face folder once training is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from megpt.config import Config
+from megpt.data.sources import open_source
+from megpt.data.studies import study_files
+from megpt.errors import InputError, MegptError, TooManyFailed
+from megpt.model.prompts import CENTROIDS, PROMPTS
+from megpt.progress import log
+from megpt.training.deepspeed import check_batch_sizes, deepspeed_settings
+from megpt.training.log import check_loggers
+from megpt.training.memo import check_cache
+from megpt.training.samples import input_fingerprint, weights_fingerprint
+from ray_jobs.failures import PREEMPTED, cause_of, known_failure
+from ray_jobs.job import Job, absolute
+from ray_jobs.train.validate import check_validation
+from ray_jobs.train.watch import watching
+from ray_jobs.train.worker import SUMMARY, take_error, worker
+
+
+class Train(Job):
+    name = "train"
+    only_estimated = ("fit_prompts.num_clusters", "fit_prompts.candidates")
+    """What the dry run alone reads: how many prompts there may be."""
+    reads = ("source", "studies", "prompts", "limit", "seed", "data", "model", "train", "generate", *only_estimated)
+
+    def open(self) -> None:
+        self.config = self.config.with_one_input("studies", "source")
+        check(self.config)
+        check_inputs(self.config)
+
+    def identity(self) -> dict[str, Any]:
+        # Reports are written for validation alone.
+        unused = (*self.only_estimated, *(() if self.config.train.val_every else ("generate",)))
+        return self.config.identity(*(key for key in self.reads if key not in unused)) | self.inputs()
+
+    def inputs(self) -> dict[str, Any]:
+        model = self.config.model
+        return {
+            "weights": {key: weights_fingerprint(getattr(model, key)) for key in ("llm", "vision_weights")},
+            "studies": input_fingerprint(self.config),
+            "prompts": prompts_fingerprint(self.config),
+        }
+
+    def estimate(self) -> bool:
+        """What the run will need: parameters, FLOPs, memory of each GPU."""
+        from rich.console import Console
+
+        from megpt.model.cost.estimate import estimate
+
+        check(self.config)
+        Console().print(estimate(self.config).render())
+        return True
+
+    def preview(self, folder: Path) -> None:
+        self.estimate()
+
+    def work(self, folder: Path) -> None:
+        """Train, or go on training, to the end.
+
+        Raises:
+            MegptError: the loss is not a number, storage is full, or more restarts than `train.max_failures`.
+        """
+        self.summary = fit(self.config, folder)
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        return self.summary
+
+    def kept(self, folder: Path) -> bool:
+        from megpt.training.checkpoints import CheckpointStore
+
+        return CheckpointStore(folder / "steps", keep=self.config.train.keep).newest() is not None
+
+    def tell(self, folder: Path, summary: dict[str, Any]) -> None:
+        used, failed = summary["studies"], summary["failed"]
+        log(f"{folder}: {summary['steps']} steps on {used} studies, {failed} without a readable film")
+
+    def verdict(self, folder: Path, summary: dict[str, Any]) -> None:
+        failed = summary["failed"]
+        if failed > self.config.train.max_failed_fraction * (summary["studies"] + summary["missing"]):
+            raise TooManyFailed(
+                f"{failed} studies have no readable film, more than train.max_failed_fraction allows",
+                where=str(folder / "failed.parquet"),
+                cause="films are missing from the archive, or damaged",
+                next="see the reasons there; the checkpoint is finished and usable",
+            )
+
+
+def check(config: Config) -> None:
+    """What can be known to be wrong before anything is read."""
+    least, most = config.cluster.min_workers, config.cluster.max_workers
+    if least == most:
+        check_batch_sizes(config.train, most)
+    elif config.train.global_batch_size < most:
+        raise InputError(
+            f"train.global_batch_size = {config.train.global_batch_size} is less than {most} workers",
+            next="set a larger train.global_batch_size, or fewer cluster.num_workers",
+        )
+    deepspeed_settings(config.train, world_size=most)
+    check_loggers(config.train)
+    check_cache(config)
+
+
+def check_inputs(config: Config) -> None:
+    """The inputs are named and there."""
+    if config.model.dynamic_prompt:
+        config.require("prompts")
+    for key in ("studies", "prompts"):
+        value = getattr(config, key)
+        if value and not Path(value).is_dir():
+            raise InputError(f"no folder at {key}={value}", next=f"run the job that writes `{key}` first")
+    if config.studies:
+        study_files(config.studies, "train")
+    else:
+        open_source(str(config.source), data=config.data)
+    check_validation(config)
+
+
+def prompts_fingerprint(config: Config) -> str | None:
+    """A hash over the prompt bank; None where none is used."""
+    if not (config.prompts and config.model.dynamic_prompt):
+        return None
+    files = sorted(p for p in Path(config.prompts).iterdir() if p.name in (PROMPTS, CENTROIDS))
+    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
+
+
+def fit(config: Config, output: Path) -> dict[str, Any]:
+    """Run the workers to the end of training, and return their summary."""
+    from ray_jobs.train.group import AGAIN, interruptible, set_time_limits, take_mark
+
+    set_time_limits(config.cluster, config.train.timeout_s)
+    # Relative paths mean this command's folder; workers start elsewhere.
+    config = absolute(config)
+    while True:
+        take_error(output)
+        take_mark(output)
+        with watching(output / "log.jsonl"), interruptible():
+            try:
+                error = trainer(config).fit().error
+            except Exception as raised:  # Ray's own classes differ from version to version
+                error = raised
+        if left_behind := take_error(output):
+            raise left_behind
+        if error is None:
+            return take_summary(output)
+        if not take_mark(output):
+            raise as_megpt_error(error, config) from error
+        log(f"{AGAIN}: {PREEMPTED}")
+
+
+def trainer(config: Config) -> Any:
+    """Ray Train's trainer of a config with absolute paths."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from ray_jobs.train.group import GroupWatch, scaling
+
+    v2: Any = ray.train  # Ray's types know both of its APIs
+    return TorchTrainer(
+        worker,
+        train_loop_config={"config": config.model_dump(mode="json")},
+        scaling_config=scaling(config.cluster),
+        run_config=v2.RunConfig(
+            name="train",
+            storage_path=str(Path(str(config.output)) / ".ray"),
+            failure_config=v2.FailureConfig(max_failures=config.train.max_failures),
+            callbacks=[GroupWatch(config)],
+            # Each lost worker would otherwise print the tracebacks of all; they stay in Ray's own log files.
+            logging_config=v2.LoggingConfig(log_level="CRITICAL"),
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if config.cluster.gpus_per_worker else "gloo", timeout_s=math.ceil(config.train.timeout_s)
+        ),
+    )
+
+
+def take_summary(output: Path) -> dict[str, Any]:
+    """What the workers said at their end."""
+    return dict(json.loads((output / "steps" / SUMMARY).read_text(encoding="utf-8")))
+
+
+def as_megpt_error(error: BaseException, config: Config) -> MegptError:
+    """Ray Train's error as a screen: which worker, what kind, and how many restarts were tried."""
+    restarts = f" after {config.train.max_failures} restarts (train.max_failures)"
+    return known_failure(error, config.output) or MegptError(
+        "training stopped" + (restarts if hasattr(error, "worker_failures") else ""),
+        where=config.output,
+        cause=cause_of(error, config.train.timeout_s),
+        next="run the same command again: it resumes; --debug shows tracebacks",
+    )
