@@ -232,8 +232,8 @@ def export(
         raise RuntimeError("no whole checkpoint at the end of the run")
     weights = dict(model.state_dict())
     for key, value in chosen.tensors().items():
-        kind, name = key.split("/", 1)
-        if kind in (MASTER, BUFFER):
+        role, name = key.split("/", 1)
+        if role in (MASTER, BUFFER):
             weights[name] = value.to(weights[name].dtype).view(shapes.get(name, value.shape))
     scores = {"best_metric": best[1]} if best else None
     model.save_pretrained(output, state_dict=weights, scores=scores)  # pyrefly: ignore[not-callable]

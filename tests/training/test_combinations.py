@@ -59,7 +59,7 @@ def test_trained_and_resumed(settings, tmp_path, mode):
         else:
             runs.append(config)
     assert refused == REFUSED and len(runs) == 24 - len(REFUSED)
-    run_group(2, train_twice, runs)
+    run_group(2, train_twice, runs, timeout=500)
     for config in runs:
         steps = losses(Path(config.output))
         tolerance = 1e-4 if config.train.precision == "fp32" else 2e-2

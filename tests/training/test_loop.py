@@ -87,7 +87,7 @@ def test_dropout_depends_on_the_piece(settings, tmp_path):
         run_group(workers, train, config)
         curves[len(curves)] = losses(Path(config.output))
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-6)
-    assert np.abs(np.subtract(curves[2], curves[0])).max() > 1e-3  # dropout is seen at all
+    assert np.abs(np.subtract(curves[2], curves[0])).max() > 1e-4  # dropout is seen at all
 
 
 def test_films_that_one_worker_could_not_read(settings, tmp_path):
