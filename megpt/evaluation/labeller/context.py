@@ -10,8 +10,8 @@ from megpt.evaluation.labeller.phrases import Match, PhraseTable
 
 _CONTRAST = "contrast"
 _LISTED = ("or", "nor")
-_AT_ONCE = 4
-"""Words within which a finding follows at once."""
+_OF_THE_PAST = 3
+"""Words that "prior" reaches."""
 
 _OF_A_PERIOD = frozenset(("Pneumonia", "Pneumothorax", "Pleural Effusion", "Lung Lesion", "Edema", "Atelectasis"))
 
@@ -62,6 +62,7 @@ class _Sentence:
             for rule in map(_rule, match.names):
                 if rule.place == BEFORE:
                     (self.denials if rule.effect == DENIED else self.doubts).add(match.start)
+        self.last_or = max((i for i, word in enumerate(words) if word in _LISTED), default=-1)
         self.predicates = {i for m in self.modifiers for i in range(m.start, m.end)}
 
     def scopes(self, modifier: Match) -> list[tuple[str, int, int]]:
@@ -75,7 +76,7 @@ class _Sentence:
             if rule.place == AROUND:
                 scopes += [self._nearest(ahead), self._nearest(back, last=True)]
             elif places == {BEFORE, BEHIND}:
-                follows = any(modifier.end <= s < modifier.end + _AT_ONCE for s in self._findings(ahead))
+                follows = self._follows(modifier.end)
                 if (rule.place == BEFORE) == follows:
                     scopes.append(ahead if follows else back)
             elif rule.place == BEHIND:
@@ -88,10 +89,23 @@ class _Sentence:
 
     def is_prior(self, start: int) -> bool:
         """Whether a disease at `start` is said to be one of the past."""
-        before = self.words[start - 1] if start else ""
-        if before not in rules.PRIOR or (start > 1 and self.words[start - 2] in ("to", "with", "from", "than", "the")):
-            return False
-        return not rules.CURRENT.intersection(self.words)
+        for i in range(start - 1, max(-1, start - 1 - _OF_THE_PAST), -1):
+            if self.words[i] in rules.PRIOR:
+                compared = i > 0 and self.words[i - 1] in ("to", "with", "from", "than", "the")
+                return not compared and not rules.CURRENT.intersection(self.words)
+            if not self.words[i].isalpha() or self.words[i] in rules.VERBS:
+                return False
+        return False
+
+    def _follows(self, start: int) -> bool:
+        """Whether a finding comes before anything that would part it from what stands at `start`."""
+        for i in range(start, len(self.words)):
+            if i in self.inside:
+                return True
+            word = self.words[i]
+            if i in self.stops or word in rules.VERBS or not word[0].isalnum() or word in ("and", "or", "with", "by"):
+                return False
+        return False
 
     def _findings(self, scope: tuple[str, int, int]) -> list[int]:
         return [s for s in self.starts if scope[1] <= s < scope[2]]
@@ -151,9 +165,8 @@ class _Sentence:
         ends_item = before in (",", "-") or i - 1 in self.inside
         if not ends_item or before in _LISTED:
             return False
-        if i in self.doubts and rule.effect == DENIED:
-            return True
-        return word in rules.ASSERTIVE and not any(w in _LISTED for w in self.words[i:])
+        opens = word in rules.ASSERTIVE or (i in self.doubts and word != "suspicious" and rule.effect == DENIED)
+        return opens and self.last_or < i
 
     def _has_predicate(self, start: int) -> bool:
         """Whether a clause with a verb of its own begins at `start`, other than one that closes a list ("are seen")."""

@@ -15,20 +15,21 @@ IGNORED = "Ignored"
 MENTIONS: dict[str, tuple[str, ...]] = {
     "Atelectasis": (
         *("atelectasis", "atelectases", "atelectatic", "atelect", "subsegmental collapse", "microatelectasis"),
-        *("(lobar|lobe|lung|segmental|partial|complete) collapse", "collapsed (lung|lobe)", "(lung|lobe) is collapsed"),
-        "collapse of the (left|right|) (upper|middle|lower|) (lung|lobe)",
-        *("collapse of (left|right) (upper|middle|lower) lobe", "(rll|lll|rul|lul|rml) collapse"),
+        "(lobar|lobe|lung|segmental|partial|complete) collapse",
+        "collapse", "collapsed",
     ),
     "Cardiomegaly": (
         *("cardiomegaly", "cardiomeg", "cardiac enlargement", "enlargement of (the|) (heart|cardiac silhouette)"),
-        *("heart enlargement", "megalocardia"),
+        *("heart enlargement", "megalocardia", "increase in (heart|cardiac) size"),
+        "increase in (the|) size of the (heart|cardiac silhouette)",
     ),
     "Consolidation": ("consolidation", "consolidations", "consolidative", "consolidated", "consolidating", "consol"),
     "Edema": (
         *("(o|)edema", "oedema", "heart failure", "chf", "cardiac (failure|decompensation)", "cardiac insufficiency"),
         *("(vascular|pulmonary|venous|interstitial|hilar|cardiac) congestion", "(fluid|volume) overload"),
         *("(vascular|venous) engorgement", "congestive changes", "kerley (b|) lines", "cephalization"),
-        *("vascular redistribution", "interstitial fluid", "congestion"),
+        *("vascular redistribution", "interstitial fluid", "congestion", "vascular indistinctness", "indistinctness"),
+        *("pulmonary venous hypertension", "(pulmonary|central|) vascular (prominence|fullness|plethora)"),
     ),
     "Enlarged Cardiomediastinum": (
         *("mediastinal (widening|enlargement|fullness|prominence)", "(widening|enlargement) of the mediastinum"),
@@ -39,9 +40,10 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     "Lung Lesion": (
         *("nodule", "nodules", "micronodule", "micronodules", "mass", "masses", "nodularity", "neoplasm", "neoplasms"),
         "(nodular|masslike|mass like|round|rounded) (opacity|opacities|density|densities|lesion|focus|foci)",
-        *("(lung|pulmonary|cavitary|focal|focal lung|mass|parenchymal) (lesion|lesions)", "cavitation", "cavity"),
+        "(lung|pulmonary|cavitary|focal|focal lung|mass|parenchymal) (lesion|lesions)",
+        "(densely|partially|partly|) calcified (lung|pulmonary|hilar|parenchymal|) (nodule|nodules|mass|masses)",
         *("carcinoma", "tumor", "tumors", "tumour", "malignancy", "metastasis", "metastases", "metastatic disease"),
-        *("lung cancer", "metastatic (lesion|lesions|nodules)", "neoplastic process", "coin lesion", "cavities"),
+        *("lung cancer", "metastatic (lesion|lesions|nodules)", "neoplastic process", "coin lesion"),
     ),
     "Lung Opacity": (
         *("opacity", "opacities", "opacification", "opacifications", "opacified", "infiltrate", "infiltrates"),
@@ -51,7 +53,7 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         *("reticular pattern", "reticulation", "scar", "scars", "scarring", "peribronchial (thickening|cuffing)"),
         *("(streaky|parenchymal|patchy|hazy|basilar|bibasilar|linear|lung) (density|densities)", "air bronchograms"),
         *("(ground glass|groundglass|hazy) (opacity|opacities|attenuation|)", "ggo", "infilt", "cicatrix"),
-        *("reticulonodular (pattern|opacities|markings)",),
+        *("reticulonodular (pattern|opacities|markings)", "haziness", "(nodular|masslike|mass like|round|rounded) (opacity|opacities)",),
     ),
     "Pleural Effusion": (
         *("effusion", "effusions", "pleural fluid", "hydropneumothorax", "hemothorax", "haemothorax", "hydrothorax"),
@@ -80,26 +82,29 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         *("(infusion|chest|medi) port", "tube", "tubes", "ett", "ngt", "ogt", "dobhoff", "swan ganz", "tracheostomy"),
         *("tracheotomy", "cannula", "lead", "leads", "wire", "wires", "stent", "stents", "drain", "drains", "hardware"),
         *("(support|monitoring|assist|ventricular assist|) (device|devices|apparatus)", "lvad", "iabp", "ecmo", "tavr"),
-        "(prosthetic|mechanical|artificial|bioprosthetic|replaced) (aortic|mitral|heart|cardiac|) (valve|valves)",
+        "(prosthetic|mechanical|artificial|bioprosthetic) (aortic|mitral|pulmonic|tricuspid|heart|) (valve|valves)",
         *("valve (replacement|prosthesis|repair|annuloplasty)", "valvular prosthesis", "balloon pump", "arthroplasty"),
-        *("lines and tubes", "tubes and lines", "lines", "prosthesis", "prostheses", "annuloplasty (ring|)", "stimulator"),
+        *("lines and tubes", "tubes and lines", "lines", "prosthesis", "prostheses", "prosthetic", "annuloplasty (ring|)", "stimulator"),
         *("(surgical|metallic|vascular|mediastinal|cabg|hilar|)  (clip|clips)", "staple line", "(surgical|) staples"),
         *("(surgical|) (suture|sutures)", "(suture|surgical) material", "(fixation|metallic|orthopedic) (plate|plates)"),
-        *("(fixation|) (screw|screws|rod|rods)", "(embolization|) (coil|coils)", "spinal (fusion|fixation)", "ett tube"),
-        *("(cervical|anterior|posterior|lumbar|thoracic) fusion", "tubing", "port catheter", "loop recorder", "filter"),
-        *("sternotomy (wire|wires|sutures|clips|xxxx)", "cerclage", "introducer", "sheath", "feeding tube", "impella"),
+        *("(fixation|) (screw|screws|rod|rods)", "(embolization|) (coil|coils)", "spinal fixation", "internal fixation"),
+        *("orif", "neurostimulator", "(shunt|) tubing", "(tips|vp|ventriculoperitoneal|) shunt", "ett tube", "port catheter", "loop recorder", "filter"),
+        "tip (is|) (visualized|projecting|projects|terminates|seen|) (in|at|over|overlying) (the|) (lower|mid|distal|) svc",
+        "tip (is|) (visualized|projecting|projects|terminates|seen|) (in|at|over) (the|) (cavoatrial|caval atrial) junction",
+        "tip (is|) (visualized|projecting|projects|terminates|seen|) (in|at|over) (the|) superior vena cava",
+        *("sternotomy (wire|wires|sutures|clips)", "cerclage", "introducer", "sheath", "feeding tube", "impella"),
     ),
     OTHER: (
         *("emphysema", "emphysematous", "copd", "hyperinflation", "hyperinflated", "hyperexpansion", "hyperexpanded"),
         *("hernia", "granuloma", "granulomas", "granulomatous (infection|disease|)", "granulomata", "scoliosis"),
         *("kyphosis", "kyphotic", "scoliotic", "osteopenia", "osteopenic", "dextroscoliosis", "levoscoliosis"),
-        "(calcified|densely calcified|partially calcified) (lung|pulmonary|hilar|) (nodule|nodules|mass)",
         *("calcified nodular (density|densities|opacity|opacities)", "calcified (opacity|density|densities|lesion)"),
         *("degenerative", "spondylosis", "osteophyte", "osteophytes", "calcification", "calcifications", "calcified"),
         *("atherosclerosis", "atherosclerotic", "tortuous", "tortuosity", "ectatic", "aneurysm", "bronchitis"),
         *("bronchiectasis", "bullae", "bulla", "bullous", "blunting", "blunted", "elevation", "eventration"),
         *("fibrosis", "pneumomediastinum", "pneumoperitoneum", "deformity", "volume loss", "aspiration", "elevated"),
         *("subcutaneous emphysema", "arthritic", "lymphadenopathy", "adenopathy", "arthritis", "sclerosis"),
+        *("cavitation", "cavity", "cavities", "spinal fusion", "(cervical|anterior|posterior|lumbar|thoracic) fusion"),
         *("hypertension", "bronchiolitis", "hyperlucent", "hyperlucency", "flattening", "flattened", "kyphoscoliosis"),
     ),
     IGNORED: (
@@ -110,12 +115,19 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         *("body mass", "muscle mass", "mass index", "(port|lead) site", "overlying (wires|leads|lines)", "joint line"),
         *("infection control", "(lines|tubes) are not well seen", "(ekg|ecg|cardiac monitoring) (lead|leads|wire|wires)"),
         *("(septal|fissural|paratracheal|skin|curvilinear|linear) lines", "midclavicular lines", "air filled cavity"),
+        *("(lung|b|fluid|kerley|fracture|joint) lines", "(external|monitor|monitoring|telemetry) (lead|leads|wire|wires)"),
+        *("breast (prosthesis|prostheses|implant|implants)", "(vertebral|compression|disc|tracheal) collapse"),
+        *("vascular collapse", "collapsed (vertebra|vertebrae|stomach)"),
         *("(thoracic|chest|pleural|abdominal|oral|peritoneal) cavity", "(pleural|thoracic) cavities", "air filter"),
         *("tail (shadow|shadows)", "chest tube (site|tract)", "nerve sheath", "heart failure clinic", "bone mass"),
     ),
 }
 
 ORGANS: dict[str, tuple[str, ...]] = {
+    "Edema": (
+        "(pulmonary|lung|central|central pulmonary|hilar|) (vascularity|vasculature|vascular markings)",
+        *("pulmonary (vessels|veins)", "central vessels"),
+    ),
     "Cardiomegaly": (
         *("(heart|cardiac) (size|silhouette|shadow|contour|contours|)", "cardiopericardial", "cardiac silhouette size"),
         *("ventricle", "cardiothymic", "cardiothoracic ratio", "(size|contour) of the heart"),
@@ -127,8 +139,8 @@ ORGANS: dict[str, tuple[str, ...]] = {
     ),
     OTHER: (
         *("aorta", "aortic", "hila", "hilum", "hilar", "artery", "arteries", "pulmonary artery", "thyroid", "spleen"),
-        *("liver", "azygos", "node", "nodes", "vein", "vasculature", "vascularity", "vessels", "stomach", "markings"),
-        *("lung", "lungs", "interstitial", "pulmonary vasculature", "bowel", "fissure", "osseous", "bony", "spine"),
+        *("liver", "azygos", "node", "nodes", "vein", "vessels", "stomach", "markings"),
+        *("lung", "lungs", "interstitial", "bowel", "fissure", "osseous", "bony", "spine"),
         *("trachea", "pulmonary trunk", "pulmonary arterial", "lung volumes"),
     ),
 }
@@ -139,7 +151,7 @@ LARGE, BORDERLINE, NORMAL = "large", "borderline", "normal"
 SIZES: dict[str, tuple[str, ...]] = {
     LARGE: (
         *("enlarged", "enlargement", "widened", "widening", "prominent", "prominence", "large", "dilated", "enlarging"),
-        *("increased (in size|)", "above normal in size", "generous", "larger than normal", "big", "enlarge"),
+        *("increased (in size|)", "above normal in size", "generous", "larger than normal", "big", "enlarge", "engorged", "engorgement"),
         "(mild|moderate|marked|severe) enlargement",
     ),
     BORDERLINE: (
@@ -149,7 +161,7 @@ SIZES: dict[str, tuple[str, ...]] = {
     NORMAL: (
         *("normal (in size|)", "within normal limits", "unremarkable", "top normal (in size|)", "wnl", "normal sized"),
         *("not (significantly|grossly|) enlarged", "not (widened|dilated|prominent)", "(upper|) normal limits"),
-        *("upper (limits|limit|) (of|) normal", "(high|upper) normal", "at the upper limit", "upper limits"),
+        *("upper (limits|limit|) (of|) normal", "within limits of normal", "(high|upper) normal", "at the upper limit", "upper limits"),
     ),
 }
 """Sizes of an organ: large → present, borderline → uncertain, normal → absent."""

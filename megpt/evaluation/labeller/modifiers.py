@@ -85,17 +85,20 @@ RULES = (
             f"(have|has|had|to have) {_FULLY} {_GONE}",
             f"(is|are|was|were|has been|have been|has|have) {_GONE} (completely|entirely|fully|in the interval)",
             *("(is|are|was|were|appears|appear|seems) (now|) (highly|very|) (unlikely|absent|negative)", "unlikely"),
+            *("(is|are|appears|appear) (within|) (normal|normal limits|limits of normal|unremarkable|wnl)",),
             *("not in place", "(was|were|has been|have been) taken out", "none", "no longer exists", "nil", "is no more"),
             *("no longer (remains|remain|persists|persist)", "(does|do) not (exist|persist)", "not any more"),
         ),
     ),
+    Rule(DENIED, BEFORE, 2, ("clear", "clear no")),
     Rule(DENIED, BEHIND, 3, (f"(complete|interval|) {_REMOVAL}",)),
     Rule(
         DOUBTED,
         BEFORE,
         12,
         (
-            "(may|might|could) (also|) (be|represent|reflect|indicate|relate to|be due to|be related to|have|suggest|)",
+            "(may|might|could) (also|) (be|represent|reflect|indicate|relate to|be due to|be related to|have|suggest|be secondary to|)",
+            *("in the (appropriate|proper|correct|right) clinical (setting|context|scenario)", "alternatively"),
             *("possible", "possibly", "possibility (of|for|that)", "probable", "probably", "(most|) likely", "perhaps"),
             *("suggest", "suggests", "suggested", "suggesting", "suggestive of", "suspicious for", "suspicion (of|for)"),
             *("suspect", "suspected", "suspicious", "concern (for|of)", "concerned (for|about)", "concerning for"),
@@ -105,7 +108,7 @@ RULES = (
             *("(not|never) (entirely|completely|) (exclude|excluded|rule out|ruled out)", "(difficult|hard) to exclude"),
             "(does|do|did) not (entirely|completely|) (exclude|rule out)",
             *("fails to exclude", "potential", "potentially", "conceivably", "consider", "or possibly", "rule out"),
-            *("differential (diagnosis|) (includes|include|considerations include|of|)", "considerations include"),
+            *("differential (diagnosis|) (includes|include|including|considerations include|would include|of|)", "considerations include"),
             *("consideration (of|for)", "less likely", "favor", "favors", "favored (to be|)", "favoring", "?", "exclude"),
             *("(can|may|could|might) be seen (with|in)", "doubtful", "doubt", "uncertain", "hint of", "simulating"),
             f"{_RAISE} (the|) (possibility|concern|question|suspicion) (of|for)",
@@ -121,7 +124,7 @@ RULES = (
             "(is|are|was|were|) not (be|) (entirely|completely|fully|totally|) (excluded|ruled out)",
             "(is|are|remains|remain) (also|) (a|) (possible|possibility|likely|probable|questionable|uncertain)",
             "(is|are|was|were|) (also|) (suspected|questioned|suggested|favored|presumed|considered)",
-            *("should be considered", "is a consideration", "difficult to exclude", "to be excluded", "is not impossible"),
+            *("should be considered", "in the (appropriate|proper|correct|right) clinical (setting|context|scenario)", "is (a|another|also a|one) consideration", "would be (a|another) consideration", "difficult to exclude", "to be excluded", "is not impossible"),
             *("(may|might|could) be (present|obscured|hidden|missed|considered)", "would be (possible|difficult)"),
             *("(is|are) (of concern|a concern|raised|less likely|doubtful|equivocal|indeterminate)", "possible", "?"),
             *("questionable", "probable", "is in the differential", "could have this appearance", "suspected"),
@@ -139,12 +142,13 @@ RULES = (
             *("family history (of|)", "(mother|father|sister|brother|husband|wife) (has|had|with)", "risk (of|for)"),
             *("if", "should (symptoms|there|the|he|she|clinical)", "in case of", "risks of", "symptoms of", "to prevent"),
             "(to|) (evaluate|assess|check|look|screen|monitor) for",
+            *("(correlate|correlation) (clinically|) for", "clinical correlation for", "for (the|) evaluation of"),
             *("to (exclude|rule out|confirm)", "(evaluation|assessment|screening|indication|treated) for", "watch for"),
             "(to|until) (document|ensure|confirm|assess|assure|) (complete|) (resolution|clearing) (of|)",
             *("clinical (concern|suspicion|question) (for|of)", "(vaccination|immunization) (for|against)"),
         ),
     ),
-    Rule(SET_ASIDE, BEHIND, 6, ("in the past", "(years|months) ago", "(was|were) (previously|) (resected|excised)")),
+    Rule(SET_ASIDE, BEHIND, 6, ("(may|might|can) not be (demonstrated|seen|visible|apparent|detected|visualized)", "in the past", "(years|months) ago", "(was|were) (previously|) (resected|excised)")),
 )
 
 PRIOR = frozenset(("prior", "previous", "treated", "resected", "former"))
@@ -165,7 +169,7 @@ PSEUDOS = (
     f"(has|have|is|are|was|were|) {_PARTLY} {_GONE}",
     f"(has|have|is|are|was|were) (been|) {_PARTLY} {_GONE}",
     "(partial|incomplete|near complete|some|without|slight) (interval|) (resolution|clearing) (of|)",
-    *("not only", "not well", "no (additional|other)", "not (absent|without|free of|negative for|devoid of|lacking)"),
+    *("not only", "not well", "not (absent|without|free of|negative for|devoid of|lacking)"),
     *("(no|without) (doubt|question) (that|of|about|)", "not (the|) cause", "not necessarily", "not optimally", "not just"),
     *("not as (well|large|prominent|conspicuous|dense)", "no longer (intubated|as)", "not to be missed", "not included"),
     *("cannot be (denied|overlooked|ignored)", "(failed|fails) to (resolve|clear)", "(does|did|do) not (resolve|clear)"),
@@ -182,7 +186,7 @@ CONTRASTS = (
 
 STOPS = (
     *("which", "and the", "heart (size|) is", "the heart", "lungs are", "the lungs", "following", "after", "because"),
-    *("status post", "post", "since", "with the exception of", "with", "now", "secondary to"),
+    *("status post", "post", "since", "with the exception of", "with", "now"),
 )
 """Where what stands before its findings ends."""
 

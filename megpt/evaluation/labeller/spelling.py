@@ -43,11 +43,14 @@ NEIGHBOURS = frozenset(
         *("hypoinflation", "inflation", "cardiomyopathy", "fissures", "structures", "ruptured", "sutures", "textures"),
         *("deflation", "reinflation", "hypoinflated", "hydrothorax", "haemothorax", "pyothorax", "chylothorax"),
         *("pyopneumothorax", "hemopneumothorax", "fibrothorax", "pneumothorace", "evidential", "provable"),
+        *("hemithorax", "hemithoraces", "hemithoracic", "consolation", "pneumoniae", "uncharged", "uncharted", "protable"),
+        *("resolver", "possibles", "suspiciously", "cardiaca", "enlargements", "pacification", "defibrillation"),
+        *("portable", "connection", "convention", "medicinal", "retention", "distention", "distension", "removable"),
     )
 )
 """Words as near to a target that mean something else, or are forms that the dictionary has itself."""
 
-_LETTERS_FOR_ONE, _LETTERS_FOR_TWO = 5, 9
+_LETTERS_FOR_ONE, _LETTERS_FOR_TWO, _LETTERS_FOR_THE_FIRST = 5, 11, 8
 
 
 @functools.cache
@@ -72,7 +75,7 @@ def corrected(word: str, known: frozenset[str]) -> str:
         most = 2 if two and len(target) >= _LETTERS_FOR_TWO else 1
         slips = distance(word, target)
         # Few slip at the first letter but for a silent p, and a short word is another one then.
-        if slips <= most and (word[0] == target[0] or (slips == 1 and len(target) >= _LETTERS_FOR_TWO - 1)):
+        if slips <= most and (word[0] == target[0] or (slips == 1 and len(target) >= _LETTERS_FOR_THE_FIRST)):
             best.append((slips, target))
     best.sort()
     alone = best and (len(best) == 1 or best[0][0] < best[1][0])
