@@ -8,7 +8,7 @@ from megpt.evaluation.labeller import modifiers as rules
 from megpt.evaluation.labeller.modifiers import AROUND, BEFORE, BEHIND, DENIED, DOUBTED, SET_ASIDE
 from megpt.evaluation.labeller.phrases import Match, PhraseTable
 
-_CONTRAST = "contrast"
+_CONTRAST, _DEVICES = "contrast", "Support Devices"
 _LISTED = ("or", "nor")
 _OF_THE_PAST = 3
 """Words that "prior" reaches."""
@@ -46,6 +46,7 @@ class _Sentence:
     def __init__(self, words: Sequence[str], spans: Sequence[tuple[int, int, str]]):
         self.words = words
         self.starts = sorted(start for start, _, _ in spans)
+        self.devices = {start for start, _, name in spans if name == _DEVICES}
         self.inside = {i for start, end, _ in spans for i in range(start, end)}
         self.modifiers: list[Match] = []
         self.stops: dict[int, bool] = {}
@@ -81,7 +82,7 @@ class _Sentence:
                     scopes.append(ahead if follows else back)
             elif rule.place == BEHIND:
                 scopes.append(back)
-            elif rule.effect == DENIED and not self._findings(ahead) and self._is_answer(modifier):
+            elif rule.effect == DENIED and self._is_answer(modifier, alone=not self._findings(ahead)):
                 scopes.append(back)
             else:
                 scopes.append(ahead)
@@ -118,11 +119,12 @@ class _Sentence:
             return scope
         return (effect, found[-1], end) if last else (effect, begin, found[1])
 
-    def _is_answer(self, modifier: Match) -> bool:
-        """Whether it answers what stands before it ("Pneumothorax: no", "Effusion - none, …")."""
-        rest = self.words[modifier.end : modifier.end + 1]
+    def _is_answer(self, modifier: Match, *, alone: bool) -> bool:
+        """Whether it answers what stands before it ("Pneumothorax: no", "effusion (no), …"); `alone`: nothing follows."""
+        closed = self.words[modifier.end : modifier.end + 1] in ([], [","], [")"])
         before = self.words[modifier.start - 1] if modifier.start else ""
-        return before in (":", "-", "–", "?", "(", "=") or (modifier.start - 1 in self.inside and rest in ([], [","]))
+        asked = before in (":", "-", "–", "?", "(", "=")
+        return (asked and (alone or closed)) or (closed and modifier.start - 1 in self.inside)
 
     def _back(self, modifier: Match, rule: rules.Rule) -> int:
         """The first word that a modifier behind its findings reaches."""
@@ -133,7 +135,11 @@ class _Sentence:
             if self.stops.get(position - 1) or (position - 1 in self.denials and self.words[position - 1] == "no"):
                 break
             if word in rules.VERBS and position - 1 not in self.predicates and not self._is_relative(position - 1):
-                break
+                if self.words[max(0, position - 2)] == "there":
+                    # "There is A and B is not seen" says nothing against A.
+                    return next((i for i in range(position, modifier.start) if self.words[i] in (",", "and")), position)
+                if rule.effect == DENIED or self._findings((rule.effect, position, modifier.start)):
+                    break
             if word == ":" and rule.effect == DENIED and position < modifier.start:
                 break
             position -= 1
@@ -162,10 +168,11 @@ class _Sentence:
             return True
         if i in self.denials and rule.effect != DENIED:
             return True
-        ends_item = before in (",", "-") or i - 1 in self.inside
+        ends_item = before in (",", "-", "and") or i - 1 in self.inside
         if not ends_item or before in _LISTED:
             return False
-        opens = word in rules.ASSERTIVE or (i in self.doubts and word != "suspicious" and rule.effect == DENIED)
+        # A report lists findings that are not there, and devices that are: "no pneumothorax, ETT in place".
+        opens = word in rules.ASSERTIVE or (i in self.devices and before == ",") or (i in self.doubts and word != "suspicious" and rule.effect == DENIED)
         return opens and self.last_or < i
 
     def _has_predicate(self, start: int) -> bool:

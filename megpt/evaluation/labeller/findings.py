@@ -25,7 +25,7 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Consolidation": ("consolidation", "consolidations", "consolidative", "consolidated", "consolidating", "consol"),
     "Edema": (
-        *("(o|)edema", "oedema", "heart failure", "chf", "cardiac (failure|decompensation)", "cardiac insufficiency"),
+        *("edema", "oedema", "odema", "heart failure", "chf", "cardiac (failure|decompensation)", "cardiac insufficiency"),
         *("(vascular|pulmonary|venous|interstitial|hilar|cardiac) congestion", "(fluid|volume) overload"),
         *("(vascular|venous) engorgement", "congestive changes", "kerley (b|) lines", "cephalization"),
         *("vascular redistribution", "interstitial fluid", "congestion", "vascular indistinctness", "indistinctness"),

@@ -20,15 +20,15 @@ _FOREIGN = frozenset(
     (
         # French
         *("les", "est", "sont", "dans", "avec", "aux", "sur", "une", "pas", "poumon", "poumons", "coeur", "cœur"),
-        *("epanchement", "droite", "gauche", "sans", "aucun", "aucune", "silhouette cardiaque", "taille", "pleurale"),
+        *("epanchement", "droite", "gauche", "sans", "aucun", "aucune", "taille", "pleurale"),
         # Spanish, Portuguese, Italian
         *("los", "las", "del", "una", "sin", "hay", "con", "derrame", "izquierdo", "derecho", "izquierda", "derecha"),
         *("corazon", "pulmones", "silueta", "cardiaca", "neumonia", "neumotorax", "sem", "nao", "uma", "direito"),
-        *("esquerdo", "pulmao", "gli", "della", "senza", "versamento", "polmoni", "cuore", "destro", "sinistro", "di"),
-        *("se", "el", "ni", "observa", "pleurico", "e", "o", "cardiomegalia", "pneumotorace", "nel", "dei"),
+        *("esquerdo", "pulmao", "gli", "della", "senza", "versamento", "polmoni", "cuore", "destro", "sinistro"),
+        *("el", "ni", "observa", "pleurico", "cardiomegalia", "pneumotorace", "nel", "dei"),
         # German, Dutch
         *("kein", "keine", "keinen", "keiner", "und", "der", "das", "die", "den", "dem", "mit", "ohne", "nicht", "ist"),
-        *("beidseits", "links", "rechts", "erguss", "pleuraerguss", "herz", "lunge", "lungen", "nachweis", "im", "von"),
+        *("beidseits", "links", "rechts", "erguss", "pleuraerguss", "herz", "lunge", "lungen", "nachweis", "von"),
         *("het", "een", "geen", "zonder", "hart", "longen", "ein", "eine", "stauung", "infiltrat", "fraktur", "zum"),
     )
 )

@@ -34,7 +34,7 @@ _SEEN = (
     "|detected|found|suspected|shown|suggested|recognized|discerned|depicted|in evidence|there|delineated|confirmed)"
 )
 _GONE = "(resolved|cleared|removed|withdrawn|gone|disappeared|discontinued|explanted|extracted|evacuated|absent)"
-_FULLY = "(completely|fully|entirely|now|since|largely completely|subsequently|essentially|interval|all|)"
+_FULLY = "(completely|fully|entirely|both|now|since|largely completely|subsequently|essentially|interval|all|)"
 _PARTLY = (
     "(partially|partly|incompletely|nearly|almost|largely|mostly|not completely|not fully|not entirely|not yet|not|never"
     "|not been|nearly completely|almost completely|not quite|slightly|somewhat)"
@@ -98,7 +98,7 @@ RULES = (
         12,
         (
             "(may|might|could) (also|) (be|represent|reflect|indicate|relate to|be due to|be related to|have|suggest|be secondary to|)",
-            *("in the (appropriate|proper|correct|right) clinical (setting|context|scenario)", "alternatively"),
+            "alternatively",
             *("possible", "possibly", "possibility (of|for|that)", "probable", "probably", "(most|) likely", "perhaps"),
             *("suggest", "suggests", "suggested", "suggesting", "suggestive of", "suspicious for", "suspicion (of|for)"),
             *("suspect", "suspected", "suspicious", "concern (for|of)", "concerned (for|about)", "concerning for"),
@@ -108,12 +108,18 @@ RULES = (
             *("(not|never) (entirely|completely|) (exclude|excluded|rule out|ruled out)", "(difficult|hard) to exclude"),
             "(does|do|did) not (entirely|completely|) (exclude|rule out)",
             *("fails to exclude", "potential", "potentially", "conceivably", "consider", "or possibly", "rule out"),
-            *("differential (diagnosis|) (includes|include|including|considerations include|would include|of|)", "considerations include"),
-            *("consideration (of|for)", "less likely", "favor", "favors", "favored (to be|)", "favoring", "?", "exclude"),
+            "considerations include",
+            *("consideration (of|for)", "suggestion of", "less likely", "favor", "favors", "favored (to be|)", "favoring", "?", "exclude"),
             *("(can|may|could|might) be seen (with|in)", "doubtful", "doubt", "uncertain", "hint of", "simulating"),
             f"{_RAISE} (the|) (possibility|concern|question|suspicion) (of|for)",
             *("cannot be distinguished from", "(thought|believed|felt) to (be|represent|reflect)", "impression of"),
         ),
+    ),
+    Rule(
+        DOUBTED,
+        BEFORE,
+        25,
+        ("differential (diagnosis|) (includes|include|including|considerations include|would include|of|)",),
     ),
     Rule(
         DOUBTED,
@@ -124,13 +130,14 @@ RULES = (
             "(is|are|was|were|) not (be|) (entirely|completely|fully|totally|) (excluded|ruled out)",
             "(is|are|remains|remain) (also|) (a|) (possible|possibility|likely|probable|questionable|uncertain)",
             "(is|are|was|were|) (also|) (suspected|questioned|suggested|favored|presumed|considered)",
-            *("should be considered", "in the (appropriate|proper|correct|right) clinical (setting|context|scenario)", "is (a|another|also a|one) consideration", "would be (a|another) consideration", "difficult to exclude", "to be excluded", "is not impossible"),
+            *("(should|must|needs to) be (considered|excluded|ruled out)", "if (any|present)", "is (a|another|also a|one) consideration", "would be (a|another) consideration", "difficult to exclude", "to be excluded", "is not impossible"),
             *("(may|might|could) be (present|obscured|hidden|missed|considered)", "would be (possible|difficult)"),
             *("(is|are) (of concern|a concern|raised|less likely|doubtful|equivocal|indeterminate)", "possible", "?"),
             *("questionable", "probable", "is in the differential", "could have this appearance", "suspected"),
         ),
     ),
     Rule(DOUBTED, AROUND, 6, ("versus", "vs")),
+    Rule(DOUBTED, AROUND, 12, ("in the (appropriate|proper|correct|right) clinical (setting|context|scenario)",)),
     Rule(
         SET_ASIDE,
         BEFORE,
@@ -169,6 +176,7 @@ PSEUDOS = (
     f"(has|have|is|are|was|were|) {_PARTLY} {_GONE}",
     f"(has|have|is|are|was|were) (been|) {_PARTLY} {_GONE}",
     "(partial|incomplete|near complete|some|without|slight) (interval|) (resolution|clearing) (of|)",
+    "(was|were|is|are|) not (seen|present|visualized|identified|evident|noted) (on|in) (the|) (prior|previous|comparison)",
     *("not only", "not well", "not (absent|without|free of|negative for|devoid of|lacking)"),
     *("(no|without) (doubt|question) (that|of|about|)", "not (the|) cause", "not necessarily", "not optimally", "not just"),
     *("not as (well|large|prominent|conspicuous|dense)", "no longer (intubated|as)", "not to be missed", "not included"),

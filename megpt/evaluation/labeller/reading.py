@@ -56,6 +56,7 @@ def _read(words: Sequence[Word]) -> tuple[list[Reading], bool]:
     matches = _MENTIONS.find(texts)
     organs = _ORGANS.find(texts)
     spans = [(m.start, m.end, name) for m in matches for name in m.names if not name.startswith(_SIZE)]
+    spans = [span for span in spans if not _is_heading(texts, span, spans)]
     named = len(spans)
     sizes = [m for m in matches if m.names[0].startswith(_SIZE)]
     borderline, normal = _sized(texts, sizes, organs, spans)
@@ -69,6 +70,12 @@ def _read(words: Sequence[Word]) -> tuple[list[Reading], bool]:
     ]
     found += [Reading(name, ABSENT, 0, 0, words[start].start, words[end - 1].end) for start, end, name in normal]
     return found, understood
+
+
+def _is_heading(texts: Sequence[str], span: tuple[int, int, str], spans: Sequence[tuple[int, int, str]]) -> bool:
+    """Whether it only heads what is said of the same observation: "Devices: | tube removed"."""
+    _, end, name = span
+    return texts[end : end + 1] == [":"] and any(start > end and other == name for start, _, other in spans)
 
 
 def _status(effects: set[str], borderline: bool) -> int | None:
@@ -88,7 +95,7 @@ def _sized(
     sized: set[str] = {name for _, _, name in spans}
     for match in sizes:
         size = match.names[0].removeprefix(_SIZE)
-        of_a_finding = any(s in starts for s in range(match.end, match.end + _SIZE_OF_A_FINDING + 1))
+        of_a_finding = _leads_to(texts, match.end, starts)
         if size == findings.NORMAL or (of_a_finding and not _owners(texts, match, organs, before=True)):
             continue
         if of_a_finding and texts[match.end - 1] in ("large", "increased", "big"):
@@ -106,6 +113,16 @@ def _sized(
         normal += [(*span, name) for name in organ.names if name != findings.OTHER and name not in sized]
         sized.update(organ.names)
     return borderline, normal
+
+
+def _leads_to(texts: Sequence[str], start: int, findings_at: set[int]) -> bool:
+    """Whether a finding begins within a few words that do not part it from `start`."""
+    for i in range(start, min(len(texts), start + _SIZE_OF_A_FINDING + 1)):
+        if i in findings_at:
+            return True
+        if texts[i] in ("with", "and", "or", ",", "without"):
+            return False
+    return False
 
 
 def _owners(texts: Sequence[str], size: Match, organs: Sequence[Match], *, before: bool = False) -> list[Match]:
