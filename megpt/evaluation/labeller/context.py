@@ -64,6 +64,7 @@ class _Sentence:
                 if rule.place == BEFORE:
                     (self.denials if rule.effect == DENIED else self.doubts).add(match.start)
         self.last_or = max((i for i, word in enumerate(words) if word in _LISTED), default=-1)
+        self.opens_clause = self._clauses()
         self.predicates = {i for m in self.modifiers for i in range(m.start, m.end)}
 
     def scopes(self, modifier: Match) -> list[tuple[str, int, int]]:
@@ -164,7 +165,7 @@ class _Sentence:
     def _starts_anew(self, i: int, modifier: Match, rule: rules.Rule) -> bool:
         """Whether word `i`, behind a governed finding, begins a statement of its own."""
         word, before = self.words[i], self.words[i - 1]
-        if word in (",", "and") and self._has_predicate(i + 1):
+        if word in (",", "and") and self.opens_clause[i + 1]:
             return True
         if i in self.denials and rule.effect != DENIED:
             return True
@@ -175,16 +176,17 @@ class _Sentence:
         opens = word in rules.ASSERTIVE or (i in self.devices and before == ",") or (i in self.doubts and word != "suspicious" and rule.effect == DENIED)
         return opens and self.last_or < i
 
-    def _has_predicate(self, start: int) -> bool:
-        """Whether a clause with a verb of its own begins at `start`, other than one that closes a list ("are seen")."""
-        for i in range(start, len(self.words)):
+    def _clauses(self) -> list[bool]:
+        """At each word, whether a clause with a verb of its own begins, other than one that ends a list ("are seen")."""
+        opens = [False] * (len(self.words) + 1)
+        for i in range(len(self.words) - 1, -1, -1):
             word = self.words[i]
             if word in (",", "and", *_LISTED) or i in self.stops:
-                return False
-            if word in rules.VERBS:
-                following = self.words[i + 1] if i + 1 < len(self.words) else ""
-                return following not in rules.EXISTENCE
-        return False
+                continue
+            opens[i] = self.words[i + 1 : i + 2] == [] or self.words[i + 1] not in rules.EXISTENCE
+            if word not in rules.VERBS:
+                opens[i] = opens[i + 1]
+        return opens
 
 
 def _rule(name: str) -> rules.Rule:

@@ -47,7 +47,7 @@ _SIDE_TABLE, _SIZE_TABLE = PhraseTable(_SIDES), PhraseTable(_SIZES)
 _SEPARATORS = frozenset(
     (",", "and", "with", "or", "but", "while", "whereas", "plus", "versus", "vs", "/", "+", "without", "no", "(", ":")
 )
-_CLAUSES = frozenset(("but", "while", "whereas", "although", "however", "though", "without", "no"))
+_CLAUSES = frozenset(("but", "while", "whereas", "although", "however", "though", "without", "no", "none"))
 _LINKS = frozenset(
     (
         *("in", "on", "at", "of", "within", "involving", "along", "overlying", "is", "are", "has", "seen", "greater"),
@@ -73,6 +73,14 @@ _SHARING = _SEPARATORS - _CLAUSES - {"(", ":", "no"} | {
 }
 """Between two findings that share a side: "left atelectasis | and small | effusion"."""
 
+_EXPLAINS = frozenset(
+    (
+        *("represent", "represents", "representing", "reflect", "reflects", "reflecting", "consistent", "compatible"),
+        *("suggesting", "suggestive", "concerning", "suspicious", "likely", "probably", "indicating"),
+    )
+)
+"""Between a finding and what it is taken for, which is where the finding is."""
+
 
 def sides_and_sizes(words: Sequence[str], spans: Sequence[tuple[int, int, str]]) -> list[tuple[int, int]]:
     """(side, size) of each finding (first word, end, name), in the order of the sentence."""
@@ -90,7 +98,7 @@ def sides_and_sizes(words: Sequence[str], spans: Sequence[tuple[int, int, str]])
         after = reading.side_behind(end, behind)
         size = reading.size_before(before, start) or reading.size_inside(start, end) or reading.size_behind(end, behind)
         own.append((side | ahead or after, size))
-        if ahead and after and words[end] in ("in", "on", "at", ",", "greater", "more", "worse", ">"):
+        if ahead and after and (words[end] in ("in", "on", "at", ",", ">") or "than" in words[end:behind]):
             own[-1] = (side | ahead | after, size)
     shared = _share([side for side, _ in own], places, words)
     by_place = {place: (side, size) for place, side, (_, size) in zip(places, shared, own, strict=True)}
@@ -113,7 +121,8 @@ def _share(sides: list[int], places: Sequence[tuple[int, int]], words: Sequence[
 
     def joined(first: int, second: int) -> bool:
         between = words[places[first][1] : places[second][0]]
-        return all(word in _SHARING for word in between)
+        explained = not _EXPLAINS.isdisjoint(between) and _CLAUSES.isdisjoint(between)
+        return explained or all(word in _SHARING for word in between)
 
     shared = list(sides)
     for i in range(1, len(shared)):
