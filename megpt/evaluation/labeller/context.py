@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megpt.evaluation.labeller import modifiers as rules
-from megpt.evaluation.labeller.modifiers import AROUND, BEFORE, BEHIND, DENIED, DOUBTED, SET_ASIDE
+from megpt.evaluation.labeller.modifiers import AROUND, BEFORE, BEHIND, DENIED, SET_ASIDE, THROUGHOUT
 from megpt.evaluation.labeller.phrases import Match, PhraseTable
 
 _CONTRAST, _DEVICES = "contrast", "Support Devices"
 _LISTED = ("or", "nor")
-_OF_THE_PAST = 3
+_OF_THE_PAST = 4
 """Words that "prior" reaches."""
 
 _OF_A_PERIOD = frozenset(("Pneumonia", "Pneumothorax", "Pleural Effusion", "Lung Lesion", "Edema", "Atelectasis"))
@@ -35,7 +35,7 @@ def effects(words: Sequence[str], spans: Sequence[tuple[int, int, str]]) -> list
                 if begin <= start and stop <= end:
                     found[index].add(effect)
     for index, (start, _, name) in enumerate(spans):
-        if name in _OF_A_PERIOD and reading.is_prior(start):
+        if name in _OF_A_PERIOD and not any(w.startswith("compar") for w in words) and reading.is_prior(start):
             found[index].add(SET_ASIDE)
     return found
 
@@ -77,6 +77,8 @@ class _Sentence:
             back = rule.effect, self._back(modifier, rule), modifier.start
             if rule.place == AROUND:
                 scopes += [self._nearest(ahead), self._nearest(back, last=True)]
+            elif rule.place == THROUGHOUT:
+                scopes += [ahead, back]
             elif places == {BEFORE, BEHIND}:
                 follows = self._follows(modifier.end)
                 if (rule.place == BEFORE) == follows:
@@ -93,9 +95,9 @@ class _Sentence:
         """Whether a disease at `start` is said to be one of the past."""
         for i in range(start - 1, max(-1, start - 1 - _OF_THE_PAST), -1):
             if self.words[i] in rules.PRIOR:
-                compared = i > 0 and self.words[i - 1] in ("to", "with", "from", "than", "the")
-                return not compared and not rules.CURRENT.intersection(self.words)
-            if not self.words[i].isalpha() or self.words[i] in rules.VERBS:
+                compared = i > 0 and self.words[i - 1] in ("from", "than", "since")
+                return not compared and rules.CURRENT.isdisjoint(self.words[start:])
+            if not self.words[i].isalpha() or self.words[i] in rules.NOT_PRIOR or i in self.inside:
                 return False
         return False
 
@@ -168,6 +170,8 @@ class _Sentence:
         if word in (",", "and") and self.opens_clause[i + 1]:
             return True
         if i in self.denials and rule.effect != DENIED:
+            return True
+        if word == "," and before in rules.EXISTENCE and self.last_or < i:
             return True
         ends_item = before in (",", "-", "and") or i - 1 in self.inside
         if not ends_item or before in _LISTED:

@@ -63,8 +63,9 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     "Pleural Other": (
         *("(pleural|pleuroparenchymal|pleuro parenchymal|apical pleural) (thickening|scarring|scar|scars)", "fibrothorax"),
         *("(pleural|) (plaque|plaques)", "pleural (calcification|calcifications|based thickening|nodularity)"),
-        *("apical (thickening|cap|capping|pleuroparenchymal thickening)", "(calcified|) pleural (plaque|plaques)"),
-        *("thickening of the (right|left|) (apical|) pleura", "pleural (disease|reaction|mass|fibrosis)"),
+        *("pleural parenchymal (scarring|scar|scars|thickening|opacities)", "thickening of the (major|minor|) fissure"),
+        *("biapical (fibronodular|) thickening", "apical (thickening|cap|capping|pleuroparenchymal thickening)", "(calcified|) pleural (plaque|plaques)"),
+        *("thickening of the (right|left|) (apical|) pleura", "(fissural|pleural fissure) thickening", "pleural capping", "pleural (disease|reaction|mass|fibrosis)"),
     ),
     "Pneumonia": (
         *("pneumonia", "pneumonias", "bronchopneumonia", "infection", "infections", "pna", "pneumonic"),
@@ -113,9 +114,9 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         *("vertebral (body|) collapse", "collapse of the vertebral body", "pleural line", "nipple (shadow|shadows)"),
         *("tube feeding", "bone (infarct|density)", "heart failure symptoms", "lead apron", "(skin|bowel) (fold|folds)"),
         *("body mass", "muscle mass", "mass index", "(port|lead) site", "overlying (wires|leads|lines)", "joint line"),
-        *("infection control", "(lines|tubes) are not well seen", "(ekg|ecg|cardiac monitoring) (lead|leads|wire|wires)"),
+        *("infection control", "(lines|tubes) are not well seen"),
         *("(septal|fissural|paratracheal|skin|curvilinear|linear) lines", "midclavicular lines", "air filled cavity"),
-        *("(lung|b|fluid|kerley|fracture|joint) lines", "(external|monitor|monitoring|telemetry) (lead|leads|wire|wires)"),
+        "(lung|b|fluid|kerley|fracture|joint) lines",
         *("breast (prosthesis|prostheses|implant|implants)", "(vertebral|compression|disc|tracheal) collapse"),
         *("vascular collapse", "collapsed (vertebra|vertebrae|stomach)"),
         *("(thoracic|chest|pleural|abdominal|oral|peritoneal) cavity", "(pleural|thoracic) cavities", "air filter"),

@@ -12,8 +12,8 @@ from typing import NamedTuple
 DENIED, DOUBTED, SET_ASIDE = "denied", "doubted", "set aside"
 """What a modifier makes of a finding. Set aside: history, family, or what an examination is to look for."""
 
-BEFORE, BEHIND, AROUND = "before", "behind", "around"
-"""Where a modifier stands: before its finding ("no X"), behind it ("X is absent"), or on both sides ("X versus Y")."""
+BEFORE, BEHIND, AROUND, THROUGHOUT = "before", "behind", "around", "throughout"
+"""Where a modifier stands: before its findings ("no X"), behind them ("X is absent"), between two ("X versus Y"), anywhere."""
 
 PSEUDO, STOP = "pseudo", "stop"
 
@@ -85,12 +85,12 @@ RULES = (
             f"(have|has|had|to have) {_FULLY} {_GONE}",
             f"(is|are|was|were|has been|have been|has|have) {_GONE} (completely|entirely|fully|in the interval)",
             *("(is|are|was|were|appears|appear|seems) (now|) (highly|very|) (unlikely|absent|negative)", "unlikely"),
-            *("(is|are|appears|appear) (within|) (normal|normal limits|limits of normal|unremarkable|wnl)",),
             *("not in place", "(was|were|has been|have been) taken out", "none", "no longer exists", "nil", "is no more"),
             *("no longer (remains|remain|persists|persist)", "(does|do) not (exist|persist)", "not any more"),
         ),
     ),
     Rule(DENIED, BEFORE, 2, ("clear", "clear no")),
+    Rule(DENIED, BEHIND, 2, ("(is|are|appears|appear) (within|) (normal|normal limits|limits of normal|unremarkable)",)),
     Rule(DENIED, BEHIND, 3, (f"(complete|interval|) {_REMOVAL}",)),
     Rule(
         DOUBTED,
@@ -137,7 +137,7 @@ RULES = (
         ),
     ),
     Rule(DOUBTED, AROUND, 6, ("versus", "vs")),
-    Rule(DOUBTED, AROUND, 12, ("in the (appropriate|proper|correct|right) clinical (setting|context|scenario)",)),
+    Rule(DOUBTED, THROUGHOUT, 20, ("in the (appropriate|proper|correct|right) clinical (setting|context|scenario)",)),
     Rule(
         SET_ASIDE,
         BEFORE,
@@ -160,6 +160,9 @@ RULES = (
 
 PRIOR = frozenset(("prior", "previous", "treated", "resected", "former"))
 """Directly before a disease they set it aside ("prior pneumonia"), unless its sentence tells how it is now."""
+
+NOT_PRIOR = frozenset(("is", "are", "was", "were", "with", "the", "and", "or", "exam", "study", "film", "radiograph"))
+"""Between "prior" and a disease they say that it is something else that was before."""
 
 CURRENT = frozenset(
     (
