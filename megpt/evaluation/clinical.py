@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megpt.evaluation.labeller import findings as words
 from megpt.evaluation.labeller import reading
 from megpt.evaluation.labeller.language import is_foreign
 from megpt.evaluation.labeller.reading import ABSENT, PRESENT, UNCERTAIN, Reading
@@ -115,7 +114,7 @@ class Labeler:
                 cells[:, row, _COLUMN[name]] = values
         unread = np.array([max(0, len(report) - LONGEST_REPORT) for report in reports], dtype=np.int32)
         foreign = np.array([_is_foreign(report) for report in reports], dtype=bool)
-        return Findings(*cells, unread, foreign)
+        return Findings(cells[0], cells[1], cells[2], unread, foreign)
 
     def mentions(self, report: str) -> list[Mention]:
         """Every place of a report that speaks of one of the 13 observations, in the order of the text."""

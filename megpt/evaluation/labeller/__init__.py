@@ -1,1 +1,1 @@
-"""How the clinical labeller reads: sentences, spelling, findings, context, sides. `megpt.evaluation.clinical` uses it."""
+"""How the clinical labeller reads a report: sentences, spelling, context, sides. See `evaluation.clinical`."""

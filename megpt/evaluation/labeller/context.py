@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from megpt.evaluation.labeller import clauses
 from megpt.evaluation.labeller import modifiers as rules
 from megpt.evaluation.labeller.modifiers import AROUND, BEFORE, BEHIND, DENIED, SET_ASIDE, THROUGHOUT
 from megpt.evaluation.labeller.phrases import Match, PhraseTable
@@ -26,14 +27,15 @@ TABLE = PhraseTable(
 
 
 def effects(words: Sequence[str], spans: Sequence[tuple[int, int, str]]) -> list[set[str]]:
-    """For each finding (first word, end, name), in order, what the sentence does to it: of DENIED, DOUBTED, SET_ASIDE."""
+    """For each finding (first word, end, name) what its sentence does to it: DENIED, DOUBTED, SET_ASIDE, or nothing."""
     reading = _Sentence(words, spans)
     found: list[set[str]] = [set() for _ in spans]
     for modifier in reading.modifiers:
         for effect, begin, end in reading.scopes(modifier):
-            for index, (start, stop, _) in enumerate(spans):
-                if begin <= start and stop <= end:
-                    found[index].add(effect)
+            if begin < end:
+                for index, (start, stop, _) in enumerate(spans):
+                    if begin <= start and stop <= end:
+                        found[index].add(effect)
     for index, (start, _, name) in enumerate(spans):
         if name in _OF_A_PERIOD and not any(w.startswith("compar") for w in words) and reading.is_prior(start):
             found[index].add(SET_ASIDE)
@@ -70,34 +72,36 @@ class _Sentence:
     def scopes(self, modifier: Match) -> list[tuple[str, int, int]]:
         """(effect, begin, end) of the words that the modifier governs."""
         read = [_rule(name) for name in modifier.names]
-        places = {rule.place for rule in read}
+        either = {rule.place for rule in read} == {BEFORE, BEHIND}
+        follows = either and (self._follows(modifier.end) or not self._findings((DENIED, 0, modifier.start)))
         scopes = []
         for rule in read:
-            ahead = rule.effect, modifier.end, self._ahead(modifier, rule)
-            back = rule.effect, self._back(modifier, rule), modifier.start
             if rule.place == AROUND:
-                scopes += [self._nearest(ahead), self._nearest(back, last=True)]
+                scopes += [
+                    self._nearest(self._ahead(modifier, rule)),
+                    self._nearest(self._back(modifier, rule), last=True),
+                ]
             elif rule.place == THROUGHOUT:
-                scopes += [ahead, back]
-            elif places == {BEFORE, BEHIND}:
-                follows = self._follows(modifier.end)
+                scopes += [self._ahead(modifier, rule), self._back(modifier, rule)]
+            elif either:
                 if (rule.place == BEFORE) == follows:
-                    scopes.append(ahead if follows else back)
-            elif rule.place == BEHIND:
-                scopes.append(back)
-            elif rule.effect == DENIED and self._is_answer(modifier, alone=not self._findings(ahead)):
-                scopes.append(back)
+                    scopes.append(self._ahead(modifier, rule) if follows else self._back(modifier, rule))
+            elif rule.place == BEHIND or (rule.effect == DENIED and self._is_answer(modifier)):
+                scopes.append(self._back(modifier, rule))
             else:
-                scopes.append(ahead)
+                ahead = self._ahead(modifier, rule)
+                # "Pneumothorax: no evidence." denies what it stands behind.
+                unused = rule.effect == DENIED and self._is_asked(modifier) and not self._findings(ahead)
+                scopes.append(self._back(modifier, rule) if unused else ahead)
         return scopes
 
     def is_prior(self, start: int) -> bool:
         """Whether a disease at `start` is said to be one of the past."""
         for i in range(start - 1, max(-1, start - 1 - _OF_THE_PAST), -1):
-            if self.words[i] in rules.PRIOR:
+            if self.words[i] in clauses.PRIOR:
                 compared = i > 0 and self.words[i - 1] in ("from", "than", "since")
-                return not compared and rules.CURRENT.isdisjoint(self.words[start:])
-            if not self.words[i].isalpha() or self.words[i] in rules.NOT_PRIOR or i in self.inside:
+                return not compared and clauses.CURRENT.isdisjoint(self.words[start:])
+            if not self.words[i].isalpha() or self.words[i] in clauses.NOT_PRIOR or i in self.inside:
                 return False
         return False
 
@@ -107,7 +111,7 @@ class _Sentence:
             if i in self.inside:
                 return True
             word = self.words[i]
-            if i in self.stops or word in rules.VERBS or not word[0].isalnum() or word in ("and", "or", "with", "by"):
+            if i in self.stops or word in clauses.VERBS or not word[0].isalnum() or word in ("and", "or", "with", "by"):
                 return False
         return False
 
@@ -122,14 +126,23 @@ class _Sentence:
             return scope
         return (effect, found[-1], end) if last else (effect, begin, found[1])
 
-    def _is_answer(self, modifier: Match, *, alone: bool) -> bool:
-        """Whether it answers what stands before it ("Pneumothorax: no", "effusion (no), …"); `alone`: nothing follows."""
+    def _is_answer(self, modifier: Match) -> bool:
+        """Whether it closes what stands before it: "Pneumothorax: no", "effusion (no), …"."""
         closed = self.words[modifier.end : modifier.end + 1] in ([], [","], [")"])
-        before = self.words[modifier.start - 1] if modifier.start else ""
-        asked = before in (":", "-", "–", "?", "(", "=")
-        return (asked and (alone or closed)) or (closed and modifier.start - 1 in self.inside)
+        return closed and (self._is_asked(modifier) or modifier.start - 1 in self.inside)
 
-    def _back(self, modifier: Match, rule: rules.Rule) -> int:
+    def _is_asked(self, modifier: Match) -> bool:
+        return modifier.start > 0 and self.words[modifier.start - 1] in (":", "-", "–", "?", "(", "=")
+
+    def _back(self, modifier: Match, rule: rules.Rule) -> tuple[str, int, int]:
+        """The scope of a modifier behind its findings."""
+        return rule.effect, self._first(modifier, rule), modifier.start
+
+    def _ahead(self, modifier: Match, rule: rules.Rule) -> tuple[str, int, int]:
+        """The scope of a modifier before its findings."""
+        return rule.effect, modifier.end, self._end(modifier, rule)
+
+    def _first(self, modifier: Match, rule: rules.Rule) -> int:
         """The first word that a modifier behind its findings reaches."""
         position = modifier.start
         least = max(0, modifier.start - rule.reach)
@@ -137,7 +150,7 @@ class _Sentence:
             word = self.words[position - 1]
             if self.stops.get(position - 1) or (position - 1 in self.denials and self.words[position - 1] == "no"):
                 break
-            if word in rules.VERBS and position - 1 not in self.predicates and not self._is_relative(position - 1):
+            if word in clauses.VERBS and position - 1 not in self.predicates and not self._is_relative(position - 1):
                 if self.words[max(0, position - 2)] == "there":
                     # "There is A and B is not seen" says nothing against A.
                     return next((i for i in range(position, modifier.start) if self.words[i] in (",", "and")), position)
@@ -151,44 +164,47 @@ class _Sentence:
     def _is_relative(self, position: int) -> bool:
         return position > 0 and self.words[position - 1] in ("which", "that", "previously")
 
-    def _ahead(self, modifier: Match, rule: rules.Rule) -> int:
+    def _end(self, modifier: Match, rule: rules.Rule) -> int:
         """The end of the words that a modifier before its findings reaches."""
         end = min(len(self.words), modifier.end + rule.reach)
         passed = False
         for i in range(modifier.end, end):
             if i in self.stops and (passed or self.words[i] not in ("with", "now", "the")):
                 return i
-            fresh = passed and self._starts_anew(i, modifier, rule)
-            if fresh:
+            if passed and self._starts_anew(i, rule):
                 return i
             passed = passed or i in self.inside
         return end
 
-    def _starts_anew(self, i: int, modifier: Match, rule: rules.Rule) -> bool:
+    def _starts_anew(self, i: int, rule: rules.Rule) -> bool:
         """Whether word `i`, behind a governed finding, begins a statement of its own."""
         word, before = self.words[i], self.words[i - 1]
         if word in (",", "and") and self.opens_clause[i + 1]:
             return True
-        if i in self.denials and rule.effect != DENIED:
-            return True
-        if word == "," and before in rules.EXISTENCE and self.last_or < i:
+        if i in self.denials and (rule.effect != DENIED or self.words[i + 1 : i + 2] not in ([], [","], [")"])):
+            return True  # the next denial takes over
+        if word == "," and before in clauses.EXISTENCE and self.last_or < i:
             return True
         ends_item = before in (",", "-", "and") or i - 1 in self.inside
         if not ends_item or before in _LISTED:
             return False
         # A report lists findings that are not there, and devices that are: "no pneumothorax, ETT in place".
-        opens = word in rules.ASSERTIVE or (i in self.devices and before == ",") or (i in self.doubts and word != "suspicious" and rule.effect == DENIED)
+        opens = (
+            word in clauses.ASSERTIVE
+            or (i in self.devices and before == ",")
+            or (i in self.doubts and word != "suspicious" and rule.effect == DENIED)
+        )
         return opens and self.last_or < i
 
     def _clauses(self) -> list[bool]:
-        """At each word, whether a clause with a verb of its own begins, other than one that ends a list ("are seen")."""
+        """At each word, whether a clause with a verb of its own begins, unless it only ends a list ("are seen")."""
         opens = [False] * (len(self.words) + 1)
         for i in range(len(self.words) - 1, -1, -1):
             word = self.words[i]
             if word in (",", "and", *_LISTED) or i in self.stops:
                 continue
-            opens[i] = self.words[i + 1 : i + 2] == [] or self.words[i + 1] not in rules.EXISTENCE
-            if word not in rules.VERBS:
+            opens[i] = self.words[i + 1 : i + 2] == [] or self.words[i + 1] not in clauses.EXISTENCE
+            if word not in clauses.VERBS:
                 opens[i] = opens[i + 1]
         return opens
 

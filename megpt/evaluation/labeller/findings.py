@@ -1,7 +1,7 @@
 """The words that name an observation, an organ or a size: the labeller's dictionary of findings.
 
 Phrases are templates (see `phrases.expand`) and lower case; a longer phrase wins over a shorter one inside it.
-Compared with a classifier trained on radiologists' labels (CheXbert) this is a dictionary: it knows what is written here.
+Compared with a classifier trained on radiologists' labels (CheXbert) this is a dictionary: it knows these words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     "Atelectasis": (
         *("atelectasis", "atelectases", "atelectatic", "atelect", "subsegmental collapse", "microatelectasis"),
         "(lobar|lobe|lung|segmental|partial|complete) collapse",
-        "collapse", "collapsed",
+        "collapse",
+        "collapsed",
     ),
     "Cardiomegaly": (
         *("cardiomegaly", "cardiomeg", "cardiac enlargement", "enlargement of (the|) (heart|cardiac silhouette)"),
@@ -25,7 +26,8 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Consolidation": ("consolidation", "consolidations", "consolidative", "consolidated", "consolidating", "consol"),
     "Edema": (
-        *("edema", "oedema", "odema", "heart failure", "chf", "cardiac (failure|decompensation)", "cardiac insufficiency"),
+        *("edema", "oedema", "odema", "heart failure", "chf", "cardiac (failure|decompensation)"),
+        "cardiac insufficiency",
         *("(vascular|pulmonary|venous|interstitial|hilar|cardiac) congestion", "(fluid|volume) overload"),
         *("(vascular|venous) engorgement", "congestive changes", "kerley (b|) lines", "cephalization"),
         *("vascular redistribution", "interstitial fluid", "congestion", "vascular indistinctness", "indistinctness"),
@@ -53,7 +55,9 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         *("reticular pattern", "reticulation", "scar", "scars", "scarring", "peribronchial (thickening|cuffing)"),
         *("(streaky|parenchymal|patchy|hazy|basilar|bibasilar|linear|lung) (density|densities)", "air bronchograms"),
         *("(ground glass|groundglass|hazy) (opacity|opacities|attenuation|)", "ggo", "infilt", "cicatrix"),
-        *("reticulonodular (pattern|opacities|markings)", "haziness", "(nodular|masslike|mass like|round|rounded) (opacity|opacities)",),
+        *("reticulonodular (pattern|opacities|markings)", "haziness"),
+        "pleural parenchymal (scarring|scar|scars|opacities)",
+        "(nodular|masslike|mass like|round|rounded) (opacity|opacities)",
     ),
     "Pleural Effusion": (
         *("effusion", "effusions", "pleural fluid", "hydropneumothorax", "hemothorax", "haemothorax", "hydrothorax"),
@@ -61,15 +65,18 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         *("fluid in the (right|left|) (minor|major|pleural|) (fissure|space)", "chylothorax"),
     ),
     "Pleural Other": (
-        *("(pleural|pleuroparenchymal|pleuro parenchymal|apical pleural) (thickening|scarring|scar|scars)", "fibrothorax"),
+        "(pleural|pleuroparenchymal|pleuro parenchymal|apical pleural) (thickening|scarring|scar|scars)",
+        "fibrothorax",
         *("(pleural|) (plaque|plaques)", "pleural (calcification|calcifications|based thickening|nodularity)"),
         *("pleural parenchymal (scarring|scar|scars|thickening|opacities)", "thickening of the (major|minor|) fissure"),
-        *("biapical (fibronodular|) thickening", "apical (thickening|cap|capping|pleuroparenchymal thickening)", "(calcified|) pleural (plaque|plaques)"),
-        *("thickening of the (right|left|) (apical|) pleura", "(fissural|pleural fissure) thickening", "pleural capping", "pleural (disease|reaction|mass|fibrosis)"),
+        *("biapical (fibronodular|) thickening", "apical (thickening|cap|capping|pleuroparenchymal thickening)"),
+        "(calcified|) pleural (plaque|plaques)",
+        *("thickening of the (right|left|) (apical|) pleura", "(fissural|pleural fissure) thickening"),
+        *("pleural capping", "pleural (disease|reaction|mass|fibrosis)"),
     ),
     "Pneumonia": (
         *("pneumonia", "pneumonias", "bronchopneumonia", "infection", "infections", "pna", "pneumonic"),
-        *("infectious (process|disease|etiology|infiltrate|consolidation)", "pneumonitis", "infectious"),
+        *("infectious (process|disease|etiology)", "pneumonitis", "infectious"),
     ),
     "Pneumothorax": (
         *("pneumothorax", "pneumothoraces", "pneumothoraxes", "pneumothorace", "ptx", "pthx", "ptxs"),
@@ -85,13 +92,17 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         *("(support|monitoring|assist|ventricular assist|) (device|devices|apparatus)", "lvad", "iabp", "ecmo", "tavr"),
         "(prosthetic|mechanical|artificial|bioprosthetic) (aortic|mitral|pulmonic|tricuspid|heart|) (valve|valves)",
         *("valve (replacement|prosthesis|repair|annuloplasty)", "valvular prosthesis", "balloon pump", "arthroplasty"),
-        *("lines and tubes", "tubes and lines", "lines", "prosthesis", "prostheses", "prosthetic", "annuloplasty (ring|)", "stimulator"),
+        *("lines and tubes", "tubes and lines", "lines", "prosthesis", "prostheses", "prosthetic"),
+        *("annuloplasty (ring|)", "stimulator"),
         *("(surgical|metallic|vascular|mediastinal|cabg|hilar|)  (clip|clips)", "staple line", "(surgical|) staples"),
-        *("(surgical|) (suture|sutures)", "(suture|surgical) material", "(fixation|metallic|orthopedic) (plate|plates)"),
-        *("(fixation|) (screw|screws|rod|rods)", "(embolization|) (coil|coils)", "spinal fixation", "internal fixation"),
-        *("orif", "neurostimulator", "(shunt|) tubing", "(tips|vp|ventriculoperitoneal|) shunt", "ett tube", "port catheter", "loop recorder", "filter"),
-        "tip (is|) (visualized|projecting|projects|terminates|seen|) (in|at|over|overlying) (the|) (lower|mid|distal|) svc",
-        "tip (is|) (visualized|projecting|projects|terminates|seen|) (in|at|over) (the|) (cavoatrial|caval atrial) junction",
+        *("(surgical|) (suture|sutures)", "(suture|surgical) material"),
+        "(fixation|metallic|orthopedic) (plate|plates)",
+        *("(fixation|) (screw|screws|rod|rods)", "(embolization|) (coil|coils)", "spinal fixation"),
+        "internal fixation",
+        *("orif", "neurostimulator", "(shunt|) tubing", "(tips|vp|ventriculoperitoneal|) shunt", "ett tube"),
+        *("port catheter", "loop recorder", "filter"),
+        "tip (is|) (visualized|projecting|projects|terminates|) (in|at|over|overlying) (the|) (lower|mid|distal|) svc",
+        "tip (is|) (visualized|projecting|projects|terminates|) (in|at|over) (the|) (cavoatrial|caval atrial) junction",
         "tip (is|) (visualized|projecting|projects|terminates|seen|) (in|at|over) (the|) superior vena cava",
         *("sternotomy (wire|wires|sutures|clips)", "cerclage", "introducer", "sheath", "feeding tube", "impella"),
     ),
@@ -109,11 +120,13 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         *("hypertension", "bronchiolitis", "hyperlucent", "hyperlucency", "flattening", "flattened", "kyphoscoliosis"),
     ),
     IGNORED: (
-        *("mass effect", "(soft tissue|subcutaneous|periorbital) (o|)edema", "(pericardial|joint) (effusion|effusions)"),
+        *("mass effect", "(soft tissue|subcutaneous|periorbital) (o|)edema"),
+        "(pericardial|joint) (effusion|effusions)",
         *("(bone|osseous|bony|breast|lytic|sclerotic|blastic) (lesion|lesions|mass|masses)", "(lead|tube) placement"),
         *("vertebral (body|) collapse", "collapse of the vertebral body", "pleural line", "nipple (shadow|shadows)"),
-        *("tube feeding", "bone (infarct|density)", "heart failure symptoms", "lead apron", "(skin|bowel) (fold|folds)"),
-        *("body mass", "muscle mass", "mass index", "(port|lead) site", "overlying (wires|leads|lines)", "joint line"),
+        *("tube feeding", "bone (infarct|density)", "heart failure symptoms", "lead apron"),
+        "(skin|bowel) (fold|folds)",
+        *("body mass", "muscle mass", "mass index", "(port|lead) site", "joint line"),
         *("infection control", "(lines|tubes) are not well seen"),
         *("(septal|fissural|paratracheal|skin|curvilinear|linear) lines", "midclavicular lines", "air filled cavity"),
         "(lung|b|fluid|kerley|fracture|joint) lines",
@@ -147,12 +160,16 @@ ORGANS: dict[str, tuple[str, ...]] = {
 }
 """What can be large. A size belongs to the nearest organ of its sentence."""
 
+DENIED_WHEN_NORMAL = ("Cardiomegaly", "Enlarged Cardiomediastinum")
+"""Organs whose normal size denies the observation; normal vessels do not deny an edema."""
+
 LARGE, BORDERLINE, NORMAL = "large", "borderline", "normal"
 
 SIZES: dict[str, tuple[str, ...]] = {
     LARGE: (
         *("enlarged", "enlargement", "widened", "widening", "prominent", "prominence", "large", "dilated", "enlarging"),
-        *("increased (in size|)", "above normal in size", "generous", "larger than normal", "big", "enlarge", "engorged", "engorgement"),
+        *("increased (in size|)", "above normal in size", "generous", "larger than normal", "big", "enlarge"),
+        *("engorged", "engorgement"),
         "(mild|moderate|marked|severe) enlargement",
     ),
     BORDERLINE: (
@@ -162,7 +179,8 @@ SIZES: dict[str, tuple[str, ...]] = {
     NORMAL: (
         *("normal (in size|)", "within normal limits", "unremarkable", "top normal (in size|)", "wnl", "normal sized"),
         *("not (significantly|grossly|) enlarged", "not (widened|dilated|prominent)", "(upper|) normal limits"),
-        *("upper (limits|limit|) (of|) normal", "within limits of normal", "(high|upper) normal", "at the upper limit", "upper limits"),
+        *("upper (limits|limit|) (of|) normal", "within limits of normal", "(high|upper) normal"),
+        *("at the upper limit", "upper limits"),
     ),
 }
 """Sizes of an organ: large → present, borderline → uncertain, normal → absent."""

@@ -16,7 +16,7 @@ _SIZE = "size:"
 _MENTIONS = PhraseTable(findings.MENTIONS | {_SIZE + name: phrases for name, phrases in findings.SIZES.items()})
 _ORGANS = PhraseTable(findings.ORGANS)
 _UNDERSTOOD = PhraseTable({"": findings.UNDERSTOOD})
-_KNOWN = frozenset(_MENTIONS.words | _ORGANS.words | _UNDERSTOOD.words | context.TABLE.words)
+KNOWN = frozenset(_MENTIONS.words | _ORGANS.words | _UNDERSTOOD.words | context.TABLE.words)
 
 _SIZE_OF_A_FINDING = 2
 """Words between "large" and the finding that it is said of: "large right pleural effusion"."""
@@ -52,7 +52,7 @@ def read(sentence: str) -> Sentence:
 
 
 def _read(words: Sequence[Word]) -> tuple[list[Reading], bool]:
-    texts = [corrected(word.text, _KNOWN) for word in words]
+    texts = [corrected(word.text, KNOWN) for word in words]
     matches = _MENTIONS.find(texts)
     organs = _ORGANS.find(texts)
     spans = [(m.start, m.end, name) for m in matches for name in m.names if not name.startswith(_SIZE)]
@@ -64,7 +64,13 @@ def _read(words: Sequence[Word]) -> tuple[list[Reading], bool]:
     effects = context.effects(texts, spans) if spans else []
     placed = sides.sides_and_sizes(texts, spans) if spans else []
     found = [
-        Reading(name, _status(effect, start in borderline and index >= named), *place, words[start].start, words[end - 1].end)
+        Reading(
+            name,
+            _status(effect, start in borderline and index >= named),
+            *place,
+            words[start].start,
+            words[end - 1].end,
+        )
         for index, ((start, end, name), effect, place) in enumerate(zip(spans, effects, placed, strict=True))
         if name != findings.IGNORED
     ]
@@ -110,7 +116,7 @@ def _sized(
     for organ in organs if ends else ():
         state = min(ends, key=lambda m: abs(m.start - organ.start))
         span = min(organ.start, state.start), max(organ.end, state.end)
-        normal += [(*span, name) for name in organ.names if name != findings.OTHER and name not in sized]
+        normal += [(*span, name) for name in organ.names if name in findings.DENIED_WHEN_NORMAL and name not in sized]
         sized.update(organ.names)
     return borderline, normal
 

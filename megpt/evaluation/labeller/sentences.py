@@ -8,6 +8,7 @@ new start, nor a report beyond `LONGEST_REPORT`: what a looping model writes mus
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -63,22 +64,28 @@ def lowered(report: str) -> str:
 def sentences(text: str) -> Iterator[tuple[int, str]]:
     """(offset, text) of each sentence of a lower-case text, without the sections that are not about this film."""
     start, unread_until = 0, 0
+    headings = [m.start() for m in _READ.finditer(text)]
+    blanks = [m.start() for m in _BLANK_LINE.finditer(text)]
     for end in (*(m.end() for m in _END.finditer(text)), len(text)):
         begin = start + len(text[start:end]) - len(text[start:end].lstrip())
         if heading := _UNREAD.match(text, begin, end):
-            unread_until = max(unread_until, _end_of_section(text, heading, end))
+            blank = _next(blanks, heading.end())
+            following = _next(headings, heading.end())
+            # Up to the next heading; else an indication's paragraph, another section's sentence.
+            if following is not None and (blank is None or following < blank):
+                unread_until = following
+            else:
+                unread_until = blank if blank is not None and heading["indication"] else end
         begin = max(begin, unread_until)
         if begin < end:
             yield begin, text[begin:end]
         start = end
 
 
-def _end_of_section(text: str, heading: re.Match[str], sentence_end: int) -> int:
-    """Where reading goes on: the next heading; else the end of an indication's paragraph, of another's sentence."""
-    blank = _BLANK_LINE.search(text, heading.end())
-    if following := _READ.search(text, heading.end(), blank.start() if blank else len(text)):
-        return following.start()
-    return blank.start() if blank and heading["indication"] else sentence_end
+def _next(places: list[int], position: int) -> int | None:
+    """The first of sorted places at or behind a position."""
+    index = bisect.bisect_left(places, position)
+    return places[index] if index < len(places) else None
 
 
 def words_of(sentence: str) -> list[Word]:

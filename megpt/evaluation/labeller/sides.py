@@ -29,7 +29,8 @@ _SIDES = {
     # A chamber of the heart is no side of the chest.
     "0": (
         "(right|left) (atrium|atrial|ventricle|ventricular|heart|main pulmonary artery|to right shunt)",
-        *("(right|left) to (left|right)", "right of midline", "both (ventricles|atria)", "right (cavoatrial|atriocaval)"),
+        *("(right|left) to (left|right)", "right of midline", "both (ventricles|atria)"),
+        "right (cavoatrial|atriocaval)",
     ),
 }
 _PLURAL = frozenset(("bases", "apices", "hemithoraces", "lobes", "hila"))
@@ -39,7 +40,17 @@ _SIZES = {
     str(TRACE): ("trace", "tiny", "minimal", "minute", "miniscule", "minuscule", "slight", "very small", "minimally"),
     str(SMALL): ("small", "mild", "small volume", "smaller"),
     str(MODERATE): ("moderate", "moderately", "moderate sized", "medium", "medium sized"),
-    str(LARGE): ("large", "massive", "extensive", "huge", "very large", "severe", "moderately large", "larger", "tension"),
+    str(LARGE): (
+        "large",
+        "massive",
+        "extensive",
+        "huge",
+        "very large",
+        "severe",
+        "moderately large",
+        "larger",
+        "tension",
+    ),
 }
 
 _SIDE_TABLE, _SIZE_TABLE = PhraseTable(_SIDES), PhraseTable(_SIZES)
@@ -69,7 +80,8 @@ _PLACES = frozenset(
 
 _SHARING = _SEPARATORS - _CLAUSES - {"(", ":", "no"} | {
     *("associated", "adjacent", "small", "moderate", "large", "trace", "mild", "tiny", "minimal", "possible", "some"),
-    *("overlying", "underlying", "likely", "pleural", "a", "subsegmental", "compressive", "patchy", "focal", "probable"),
+    *("overlying", "underlying", "likely", "pleural", "a", "subsegmental", "compressive", "patchy", "focal"),
+    "probable",
 }
 """Between two findings that share a side: "left atelectasis | and small | effusion"."""
 
@@ -147,7 +159,7 @@ class _Reading:
         return _joined(value for begin, stop, value in self.sides if start <= begin and stop <= end)
 
     def side_before(self, start: int, end: int) -> int:
-        """The side in the part nearest to `end` that names one, and in parts before it that hold a place and no more."""
+        """The side in the part nearest to `end` that names one, and in parts before it that are places and no more."""
         side = 0
         while end > start:
             cut = end - 1

@@ -11,14 +11,18 @@ import functools
 from collections.abc import Iterable, Iterator
 
 TARGETS = (
-    *("atelectasis", "atelectatic", "cardiomegaly", "consolidation", "consolidations", "edema", "effusion", "effusions"),
+    *("atelectasis", "atelectatic", "cardiomegaly", "consolidation", "consolidations", "edema", "effusion"),
+    "effusions",
     *("pneumothorax", "pneumothoraces", "pneumonia", "opacity", "opacities", "opacification", "infiltrate"),
-    *("infiltrates", "infiltration", "nodule", "nodules", "fracture", "fractures", "pacemaker", "catheter", "catheters"),
+    *("infiltrates", "infiltration", "nodule", "nodules", "fracture", "fractures", "pacemaker", "catheter"),
+    "catheters",
     *("tracheostomy", "pleural", "emphysema", "mediastinum", "mediastinal", "cardiomediastinal", "enlarged"),
-    *("enlargement", "congestion", "thickening", "scarring", "granuloma", "silhouette", "hydropneumothorax", "hemothorax"),
+    *("enlargement", "congestion", "thickening", "scarring", "granuloma", "silhouette", "hydropneumothorax"),
+    "hemothorax",
     *("defibrillator", "malignancy", "metastases", "carcinoma", "subsegmental", "bibasilar", "bilateral", "without"),
     *("evidence", "unchanged", "resolved", "removed", "cardiac", "vascular", "interstitial", "pulmonary", "airspace"),
-    *("bronchopneumonia", "hyperinflation", "widened", "possible", "probable", "questionable", "suspicious", "moderate"),
+    *("bronchopneumonia", "hyperinflation", "widened", "possible", "probable", "questionable", "suspicious"),
+    "moderate",
 )
 """Words whose misspelling would change a label, a side or a size."""
 
@@ -26,8 +30,10 @@ NEIGHBOURS = frozenset(
     (
         *("module", "modules", "noodle", "modular", "nodular", "nodulus", "nobule", "pleura", "plural", "pleurae"),
         *("traction", "fractured", "facture", "factures", "fraction", "fractions", "fracturing", "catheterized"),
-        *("catheterize", "enlarge", "enlarges", "enlarger", "diffusion", "perfusion", "infusion", "effusive", "profusion"),
-        *("suffusion", "affusion", "infiltrated", "infiltrating", "filtrate", "filtrates", "filtration", "infiltrative"),
+        *("catheterize", "enlarge", "enlarges", "enlarger", "diffusion", "perfusion", "infusion", "effusive"),
+        "profusion",
+        *("suffusion", "affusion", "infiltrated", "infiltrating", "filtrate", "filtrates", "filtration"),
+        "infiltrative",
         *("opaque", "capacity", "capacities", "scaring", "starring", "searing", "scarred", "sparring", "congestive"),
         *("digestion", "suggestion", "congestions", "pneumonic", "pneumonias", "pneumonitis", "enema", "edemas"),
         *("consolidated", "consolidating", "consolidative", "thickened", "thickenings", "bilaterally", "lateral"),
@@ -43,7 +49,8 @@ NEIGHBOURS = frozenset(
         *("hypoinflation", "inflation", "cardiomyopathy", "fissures", "structures", "ruptured", "sutures", "textures"),
         *("deflation", "reinflation", "hypoinflated", "hydrothorax", "haemothorax", "pyothorax", "chylothorax"),
         *("pyopneumothorax", "hemopneumothorax", "fibrothorax", "pneumothorace", "evidential", "provable"),
-        *("hemithorax", "hemithoraces", "hemithoracic", "consolation", "pneumoniae", "uncharged", "uncharted", "protable"),
+        *("hemithorax", "hemithoraces", "hemithoracic", "consolation", "pneumoniae", "uncharged", "uncharted"),
+        "protable",
         *("resolver", "possibles", "suspiciously", "cardiaca", "enlargements", "pacification", "defibrillation"),
         *("portable", "connection", "convention", "medicinal", "retention", "distention", "distension", "removable"),
     )
