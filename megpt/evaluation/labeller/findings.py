@@ -194,7 +194,8 @@ BRIDGE = frozenset(
         *("gross", "stable", "chronic", "global", "diffuse", "persistent", "size", "silhouette", "silhouettes"),
         *("contour", "contours", "shadow", "shadows", "border", "borders", "in", "of", "the", "to", "and", "or"),
         *("at", "least", "both", "upper", "superior", "left", "right", "transverse", "diameter", ",", ":"),
-        *("xxxx", "difficult", "evaluate", "unchanged", "probably", "not", "mid"),
+        *("xxxx", "difficult", "evaluate", "assess", "may", "might", "could", "but", "unchanged", "probably", "not"),
+        "mid",
     )
 )
 """Words that may stand between an organ and its size: "the heart | remains mildly | enlarged"."""

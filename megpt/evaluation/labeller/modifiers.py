@@ -44,7 +44,7 @@ _REMOVAL = "(resolution|removal|clearing|clearance|disappearance|withdrawal|expl
 _EVIDENCE = "(evidence|sign|signs|indication|suggestion|findings|radiographic evidence|finding|features|appearance)"
 _GREAT = "(significant|appreciable|substantial|definite|interval|major|relevant|obvious|marked|real|large|)"
 _CHANGED = "(changed|increased|improved|decreased|different|progressed|worsened|worse|larger|smaller|altered)"
-_SURGERY = "(resection|lobectomy|pneumonectomy|segmentectomy|excision|repair|ablation)"
+_SURGERY = "(resection|lobectomy|pneumonectomy|segmentectomy|mastectomy|surgery|excision|repair|ablation)"
 _RAISE = "(raise|raises|raising|raised)"
 
 RULES = (
@@ -53,7 +53,7 @@ RULES = (
         BEFORE,
         200,
         (
-            *("no", "without", "neither", "nor", "none of", "absence of", "negative for"),
+            *("no", "without", "neither", "nor", "none of", "absence of", "(is|are|was|were|) negative for"),
             "(free|clear|devoid) (of|from)",
             f"(no|without) (definite|convincing|clear|obvious|acute|any|) {_EVIDENCE} (of|for|to suggest|)",
             *("clear without", "lack of", "lacks", "lacking", "excludes", "rules out", "ruled out for", "cleared of"),
@@ -73,7 +73,7 @@ RULES = (
             *("not", "absent", "rather than", "instead of", "as opposed to", "excluding", "low likelihood of"),
             *("unlikely (to be|to represent|)", "removed", "(has|have) been removed", "resolved", "discontinued"),
             f"{_FULLY} (complete|interval|complete interval|) {_REMOVAL} of",
-            "evacuation of",
+            *("evacuation of", "(explanted|extracted|withdrawn)"),
         ),
     ),
     Rule(
@@ -85,6 +85,7 @@ RULES = (
             f"(can|could|do|does|did) (not|no longer) (be|) {_SURELY} {_SEEN}",
             f"cannot (be|) {_SURELY} {_SEEN}",
             f"{_BE} {_FULLY} {_GONE}",
+            "(has|have|did|does|do) not (developed|develop|recurred|recur|occurred|appeared|formed)",
             f"{_BE} {_FULLY} (excluded|ruled out|negative)",
             f"(have|has|had|to have) {_FULLY} {_GONE}",
             f"(is|are|was|were|has been|have been|has|have) {_GONE} (completely|entirely|fully|in the interval)",
@@ -124,7 +125,7 @@ RULES = (
             *("favoring", "?", "exclude"),
             *("(can|may|could|might) be seen (with|in)", "doubtful", "doubt", "uncertain", "hint of", "simulating"),
             f"{_RAISE} (the|) (possibility|concern|question|suspicion) (of|for)",
-            *("cannot be distinguished from", "(thought|believed|felt) to (be|represent|reflect)", "impression of"),
+            *("either", "(thought|believed|felt) to (be|represent|reflect)", "impression of"),
         ),
     ),
     Rule(
@@ -151,7 +152,7 @@ RULES = (
             *("questionable", "probable", "is in the differential", "could have this appearance", "suspected"),
         ),
     ),
-    Rule(DOUBTED, AROUND, 6, ("versus", "vs")),
+    Rule(DOUBTED, AROUND, 6, ("versus", "vs", "cannot be (distinguished|differentiated) from")),
     Rule(DOUBTED, THROUGHOUT, 20, ("in the (appropriate|proper|correct|right) clinical (setting|context|scenario)",)),
     Rule(
         SET_ASIDE,
@@ -160,7 +161,7 @@ RULES = (
         (
             "(past|prior|previous|remote|known|clinical|reported|given|) history (of|significant for)",
             "exposure to",
-            f"(status post|post|prior|previous|interval|after|for|) (wedge|partial|surgical|) {_SURGERY} (of|for)",
+            f"(status post|post|prior|previous|interval|after|for|) (wedge|partial|left|right|) {_SURGERY} (of|for)",
             "(status post|after|following|post) (treatment|radiation|radiotherapy|chemotherapy|drainage) (of|for)",
             *("family history (of|)", "(mother|father|sister|brother|husband|wife) (has|had|with)", "risk (of|for)"),
             *("if", "should (symptoms|there|the|he|she|clinical)", "in case of", "risks of", "symptoms of"),
@@ -195,6 +196,7 @@ PSEUDOS = (
     f"(has|have|is|are|was|were) (been|) {_PARTLY} {_GONE}",
     "(partial|incomplete|near complete|some|without|slight) (interval|) (resolution|clearing) (of|)",
     "(was|were|is|are|) not (seen|present|visualized|identified|evident) (on|in) (the|) (prior|previous|comparison)",
+    "not (seen|present|visualized|identified|evident) (previously|before|earlier)",
     *("not only", "not well", "not (absent|without|free of|negative for|devoid of|lacking)"),
     *("(no|without) (doubt|question) (that|of|about|)", "not (the|) cause", "not necessarily", "not optimally"),
     "not just",

@@ -91,7 +91,7 @@ def _next(places: list[int], position: int) -> int | None:
 def words_of(sentence: str) -> list[Word]:
     """The words of a lower-case sentence; a full stop is not one."""
     words: list[Word] = []
-    for match in _TOKEN.finditer(_HYPHEN.sub(" ", sentence.replace("’", "'"))):
+    for match in _TOKEN.finditer(_HYPHEN.sub(" ", sentence.replace("’", "'").replace("(-)", "nil"))):
         text = match.group().removesuffix("'s")
         words += [Word(w, match.start(), match.end()) for w in SHORTHAND.get(text, (text,)) if w not in ".;"]
     return words

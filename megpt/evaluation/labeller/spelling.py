@@ -1,7 +1,7 @@
 """Misspelt words of findings set right: "pnuemothorax", "atelectesis", "effsion".
 
-A word that is not known and one slip (letter dropped, added, replaced, or two swapped) from exactly one word that
-matters is read as that word; two slips where the word is long. A word that exists is left alone: `NEIGHBOURS` are the
+A word that is not known and one slip (letter dropped, added, replaced, or two swapped) from exactly one word that A word that exists is left alone: `NEIGHBOURS` are
+English and medical words that lie as near.
 English and medical words that lie as near.
 """
 
@@ -25,6 +25,16 @@ TARGETS = (
     "moderate",
 )
 """Words whose misspelling would change a label, a side or a size."""
+
+TWO_SLIPS = frozenset(
+    (
+        *("atelectasis", "atelectatic", "cardiomegaly", "consolidation", "consolidations", "effusion", "effusions"),
+        *("pneumothorax", "pneumothoraces", "pneumonia", "opacification", "infiltrate", "infiltrates", "pacemaker"),
+        *("tracheostomy", "emphysema", "mediastinum", "mediastinal", "cardiomediastinal", "hydropneumothorax"),
+        *("bronchopneumonia", "subsegmental", "hyperinflation", "interstitial", "defibrillator"),
+    )
+)
+"""Words with no other word near, in which two slips are read."""
 
 NEIGHBOURS = frozenset(
     (
@@ -52,12 +62,13 @@ NEIGHBOURS = frozenset(
         *("hemithorax", "hemithoraces", "hemithoracic", "consolation", "pneumoniae", "uncharged", "uncharted"),
         "protable",
         *("resolver", "possibles", "suspiciously", "cardiaca", "enlargements", "pacification", "defibrillation"),
-        *("portable", "connection", "convention", "medicinal", "retention", "distention", "distension", "removable"),
+        *("elusion", "exlusion", "exlusions", "remoted", "granulosa", "silhouetted", "portable", "connection"),
+        *("convention", "medicinal", "retention", "distention", "distension", "removable"),
     )
 )
 """Words as near to a target that mean something else, or are forms that the dictionary has itself."""
 
-_LETTERS_FOR_ONE, _LETTERS_FOR_TWO, _LETTERS_FOR_THE_FIRST = 5, 11, 8
+_LETTERS_FOR_ONE, _LETTERS_FOR_TWO, _LETTERS_FOR_THE_FIRST = 5, 7, 8
 
 
 @functools.cache
@@ -65,7 +76,7 @@ def _deletions() -> dict[str, set[str]]:
     """What is left of each target after up to two deletions → the targets."""
     found: dict[str, set[str]] = {}
     for target in TARGETS:
-        for left in _shortened(target, 2 if len(target) >= _LETTERS_FOR_TWO else 1):
+        for left in _shortened(target, 2 if target in TWO_SLIPS else 1):
             found.setdefault(left, set()).add(target)
     return found
 
@@ -79,7 +90,7 @@ def corrected(word: str, known: frozenset[str]) -> str:
     near = {t for left in _shortened(word, 2 if two else 1) for t in _deletions().get(left, ())}
     best: list[tuple[int, str]] = []
     for target in near:
-        most = 2 if two and len(target) >= _LETTERS_FOR_TWO else 1
+        most = 2 if two and target in TWO_SLIPS else 1
         slips = distance(word, target)
         # Few slip at the first letter but for a silent p, and a short word is another one then.
         if slips <= most and (word[0] == target[0] or (slips == 1 and len(target) >= _LETTERS_FOR_THE_FIRST)):
