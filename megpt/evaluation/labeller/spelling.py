@@ -1,8 +1,8 @@
 """Misspelt words of findings set right: "pnuemothorax", "atelectesis", "effsion".
 
-A word that is not known and one slip (letter dropped, added, replaced, or two swapped) from exactly one word that A word that exists is left alone: `NEIGHBOURS` are
-English and medical words that lie as near.
-English and medical words that lie as near.
+A word that is not known and one slip (letter dropped, added, replaced, or two swapped) from exactly one word that
+matters is read as that word; two slips in the words of `TWO_SLIPS`. A word that exists is left alone: `NEIGHBOURS` are
+the English and medical words that lie as near.
 """
 
 from __future__ import annotations
