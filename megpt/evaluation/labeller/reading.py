@@ -112,7 +112,7 @@ def _sized(
         if size == findings.BORDERLINE:
             borderline.add(match.start)
     normal = []
-    ends = [m for m in sizes if m.names[0] == _SIZE + findings.NORMAL]
+    ends = [m for m in sizes if m.names[0] == _SIZE + findings.NORMAL and texts[max(0, m.start - 1)] != "not"]
     for organ in organs if ends else ():
         state = min(ends, key=lambda m: abs(m.start - organ.start))
         span = min(organ.start, state.start), max(organ.end, state.end)

@@ -96,7 +96,7 @@ def corrected(word: str, known: frozenset[str]) -> str:
         if slips <= most and (word[0] == target[0] or (slips == 1 and len(target) >= _LETTERS_FOR_THE_FIRST)):
             best.append((slips, target))
     best.sort()
-    alone = best and (len(best) == 1 or best[0][0] < best[1][0])
+    alone = best and all(slips > best[0][0] or target.rstrip("s") == best[0][1].rstrip("s") for slips, target in best)
     return best[0][1] if alone else word
 
 
