@@ -14,7 +14,7 @@ IGNORED = "Ignored"
 
 MENTIONS: dict[str, tuple[str, ...]] = {
     "Atelectasis": (
-        *("atelectasis", "atelectases", "atelectatic", "atelect", "subsegmental collapse", "microatelectasis"),
+        *("atelectasis", "atelectases", "atelectatic", "atelect", "atx", "subsegmental collapse", "microatelectasis"),
         "(lobar|lobe|lung|segmental|partial|complete) collapse",
         "collapse",
         "collapsed",
@@ -122,7 +122,7 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     IGNORED: (
         *("mass effect", "(soft tissue|subcutaneous|periorbital) (o|)edema"),
         "(pericardial|joint) (effusion|effusions)",
-        *("(bone|osseous|bony|breast|lytic|sclerotic|blastic) (lesion|lesions|mass|masses)", "(lead|tube) placement"),
+        "(bone|osseous|bony|breast|lytic|sclerotic|blastic) (lesion|lesions|mass|masses)",
         *("vertebral (body|) collapse", "collapse of the vertebral body", "pleural line", "nipple (shadow|shadows)"),
         *("tube feeding", "bone (infarct|density)", "heart failure symptoms", "lead apron"),
         "(skin|bowel) (fold|folds)",

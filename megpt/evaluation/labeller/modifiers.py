@@ -181,7 +181,7 @@ RULES = (
             "(may|might|can) not be (demonstrated|seen|visible|apparent|detected|visualized)",
             "in the past",
             "(years|months) ago",
-            "(was|were) (previously|) (resected|excised)",
+            "(was|were|has been|have been|) (previously|) (resected|excised)",
         ),
     ),
 )

@@ -20,7 +20,8 @@ LONGEST_SENTENCE = 120
 """Words of a sentence that are read as one; a longer one is cut into pieces, over which no negation reaches."""
 
 _END = re.compile(
-    r"(?<!\bvs)(?<!\bdr)(?<!\bapprox)(?<!\be\.g)(?<!\bi\.e)(?:[.!;](?=\s|$)|\?(?=\s|$)(?!\s*(?:no|none|not)\b))"
+    r"(?<!\bvs)(?<!\bdr)(?<!\bapprox)(?<!\be\.g)(?<!\bi\.e)[.!;](?=\s|$)"
+    r"|(?<=[\w)])\?(?=\s|$)(?!\s*(?:no|none|not)\b)"
     r"|(?<=[a-z]{3})\.(?=[a-z]{2})"  # "effusion.No pneumothorax"
     r"|\n\s*\n|\n(?=\s*(?:[-*•]|\d{1,2}[.)])\s)|\n(?=[ \t]*[a-z][a-z /]{2,30}:)"
 )

@@ -29,7 +29,9 @@ _SIDES = {
     # A chamber of the heart is no side of the chest.
     "0": (
         "(right|left) (atrium|atrial|ventricle|ventricular|heart|main pulmonary artery|to right shunt)",
-        *("(right|left) to (left|right)", "right of midline", "both (ventricles|atria)"),
+        "(right|left) to (left|right)",
+        *("(deviated|deviation|displaced|rotated|shift|shifted) (to|towards) the (left|right)", "right of midline"),
+        "both (ventricles|atria)",
         "right (cavoatrial|atriocaval)",
     ),
 }
@@ -134,7 +136,7 @@ def _share(sides: list[int], places: Sequence[tuple[int, int]], words: Sequence[
     def joined(first: int, second: int) -> bool:
         between = words[places[first][1] : places[second][0]]
         explained = not _EXPLAINS.isdisjoint(between) and _CLAUSES.isdisjoint(between)
-        return explained or all(word in _SHARING for word in between)
+        return explained or all(word in _SHARING or word.isdigit() for word in between)
 
     shared = list(sides)
     for i in range(1, len(shared)):

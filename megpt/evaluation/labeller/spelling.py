@@ -68,7 +68,7 @@ NEIGHBOURS = frozenset(
 )
 """Words as near to a target that mean something else, or are forms that the dictionary has itself."""
 
-_LETTERS_FOR_ONE, _LETTERS_FOR_TWO, _LETTERS_FOR_THE_FIRST = 5, 7, 8
+_LETTERS_FOR_ONE, _LETTERS_FOR_TWO, _LETTERS_FOR_THE_FIRST = 4, 7, 8
 
 
 @functools.cache
