@@ -35,7 +35,7 @@ Runner = Callable[[Sequence[Task]], Iterable[Any]]
 SHARD, METEOR_SHARD = 2_000, 10_000
 """Pairs in one task; METEOR's Java program alone takes ten seconds to start."""
 
-PACKAGES = ("megpt", "pycocoevalcap", "medspacy", "spacy", "numpy")
+PACKAGES = ("megpt", "pycocoevalcap", "numpy")
 
 
 def run_here(tasks: Sequence[Task]) -> list[Any]:

@@ -6,17 +6,13 @@
 - "No Finding" as CheXpert has it: no positive or uncertain finding but a device; a blank report has no label
 - one label from several mentions: present over uncertain over absent
 - the phantoms' reports mean what was drawn
-- agreement with the people who coded the IU X-Ray reports
 - nothing of a report is logged
 """
 
 from __future__ import annotations
 
-import csv
 import logging
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from megpt.data.cleaning import clean
@@ -49,7 +45,8 @@ SENTENCES = {
     "Possible nodule in the left apex.": {"Lung Lesion": -1},
     "A pulmonary nodule is seen in the left upper lobe.": {"Lung Lesion": 1},
     "Small XXXX lung nodule.": {"Lung Lesion": 1},
-    "A calcified nodule is seen.": {},
+    "A calcified nodule is seen.": {"Lung Lesion": 1},
+    "A calcified granuloma is seen.": {},
     "The heart is mildly enlarged.": {"Cardiomegaly": 1},
     "The heart is not enlarged.": {"Cardiomegaly": 0, "No Finding": 1},
     "Heart size is at the upper limits of normal.": {"Cardiomegaly": 0, "No Finding": 1},
@@ -133,30 +130,6 @@ def test_phantom_reports_mean_what_is_drawn() -> None:
         truth = {name for name, value in patient.labels(report.denied).items() if value == 1}
         for text in (report.findings, report.impression):
             assert {name for name, value in labeler().label(text).items() if value == 1} == truth, text
-
-
-# Observation → the MeSH terms with which people coded the reports, and the least precision and recall.
-CODED = {
-    "Atelectasis": ({"Pulmonary Atelectasis"}, 0.90, 0.80),
-    "Cardiomegaly": ({"Cardiomegaly"}, 0.90, 0.80),
-    "Consolidation": ({"Consolidation"}, 0.75, 0.85),
-    "Lung Opacity": ({"Opacity", "Infiltrate", "Airspace Disease", "Cicatrix"}, 0.90, 0.85),
-    "No Finding": ({"normal"}, 0.75, 0.95),
-    "Pleural Effusion": ({"Pleural Effusion"}, 0.90, 0.85),
-    "Pneumothorax": ({"Pneumothorax", "Hydropneumothorax"}, 0.85, 0.75),
-}
-
-
-@pytest.mark.slow
-def test_agrees_with_the_people_who_coded_the_iu_reports(real_data: Path) -> None:
-    with (real_data / "iu_xray/indiana_reports.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["findings"] + row["impression"]]
-    found = label_reports([f"{row['findings']}\n\n{row['impression']}" for row in rows])
-    for name, (terms, precision, recall) in CODED.items():
-        truth = np.array([bool(terms & set(row["Problems"].split(";"))) for row in rows])
-        ours = found[:, CHEXPERT.index(name)]
-        assert (truth & ours).sum() >= precision * ours.sum(), name
-        assert (truth & ours).sum() >= recall * truth.sum(), name
 
 
 def test_no_report_text_is_logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,7 @@ def test_contract() -> None:
     texts = reports(30, 0)
     result = scored(list(texts), texts, training_reports=reports(40, 1)).metrics
     assert (result["n"], result["unit"], result["cleaner"], result["tokenizer"]) == (30, "study", "none", "whitespace")
-    assert {"pycocoevalcap", "medspacy", "python", "meteor"} <= result["versions"].keys()
+    assert {"pycocoevalcap", "python", "meteor"} <= result["versions"].keys()
     assert list(result["scores"]) == list(result["intervals"]) == list(SCORES)
     assert [list(result["baselines"][name]) for name in ("constant", "permuted")] == [list(SCORES)] * 2
     assert result["scores"]["METEOR"] is None and "evaluate.meteor" in result["notes"]["METEOR"]

@@ -1,0 +1,1 @@
+"""How the clinical labeller reads a report: sentences, spelling, context, sides. See `evaluation.clinical`."""
