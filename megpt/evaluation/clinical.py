@@ -1,84 +1,172 @@
-"""The 14 CheXpert observations in a report's text: present, absent, uncertain or not mentioned.
+"""The 14 CheXpert observations in a report's text: present, absent, uncertain or not mentioned; side and size.
 
     Labeler().label("Small left pleural effusion. No pneumothorax.")
     → {"Pleural Effusion": 1, "Pneumothorax": 0}
+    label_findings(reports).labels → (N, 14) int8
+    mentions("No effusion.") → [Mention("Pleural Effusion", ABSENT, side="", size="", start=3, end=11)]
 
-Mentions come from `lexicon`, their negation and uncertainty from medspacy's ConText (Eyre et al., 2021; Harkema et
-al., 2009) with radiology rules, and mentions become labels as in the CheXpert labeller (Irvin et al., 2019): present
-over uncertain over absent, and "No Finding" where nothing but a support device is present or uncertain.
-About 1 ms a report; sentences that come again are looked up. Report text is never logged.
+Findings come from a dictionary, what denies or doubts them from ConText (Harkema et al., 2009) with rules for
+radiology, and mentions become labels as in the CheXpert labeller (Irvin et al., 2019): present over uncertain over
+absent, and "No Finding" where nothing but a support device is present or uncertain. Sentences that come again are
+looked up. Report text is never logged.
 """
 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from megpt.evaluation import lexicon as words
+from megpt.evaluation.labeller import findings as words
+from megpt.evaluation.labeller import reading
+from megpt.evaluation.labeller.language import is_foreign
+from megpt.evaluation.labeller.reading import ABSENT, PRESENT, UNCERTAIN, Reading
+from megpt.evaluation.labeller.sentences import LONGEST_REPORT, lowered, sentences
+from megpt.evaluation.labeller.sides import BOTH, LARGE, LEFT, MODERATE, RIGHT, SMALL, TRACE
 from megpt.evaluation.texts import is_blank
 from megpt.study import CHEXPERT
 
-if TYPE_CHECKING:
-    from spacy.tokens import Doc, Span
+__all__ = ["ABSENT", "MISSING", "PRESENT", "UNCERTAIN", "Findings", "Labeler", "Mention"]
 
 NO_FINDING, DEVICES = "No Finding", "Support Devices"
-PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
+MISSING = -2
+"""Not mentioned, in an array of labels."""
 
-_ORGAN, _STATE = "organ:", "state:"
-_SENTENCE_END = re.compile(r"(?<!\bvs)(?<!\bdr)(?<!\bapprox)[.!?;](?=\s|$)|\n\s*\n", re.IGNORECASE)
+SIDES = {0: "", LEFT: "left", RIGHT: "right", BOTH: "both"}
+SIZES = {0: "", TRACE: "trace", SMALL: "small", MODERATE: "moderate", LARGE: "large"}
+"""What the numbers in `Findings` stand for; "" where the report does not say."""
+
+_COLUMN = {name: column for column, name in enumerate(CHEXPERT)}
 _CACHE = 200_000
-_GROUP = "observations"
+
+
+class Mention(NamedTuple):
+    """A place in a report that speaks of an observation: characters [start, end) of the text as it was given.
+
+    `status` is PRESENT, ABSENT or UNCERTAIN, or None for what is not said of this film: history, family, what a further
+    examination is to exclude. `side` is one of `SIDES`, `size` one of `SIZES` (effusion and pneumothorax alone).
+    """
+
+    observation: str
+    status: int | None
+    side: str
+    size: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What N reports say, columns in the order of `megpt.study.CHEXPERT`."""
+
+    labels: np.ndarray
+    """(N, 14) int8: PRESENT, ABSENT, UNCERTAIN or MISSING."""
+    sides: np.ndarray
+    """(N, 14) int8, a key of `SIDES`: of the mentions that made the label; 0 for what is absent."""
+    sizes: np.ndarray
+    """(N, 14) int8, a key of `SIZES`: the largest that is said of what is present or uncertain."""
+    unread: np.ndarray
+    """(N,) int32: characters beyond `LONGEST_REPORT`, which were not read."""
+    foreign: np.ndarray
+    """(N,) bool: reports in another language than English, which have no label."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Findings:
+        """The reports at `rows`, a slice or an array of indices or of flags."""
+        columns = (self.labels, self.sides, self.sizes, self.unread, self.foreign)
+        return Findings(*(column[rows] for column in columns))
+
+    @property
+    def positives(self) -> np.ndarray:
+        """(N, 14) bool: present."""
+        return self.labels == PRESENT
 
 
 class Labeler:
-    """A rule-based labeller; loads medspacy when first made."""
+    """A rule-based labeller; keeps the sentences that it has read."""
 
     def __init__(self) -> None:
-        self._nlp = _pipeline()
-        self._sentence = functools.lru_cache(maxsize=_CACHE)(self._label_sentence)
+        self._read = functools.lru_cache(maxsize=_CACHE)(reading.read)
 
     def label(self, report: str) -> dict[str, int]:
         """Labels of one report: observation → 1, 0 or -1; an unmentioned one is missing.
 
-        A blank report is not a normal one: it has no label, not even "No Finding".
+        A blank report is not a normal one: it has no label, not even "No Finding". Nor has one in another language, or
+        one that neither names a finding nor says that something is normal.
         """
-        if is_blank(report):
-            return {}
-        mentions: dict[str, set[int]] = {}
-        for sentence in _SENTENCE_END.split(report.lower()):
-            for name, value in self._sentence(" ".join(sentence.split())):
-                mentions.setdefault(name, set()).add(value)
-        abnormal = {name for name, values in mentions.items() if values & {PRESENT, UNCERTAIN}}
-        labels = {name: _strongest(values) for name, values in mentions.items() if name in CHEXPERT}
-        if not abnormal - {DEVICES}:
-            labels[NO_FINDING] = PRESENT
-        return labels
+        return {name: label for name, (label, _, _) in self._report(report).items()}
 
     def positives(self, reports: Iterable[str]) -> np.ndarray:
         """(N, 14) bool: the observations labelled present, in the order of `megpt.study.CHEXPERT`."""
-        rows = [[labels.get(name) == PRESENT for name in CHEXPERT] for labels in map(self.label, reports)]
-        return np.array(rows, dtype=bool).reshape(-1, len(CHEXPERT))
+        return self.findings(reports).positives
 
-    def _label_sentence(self, sentence: str) -> tuple[tuple[str, int], ...]:
-        if not sentence:
-            return ()
-        doc = self._nlp(sentence)
-        found = [(name, ABSENT) for name in doc._.normal]
-        for span in doc.spans[_GROUP]:
-            if span.label_ == words.IGNORED or span._.is_historical or span._.is_hypothetical or span._.is_family:
-                continue
-            doubtful = span._.is_uncertain or span.start in doc._.borderline
-            found.append((span.label_, ABSENT if span._.is_negated else UNCERTAIN if doubtful else PRESENT))
-        return tuple(found)
+    def findings(self, reports: Iterable[str]) -> Findings:
+        """Labels, sides and sizes of N reports."""
+        reports = list(reports)
+        cells = np.zeros((3, len(reports), len(CHEXPERT)), dtype=np.int8)
+        cells[0] = MISSING
+        for row, report in enumerate(reports):
+            for name, values in self._report(report).items():
+                cells[:, row, _COLUMN[name]] = values
+        unread = np.array([max(0, len(report) - LONGEST_REPORT) for report in reports], dtype=np.int32)
+        foreign = np.array([_is_foreign(report) for report in reports], dtype=bool)
+        return Findings(*cells, unread, foreign)
+
+    def mentions(self, report: str) -> list[Mention]:
+        """Every place of a report that speaks of one of the 13 observations, in the order of the text."""
+        found, _ = self._readings(report)
+        told = [
+            Mention(r.observation, r.status, SIDES[r.side], SIZES[r.size], r.start, r.end)
+            for r in found
+            if r.observation in _COLUMN
+        ]
+        return sorted(told, key=lambda m: (m.start, m.end, m.observation))
+
+    def _report(self, report: str) -> dict[str, tuple[int, int, int]]:
+        """Observation → (label, side, size)."""
+        found, understood = self._readings(report)
+        by_name: dict[str, list[Reading]] = {}
+        for one in found:
+            if one.status is not None:
+                by_name.setdefault(one.observation, []).append(one)
+        cells = {name: _combined(readings) for name, readings in by_name.items()}
+        abnormal = {name for name, (label, _, _) in cells.items() if label != ABSENT}
+        labels = {name: cell for name, cell in cells.items() if name in _COLUMN}
+        if understood and not abnormal - {DEVICES}:
+            labels[NO_FINDING] = (PRESENT, 0, 0)
+        return labels
+
+    def _readings(self, report: str) -> tuple[list[Reading], bool]:
+        """What the sentences say, characters counted in the report; whether any of them was understood."""
+        if is_blank(report) or _is_foreign(report):
+            return [], False
+        found: list[Reading] = []
+        understood = False
+        for offset, sentence in sentences(lowered(report[:LONGEST_REPORT])):
+            told, known = self._read(sentence)
+            understood = understood or known
+            found += [one._replace(start=one.start + offset, end=one.end + offset) for one in told]
+        return found, understood
 
 
 def label_reports(reports: Sequence[str]) -> np.ndarray:
     """(N, 14) bool for N reports, with one labeller per process."""
     return labeler().positives(reports)
+
+
+def label_findings(reports: Sequence[str]) -> Findings:
+    """Labels, sides and sizes of N reports, with one labeller per process."""
+    return labeler().findings(reports)
+
+
+def mentions(report: str) -> list[Mention]:
+    """Where a report speaks of which observation, with one labeller per process; `words.OTHER` is left out."""
+    return labeler().mentions(report)
 
 
 @functools.cache
@@ -87,105 +175,15 @@ def labeler() -> Labeler:
     return Labeler()
 
 
-def _strongest(values: set[int]) -> int:
-    return PRESENT if PRESENT in values else UNCERTAIN if UNCERTAIN in values else ABSENT
+def _combined(readings: Sequence[Reading]) -> tuple[int, int, int]:
+    """Present over uncertain over absent; the side and the largest size of those that made the label."""
+    values = {one.status for one in readings}
+    label = PRESENT if PRESENT in values else UNCERTAIN if UNCERTAIN in values else ABSENT
+    if label == ABSENT:
+        return label, 0, 0
+    made = [one for one in readings if one.status == label]
+    return label, functools.reduce(lambda side, one: side | one.side, made, 0), max(one.size for one in made)
 
 
-class _Mentions:
-    """Finds what a sentence mentions: `doc.spans["observations"]`, `doc._.normal` organs, `doc._.borderline` starts."""
-
-    def __init__(self, nlp: Any):
-        from spacy.matcher import PhraseMatcher
-        from spacy.tokens import Doc
-
-        Doc.set_extension("normal", default=(), force=True)
-        Doc.set_extension("borderline", default=frozenset(), force=True)
-        self._matcher = PhraseMatcher(nlp.vocab, attr="LOWER")
-        tables = (("", words.MENTIONS), (_ORGAN, words.ORGANS), (_STATE, words.STATES))
-        for prefix, table in tables:
-            for name, phrases in table.items():
-                self._matcher.add(prefix + name, [nlp.tokenizer(phrase) for phrase in phrases])
-
-    def __call__(self, doc: Doc) -> Doc:
-        spans = self._matcher(doc, as_spans=True)
-        organs = _longest([s for s in spans if s.label_.startswith(_ORGAN)])
-        # A word of size inside a mention ("cardiac enlargement") belongs to it.
-        others = _longest([s for s in spans if not s.label_.startswith(_ORGAN)])
-        found = [s for s in others if not s.label_.startswith(_STATE)]
-        borderline = set()
-        for state in (s for s in others if s.label_.startswith(_STATE)):
-            kind = state.label_.removeprefix(_STATE)
-            if kind != "normal" and (names := {o.label_.removeprefix(_ORGAN) for o in _owners(state, organs)}):
-                found += [_relabelled(state, name) for name in sorted(names)]
-                if kind == "borderline":
-                    borderline.add(state.start)
-        if any(s.label_ == _STATE + "normal" for s in others):
-            sized = {s.label_ for s in found}
-            named = {s.label_.removeprefix(_ORGAN) for s in organs} - {words.OTHER}
-            doc._.normal = tuple(sorted(named - sized))
-        doc._.borderline = frozenset(borderline)
-        doc.spans[_GROUP] = sorted(found)
-        return doc
-
-
-def _relabelled(span: Span, label: str) -> Span:
-    from spacy.tokens import Span
-
-    return Span(span.doc, span.start, span.end, label=label)
-
-
-def _longest(spans: list[Span]) -> list[Span]:
-    """Drop what lies inside a longer match; several labels of the same words stay."""
-    from spacy.util import filter_spans
-
-    kept = {(s.start, s.end) for s in filter_spans(spans)}
-    return [s for s in spans if (s.start, s.end) in kept]
-
-
-def _owners(state: Span, organs: list[Span]) -> list[Span]:
-    """The organs whose size `state` gives: those before it, else the one behind, only bridging words between."""
-    inside = {token.i for organ in organs for token in organ}
-    before = [o for o in organs if o.end <= state.start and _bridged(state.doc, o.end, state.start, inside)]
-    behind = [o for o in organs if o.start >= state.end and _bridged(state.doc, state.end, o.start, inside)]
-    return before or behind[:1]
-
-
-def _bridged(doc: Doc, start: int, end: int, organs: set[int]) -> bool:
-    return all(token.i in organs or token.lower_ in words.BRIDGE for token in doc[start:end])
-
-
-def _pipeline() -> Callable[[str], Doc]:
-    import spacy
-    from medspacy.context import ConText
-
-    nlp = spacy.blank("en")
-    # medspacy's own splitter logs what it reads and lets a negation leak over " . ".
-    sentencizer = nlp.add_pipe("sentencizer")
-    mentions = _Mentions(nlp)
-    context = ConText(nlp, rules=None, input_span_type="group", span_group_name=_GROUP)
-    context.add(_rules(ConText(nlp, rules="default").rules))
-    return lambda text: context(mentions(sentencizer(nlp.tokenizer(text))))
-
-
-def _rules(default: list[Any]) -> list[Any]:
-    """ConText's own rules without those for clinic notes, and radiology's."""
-    from medspacy.context import ConTextRule
-
-    added = [
-        ConTextRule(
-            literal,
-            category,
-            direction=direction,
-            max_scope=words.REACH.get((category, direction)),
-            # "A versus B" doubts its two neighbours, not the opacity they explain.
-            max_targets=2 if (category, direction) == (words.DOUBT, "BIDIRECTIONAL") else None,
-        )
-        for category, table in ((words.NEGATION, words.NEGATING), (words.DOUBT, words.DOUBTING))
-        for direction, literals in table.items()
-        for literal in literals
-    ]
-    added += [ConTextRule(literal, words.HISTORY, direction="FORWARD", max_scope=8) for literal in words.PAST]
-    added += [ConTextRule(literal, words.SCOPE_END, direction="TERMINATE") for literal in words.SCOPE_ENDS]
-    added += [ConTextRule(literal, words.PSEUDO, direction="PSEUDO") for literal in words.PSEUDO_NEGATIONS]
-    ours = {rule.literal for rule in added}
-    return added + [r for r in default if r.literal not in ours and r.literal not in words.DROPPED_DEFAULTS]
+def _is_foreign(report: str) -> bool:
+    return is_foreign(report[:LONGEST_REPORT].lower())
