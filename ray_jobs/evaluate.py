@@ -22,9 +22,9 @@ from megpt.config import Config
 from megpt.data.studies import COMPRESSION
 from megpt.data.studies import fingerprint as studies_fingerprint
 from megpt.errors import InputError
-from megpt.evaluation.films import gallery_films
 from megpt.evaluation.metrics import Evaluation, Task, evaluate
-from megpt.evaluation.page import gallery, write_page
+from megpt.evaluation.page import Extras, System, write_page
+from megpt.evaluation.page.films import page_films, spread
 from megpt.evaluation.pairs import fingerprint, read_pairs, training_reports
 from megpt.evaluation.table import per_study
 from megpt.output import Output, claim, write_aside
@@ -99,9 +99,10 @@ def training_texts(config: Config) -> list[str] | None:
 
 def write(evaluation: Evaluation, output: Output, config: Config) -> None:
     """The three files, each whole or absent."""
-    rows = gallery(evaluation, config.evaluate.films)
-    films = gallery_films(config, [evaluation.pairs.pairs[row].study_id for row in rows])
-    write_page(output.path / PAGE, evaluation, rows=rows, films=films)
+    scores = evaluation.statistics.per_study()
+    shown = spread(scores["clinical_f1"] + scores["ROUGE_L"], config.evaluate.films)
+    films = page_films(config, [evaluation.pairs.pairs[row].study_id for row in shown])
+    write_page(output.path / PAGE, [System("MeGPT", evaluation)], Extras(films=films))
     with write_aside(output.path / TABLE) as temporary:
         pq.write_table(per_study(evaluation), temporary, **COMPRESSION)
     with write_aside(output.path / METRICS) as temporary:

@@ -1,144 +1,182 @@
-"""index.html: scores beside both baselines, and studies to look at, in one file that loads nothing else."""
+"""index.html: every study to work with, scores beside their baselines, and nothing loaded from elsewhere.
+
+    write_page(output / "index.html", [System("MeGPT", evaluation)], films=films)
+
+The page is its own program (page.js, no library). Up to `INLINE_BYTES` of studies and films lie inside the file; more
+lie beside it, as scripts and JPEG files in `page/`: a page opened from a disk may load those, but may not fetch.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+import base64
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
+from markupsafe import Markup
 
-from megpt.evaluation.films import spread
-from megpt.evaluation.metrics import Evaluation
-from megpt.evaluation.statistics import SCORES
-from megpt.evaluation.table import per_study
+from megpt.evaluation.metrics import Evaluation, Runner, run_here
+from megpt.evaluation.page.payload import KINDS, described
+from megpt.evaluation.page.summary import Summary, summarised
+from megpt.evaluation.page.titles import TITLES
+from megpt.evaluation.pairs import Pair
 from megpt.output import write_aside
 from megpt.study import CHEXPERT
 
-TITLES = {
-    **{f"BLEU_{n}": f"BLEU-{n}" for n in range(1, 5)},
-    "ROUGE_L": "ROUGE-L",
-    "clinical_micro_f1": "Clinical F1, micro",
-    "clinical_macro_f1": "Clinical F1, macro",
-    "clinical_f1": "Clinical F1",
-}
-CARD_SCORES = ("clinical_f1", "ROUGE_L", "BLEU_4", "CIDEr", "METEOR")
-BASELINES = ("constant", "permuted")
-MAX_ERRORS = 200
-_SCALES = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
+INLINE_BYTES = 8 * 2**20
+CHUNK = 500
+"""Studies in one script beside the page."""
+FOLDER = "page"
+HERE = Path(__file__).parent
 
 
-def gallery(evaluation: Evaluation, count: int) -> list[int]:
-    """Rows of the studies that the page shows."""
-    scores = evaluation.statistics.per_study()
-    return spread(scores["clinical_f1"] + scores["ROUGE_L"], count)
+@dataclass(frozen=True)
+class System:
+    """One model's evaluation under the name that the page shows."""
+
+    name: str
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What the page shows if it is known.
+
+    films: study_id → encoded JPEG films; prompts: cluster → text; curves: title → [(step, value), …].
+    """
+
+    films: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
+    prompts: Mapping[int, str] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
 
 def write_page(
-    path: str | Path, evaluation: Evaluation, *, rows: Sequence[int], films: Mapping[str, Sequence[str]]
+    path: str | Path, systems: Sequence[System], extras: Extras | None = None, *, run: Runner = run_here
 ) -> None:
-    """Write the page, whole or not at all.
+    """Write the page, and what it needs beside it; the page itself comes last, whole or not at all.
 
     Args:
-        rows: which studies are shown, as `gallery` gives them.
-        films: study_id → data URIs of its films; studies without are shown as text.
+        systems: models over the same studies in the same order; the first one's scores lead.
+        run: runs the tasks that mark the findings.
     """
+    path, extras = Path(path), extras or Extras()
+    folder = path.parent / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    inline = _weight(systems, extras) <= INLINE_BYTES
+    rows = study_rows(systems, extras, folder=None if inline else folder, run=run)
+    chunks = []
+    while not inline and (part := list(islice(rows, CHUNK))):
+        chunks.append(_write_chunk(folder, len(chunks), part))
+    summary = summarised(systems, extras)
+    data = {
+        "findings": CHEXPERT,
+        "kinds": KINDS,
+        "scores": summary.study_scores,
+        "titles": TITLES,
+        "curves": [{"title": title, "points": points} for title, points in extras.curves.items()],
+        "studies": list(rows) if inline else None,
+    }
+    html = _render(summary, data, chunks)
+    with write_aside(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def study_rows(
+    systems: Sequence[System], extras: Extras, *, folder: Path | None, run: Runner = run_here
+) -> Iterator[dict[str, Any]]:
+    """The studies as page.js takes them; films go into `folder`, or into the row itself without one."""
+    pairs = [system.evaluation.pairs.pairs for system in systems]
+    scores = [system.evaluation.statistics.per_study() for system in systems]
+    shown = summarised(systems, extras).study_scores
+    spans = [range(start, min(start + CHUNK, len(pairs[0]))) for start in range(0, len(pairs[0]), CHUNK)]
+    tasks = [(described, _texts(part[span.start : span.stop])) for span in spans for part in pairs]
+    results = iter(run(tasks))
+    for span in spans:
+        marks = [next(results) for _ in systems]
+        for row in span:
+            first = pairs[0][row]
+            yield {
+                "id": first.study_id,
+                "split": first.split,
+                "prompt": first.prompt_id,
+                "reference": first.reference or None,
+                "films": _film_sources(extras.films.get(first.study_id, ()), row, folder),
+                "reports": [
+                    {
+                        "name": system.name if len(systems) > 1 else None,
+                        "text": part[row].generated,
+                        "error": part[row].error,
+                        "finish": part[row].finish_reason,
+                        "scores": [_rounded(values, name, row) for name in shown],
+                        **marked[row - span.start],
+                    }
+                    for system, part, values, marked in zip(systems, pairs, scores, marks, strict=True)
+                ],
+            }
+
+
+def _texts(pairs: Sequence[Pair]) -> tuple[list[str | None], list[str | None]]:
+    return [pair.generated for pair in pairs], [pair.reference or None for pair in pairs]
+
+
+def _rounded(values: Mapping[str, Any], name: str, row: int) -> float | None:
+    value = values[name][row] if name in values else None
+    return None if value is None or value != value else round(float(value), 4)
+
+
+def _film_sources(films: Sequence[bytes], row: int, folder: Path | None) -> list[str]:
+    if folder is None:
+        return [f"data:image/jpeg;base64,{base64.b64encode(film).decode()}" for film in films]
+    names = []
+    for number, film in enumerate(films):
+        name = f"film-{row:06d}-{number}.jpg"
+        (folder / "films").mkdir(parents=True, exist_ok=True)
+        (folder / "films" / name).write_bytes(film)
+        names.append(f"{FOLDER}/films/{name}")
+    return names
+
+
+def _weight(systems: Sequence[System], extras: Extras) -> int:
+    """About as many bytes as the studies take inside the page."""
+    texts = sum(len(p.generated or "") + len(p.reference or "") for s in systems for p in s.evaluation.pairs.pairs)
+    return 3 * texts + sum(len(film) * 4 // 3 for films in extras.films.values() for film in films)
+
+
+def _write_chunk(folder: Path, number: int, rows: Iterable[dict[str, Any]]) -> str:
+    """A script that hands its studies to the page as one JSON string, which browsers read faster than a literal."""
+    name = f"studies-{number:04d}.js"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(json.dumps(list(rows), ensure_ascii=False, separators=(",", ":")), ensure_ascii=False)
+    with write_aside(folder / name) as temporary:
+        temporary.write_text(f"megpt.add({_in_script(text)});\n", encoding="utf-8")
+    return f"{FOLDER}/{name}"
+
+
+def _render(summary: Summary, data: Mapping[str, Any], chunks: Sequence[str]) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["score"] = _number
-    metrics = evaluation.metrics
-    table = per_study(evaluation)
-    failed = [p for p in evaluation.pairs.pairs if p.generated is None]
-    html = environment.get_template("page.html.j2").render(
-        metrics=metrics,
-        titles=TITLES,
-        score_rows=score_rows(metrics),
-        chart=chart(metrics),
-        observations=metrics["clinical"],
-        cards=[_card(table.slice(row, 1).to_pylist()[0], films) for row in rows],
-        card_scores=[name for name in CARD_SCORES if not (name == "METEOR" and metrics["scores"]["METEOR"] is None)],
-        names=CHEXPERT,
-        errors=[(p.study_id, p.error or "no report") for p in failed[:MAX_ERRORS]],
-        more_errors=max(0, len(failed) - MAX_ERRORS),
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return environment.get_template("index.html.j2").render(
+        vars(summary),
+        chunks=chunks,
+        data=Markup(_in_script(text)),
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
     )
-    with write_aside(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
 
 
-def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a score: value, interval, both baselines, and whether the better baseline is beaten."""
-    rows = []
-    for name in SCORES:
-        value = metrics["scores"][name]
-        baselines = {b: (metrics["baselines"][b] or {}).get(name) for b in BASELINES}
-        known = [v for v in baselines.values() if v is not None]
-        rows.append(
-            {
-                "name": name,
-                "title": TITLES.get(name, name),
-                "value": value,
-                "interval": metrics["intervals"][name],
-                **baselines,
-                "beaten": None if value is None or not known else value > max(known),
-            }
-        )
-    return rows
-
-
-def chart(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Positions (0 to 100) on each score's own axis, which begins at 0 and ends at a round number."""
-    rows = []
-    for row in score_rows(metrics):
-        if row["value"] is None:
-            continue
-        low, high = row["interval"] or (row["value"], row["value"])
-        values = [v for v in (high, row["value"], *(row[b] for b in BASELINES)) if v is not None]
-        end = next((s for s in _SCALES if max(values) <= s), max(values))
-        place = {k: 100 * v / end for k, v in (("low", low), ("high", high), ("model", row["value"]))}
-        place |= {b: 100 * row[b] / end for b in BASELINES if row[b] is not None}
-        rows.append({"title": row["title"], "end": f"{end:g}", "value": row["value"], "place": place})
-    return rows
-
-
-def differences(generated: str, reference: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
-    """Both texts as runs of words, each with whether the other text has it at that place; case does not count."""
-    ours, theirs = generated.split(), reference.split()
-    matcher = difflib.SequenceMatcher(None, [_bare(w) for w in ours], [_bare(w) for w in theirs], autojunk=False)
-    left: list[tuple[str, bool]] = []
-    right: list[tuple[str, bool]] = []
-    for kind, a, b, c, d in matcher.get_opcodes():
-        for side, words in ((left, ours[a:b]), (right, theirs[c:d])):
-            if words:
-                side.append((" ".join(words), kind == "equal"))
-    return left, right
-
-
-def _bare(word: str) -> str:
-    return word.lower().strip(".,;:") or word
-
-
-def _card(row: dict[str, Any], films: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    generated, reference = differences(row["generated"] or "", row["reference"])
-    ours, theirs = set(row["generated_labels"]), set(row["reference_labels"])
-    return {
-        **row,
-        "films": films.get(row["study_id"], ()),
-        "generated_runs": generated,
-        "reference_runs": reference,
-        "labels": [
-            (name, "both" if name in ours & theirs else "generated only" if name in ours else "reference only")
-            for name in CHEXPERT
-            if name in ours | theirs
-        ],
-    }
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or (isinstance(value, float) and not np.isfinite(value)) else f"{value:.{digits}f}"
+def _in_script(text: str) -> str:
+    """JSON that may stand inside a script element: nothing in it can close the element or open another."""
+    for character in "&<>\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

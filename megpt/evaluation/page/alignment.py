@@ -25,10 +25,8 @@ def aligned_sentences(generated: str, reference: str) -> list[Row] | None:
         return None
     my_words = [_words(generated, span) for span in ours]
     its_words = [_words(reference, span) for span in theirs]
-    pairs = sorted(
-        ((_likeness(my_words[i], its_words[j]), -abs(i - j), -i, -j) for i, j in product(range(len(ours)), range(len(theirs)))),
-        reverse=True,
-    )
+    places = product(range(len(ours)), range(len(theirs)))
+    pairs = sorted(((_likeness(my_words[i], its_words[j]), -abs(i - j), -i, -j) for i, j in places), reverse=True)
     partner: dict[int, int] = {}
     taken: set[int] = set()
     for likeness, _, minus_i, minus_j in pairs:
