@@ -22,9 +22,9 @@ from megpt.config import ClusterConfig, Config
 from megpt.data.studies import COMPRESSION
 from megpt.data.studies import fingerprint as studies_fingerprint
 from megpt.errors import InputError
-from megpt.evaluation.films import gallery_films
 from megpt.evaluation.metrics import Evaluation, Task, evaluate
-from megpt.evaluation.page import gallery, write_page
+from megpt.evaluation.page import Extras, System, write_page
+from megpt.evaluation.page.films import page_films, spread
 from megpt.evaluation.pairs import fingerprint, read_pairs, training_reports
 from megpt.evaluation.table import per_study
 from megpt.output import write_aside, write_json
@@ -110,9 +110,10 @@ def training_texts(config: Config) -> list[str] | None:
 
 def write(evaluation: Evaluation, folder: Path, config: Config) -> None:
     """The three files, each whole or absent."""
-    rows = gallery(evaluation, config.evaluate.films)
-    films = gallery_films(config, [evaluation.pairs.pairs[row].study_id for row in rows])
-    write_page(folder / PAGE, evaluation, rows=rows, films=films)
+    scores = evaluation.statistics.per_study()
+    shown = spread(scores["clinical_f1"] + scores["ROUGE_L"], config.evaluate.films)
+    films = page_films(config, [evaluation.pairs.pairs[row].study_id for row in shown])
+    write_page(folder / PAGE, [System("MeGPT", evaluation)], Extras(films=films))
     with write_aside(folder / TABLE) as temporary:
         pq.write_table(per_study(evaluation), temporary, **COMPRESSION)
     write_json(folder / METRICS, evaluation.metrics)

@@ -29,6 +29,8 @@ class Pair:
     subject_id: str = ""
     finish_reason: str = "stop"
     error: str | None = None
+    split: str | None = None
+    prompt_id: int | None = None
 
 
 @dataclass(frozen=True)

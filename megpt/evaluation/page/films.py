@@ -1,13 +1,13 @@
-"""The films of the few studies that the page shows, small enough to lie inside it."""
+"""The films that the page shows, small: read once, encoded once."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from megpt.config import Config
 from megpt.data.sources import open_source
@@ -15,7 +15,8 @@ from megpt.data.studies import open_parquet, study_files
 from megpt.films.decode import UnreadableFilm, load_films
 from megpt.study import Study
 
-SIZE, QUALITY, MAX_VIEWS = 256, 80, 4
+SIZE, QUALITY, MAX_VIEWS = 512, 80, 4
+"""Longest side in pixels, JPEG quality, and films of one study."""
 
 
 def spread(scores: np.ndarray, count: int) -> list[int]:
@@ -26,8 +27,8 @@ def spread(scores: np.ndarray, count: int) -> list[int]:
     return [int(i) for i in order[np.linspace(0, len(order) - 1, count).round().astype(int)]] if count else []
 
 
-def gallery_films(config: Config, study_ids: Iterable[str]) -> dict[str, list[str]]:
-    """study_id → data URIs of its films; a study whose films cannot be found or read is missing."""
+def page_films(config: Config, study_ids: Iterable[str]) -> dict[str, list[bytes]]:
+    """study_id → its films as JPEG; a study whose films cannot be found or read is missing."""
     wanted = set(study_ids)
     films = {}
     for study in _find(config, wanted) if wanted else ():
@@ -35,7 +36,7 @@ def gallery_films(config: Config, study_ids: Iterable[str]) -> dict[str, list[st
             images = load_films(study, size=SIZE, max_views=MAX_VIEWS, max_pixels=config.data.max_pixels)
         except UnreadableFilm:
             continue
-        films[study.study_id] = [_data_uri(image) for image in images]
+        films[study.study_id] = [_jpeg(image) for image in images]
     return films
 
 
@@ -61,10 +62,8 @@ def find_studies(folder: str | Path, wanted: set[str]) -> Iterator[Study]:
                     yield from (Study.from_row(row, split=split) for row in rows if row["study_id"] in hit)
 
 
-def _data_uri(image: object) -> str:
-    from PIL import Image, ImageOps
-
-    assert isinstance(image, Image.Image)
+def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    ImageOps.contain(image, (SIZE, SIZE)).save(buffer, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.thumbnail((SIZE, SIZE))
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,171 @@
+"""The page's tables and sentences, made from metrics.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from megpt.evaluation.page.titles import TITLES
+
+if TYPE_CHECKING:
+    from megpt.evaluation.page import Extras, System
+
+STUDY_SCORES = ("clinical_f1", "ROUGE_L", "BLEU_4", "CIDEr", "METEOR")
+"""Scores of a study alone that the list shows, as far as they are known."""
+
+BASELINE_NOTE = (
+    "Bold green: the model is above every baseline; red: it is not. Constant gives every study the training report that"
+    " does best on the training split, permuted scores each generated report against another study's reference, and"
+    " nearest gives each study the report of the training study that looks most like it. A model that beats none of"
+    " them has not looked at the film. CIDEr runs from 0 to 10, the others from 0 to 1."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of a table; `mark` colours it."""
+
+    text: str
+    range: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: list[str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything of the page that is not a study; the names are those of the template."""
+
+    title: str
+    facts: list[tuple[str, str]]
+    warnings: list[str]
+    study_scores: list[str]
+    score_table: Table
+    score_notes: list[str]
+    signature: str | None
+    finding_table: Table
+    labeller: str | None
+    prompts: list[dict[str, Any]]
+    curves: bool
+    method: list[str]
+
+
+def summarised(systems: Sequence[System], extras: Extras) -> Summary:
+    """The summary of one model's evaluation, or of several side by side."""
+    evaluations = [system.evaluation for system in systems]
+    metrics = evaluations[0].metrics
+    known = evaluations[0].statistics.per_study()
+    names = " and ".join(system.name for system in systems)
+    return Summary(
+        title=f"megpt: {names}, {metrics['n']} studies" if len(systems) > 1 else f"megpt: {metrics['n']} studies",
+        facts=_facts(metrics),
+        warnings=list(metrics["warnings"]),
+        study_scores=[name for name in STUDY_SCORES if name in known],
+        score_table=score_table({system.name: system.evaluation.metrics for system in systems}),
+        score_notes=[BASELINE_NOTE, *(f"{name}: {note}" for name, note in metrics["notes"].items())],
+        signature=metrics.get("signature"),
+        finding_table=finding_table({system.name: system.evaluation.metrics for system in systems}),
+        labeller=_labeller(metrics),
+        prompts=_prompts(systems[0], extras),
+        curves=bool(extras.curves),
+        method=_method(metrics),
+    )
+
+
+def score_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row a score: each model's value and interval, and the first model's baselines with the paired differences."""
+    first = next(iter(metrics.values()))
+    baselines = [name for name, values in first["baselines"].items() if values]
+    rows = []
+    for name in first["scores"]:
+        against = [value for b in baselines if (value := first["baselines"][b].get(name)) is not None]
+        cells = []
+        for position, one in enumerate(metrics.values()):
+            value = one["scores"].get(name)
+            mark = "" if value is None or not against or position else "good" if value > max(against) else "bad"
+            cells.append(Cell(_number(value), _range(one["intervals"].get(name)), mark))
+        for baseline in baselines:
+            paired = (first.get("paired", {}).get(baseline) or {}).get(name)
+            cells.append(Cell(_number(first["baselines"][baseline].get(name)), f"Δ {_range(paired)}" if paired else ""))
+        rows.append(Row(TITLES.get(name, name), cells))
+    names = list(metrics) if len(metrics) > 1 else ["model"]
+    level = f"{100 * first['confidence']:g} % interval"
+    return Table(["score", *(f"{name} [{level}]" for name in names), *baselines], rows)
+
+
+def finding_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row an observation: how many reports state it, precision, recall, and F1 with its interval where known."""
+    several = len(metrics) > 1
+    columns = ["finding", "reference"]
+    for name in metrics:
+        prefix = f"{name}: " if several else ""
+        columns += [f"{prefix}{column}" for column in ("generated", "both", "precision", "recall", "F1")]
+    rows = []
+    for finding, row in next(iter(metrics.values()))["clinical"].items():
+        cells = [Cell(str(row["reference"]))]
+        for one in metrics.values():
+            mine = one["clinical"][finding]
+            cells += [Cell(str(mine["generated"])), Cell(str(mine["both"]))]
+            cells += [Cell(_number(mine[key], 2)) for key in ("precision", "recall")]
+            cells.append(Cell(_number(mine["f1"], 2), _range(mine.get("interval"), 2)))
+        rows.append(Row(finding, cells))
+    return Table(columns, rows)
+
+
+def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = [("studies scored", str(metrics["n"]))]
+    if metrics.get("n_patients"):
+        facts.append(("patients", str(metrics["n_patients"])))
+    facts += [
+        ("failed, counted as empty reports", str(metrics["n_failed"])),
+        ("left out for want of a reference", str(metrics["n_without_reference"])),
+        ("cleaner", metrics["cleaner"]),
+        ("tokenizer", metrics["tokenizer"]),
+    ]
+    return facts + [("model", model) for model in metrics["model"]]
+
+
+def _labeller(metrics: Mapping[str, Any]) -> str | None:
+    quality = metrics.get("labeller")
+    if not quality:
+        return None
+    low, high = quality["interval"]
+    return f"micro-F1 {quality['micro_f1']:.3f} [{low:.3f}, {high:.3f}] against human codes of {quality['n']} reports"
+
+
+def _prompts(system: System, extras: Extras) -> list[dict[str, Any]]:
+    counts = Counter(pair.prompt_id for pair in system.evaluation.pairs.pairs if pair.prompt_id is not None)
+    return [{"id": key, "studies": counts[key], "text": extras.prompts.get(key, "–")} for key in sorted(counts)]
+
+
+def _method(metrics: Mapping[str, Any]) -> list[str]:
+    unit = metrics.get("interval_unit", metrics["unit"])
+    versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())
+    lines = [
+        f"Each study counts once, and references are scored in full. Intervals come from {metrics['bootstrap']}"
+        f" resamples of the {'patients' if unit == 'patient' else 'studies'}, seed {metrics['seed']}.",
+        f"Versions: {versions}.",
+    ]
+    if metrics.get("constant_report"):
+        lines.append(f"The constant report: {metrics['constant_report']}")
+    return lines
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def _range(interval: Sequence[float] | None, digits: int = 3) -> str:
+    return f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
