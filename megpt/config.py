@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from megpt.errors import InputError
+from megpt.recipe import parse_recipe
 from megpt.settings import Section, apply_override, as_input_error, known_keys, read_yaml, set_key
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Cleaner = Literal["none", "r2gen-iu", "r2gen-mimic", "r2gengpt-iu", "r2gengpt-mimic"]
 
 
 class ClusterConfig(Section):
@@ -61,14 +61,23 @@ class DataConfig(Section):
     """Where the reports lie when they are not inside the archive (MIMIC-CXR keeps them apart)."""
     annotations: str | None = None
     """A table or JSON of studies to use instead of the archive's own."""
-    cleaner: Cleaner = "none"
-    """How report text is normalised before it is used or scored; a score names its cleaner."""
+    cleaner: str = "none"
+    """How report text is normalised before it is used or scored, by name (`megpt.recipe`: r2gen-iu, r2gengpt-mimic,
+    none, …, for scores also with `+unk3`, `+59`, `+dotsplit`, or `ptb`); a score names its cleaner."""
     section: Literal["report", "findings", "impression"] = "report"
     """The text that is learnt and scored."""
     max_views: Positive | None = None
     """Films of a study that are used at most, in the archive's order; all of them by default."""
     max_pixels: Positive = 200_000_000
     """A film that says it holds more pixels is refused unread (a decompression bomb)."""
+
+    @field_validator("cleaner")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            return str(parse_recipe(name))
+        except InputError as error:
+            raise ValueError(f"{error.what}; {error.next}") from None
 
 
 class PrepareConfig(Section):
@@ -233,8 +242,27 @@ class GenerateConfig(Section):
         return self
 
 
+class ColumnsConfig(Section):
+    """Columns of the files given to `evaluate`, where their names do not say it; found by name by default."""
+
+    id: str | None = None
+    """What names a study: study_id, id, images_id, dicom_id."""
+    text: str | None = None
+    """The generated report: model_prediction, pred_report, hyp, generated, report."""
+    truth: str | None = None
+    """The reference report: reference, ref, ground_truth, section_findings, labels, report beside a prediction."""
+
+
 class EvaluateConfig(Section):
     """predictions/ → metrics.json, per_study.parquet, index.html"""
+
+    columns: ColumnsConfig = ColumnsConfig()
+    encoding: str | None = None
+    """Encoding of the text files (utf-8, cp1252, utf-16, …); found by their bytes by default."""
+    delimiter: str | None = None
+    """Delimiter of CSV files, one character; found by their first lines by default."""
+    rexrank: bool = False
+    """Also write rexrank.json, the predictions as a ReXrank submission."""
 
     bootstrap: Positive = 1000
     """Resamples of the studies behind each interval."""
@@ -298,7 +326,13 @@ class Config(Section):
     checkpoint: str | None = None
     """Output of `train` or `import-checkpoint`."""
     predictions: str | None = None
-    """Output of `generate`."""
+    """Output of `generate`, or for `evaluate` anyone's reports: CSV, TSV, JSON, JSONL or Parquet."""
+    references: str | None = None
+    """Reports to score against, where `predictions` lacks them: a file of the same kinds, a studies/ table, R2Gen's
+    annotation.json or ReXrank's JSON."""
+    training: str | None = None
+    """Training reports, for the constant baseline and `+unkN`: the same kinds, texts alone; those of `studies` by
+    default."""
     limit: Positive | None = None
     """Use the first N studies only (`--limit N`)."""
     cluster: ClusterConfig = ClusterConfig()

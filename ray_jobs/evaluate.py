@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -21,17 +20,20 @@ import ray
 from megpt.config import Config
 from megpt.data.studies import COMPRESSION
 from megpt.data.studies import fingerprint as studies_fingerprint
-from megpt.errors import InputError
 from megpt.evaluation.films import gallery_films
 from megpt.evaluation.metrics import Evaluation, Task, evaluate
 from megpt.evaluation.page import gallery, write_page
-from megpt.evaluation.pairs import fingerprint, read_pairs, training_reports
+from megpt.evaluation.pairs import Pairs, fingerprint, read_pairs
+from megpt.evaluation.reading.training import find_training
+from megpt.evaluation.rexrank import write_rexrank
 from megpt.evaluation.table import per_study
+from megpt.evaluation.texts import Cleaning
+from megpt.evaluation.unscored import without_scores
 from megpt.output import Output, claim, write_aside
 from megpt.progress import Progress, log
 from ray_jobs.runtime import cluster, joined, require_one_cpu
 
-METRICS, TABLE, PAGE = "metrics.json", "per_study.parquet", "index.html"
+METRICS, TABLE, PAGE, REXRANK = "metrics.json", "per_study.parquet", "index.html", "rexrank.json"
 
 
 def run(config: Config, *, dry_run: bool = False) -> int:
@@ -41,7 +43,18 @@ def run(config: Config, *, dry_run: bool = False) -> int:
         InputError: no finished predictions, no reference for any of them, or an output of another config.
     """
     config.require("output", "predictions")
-    pairs = read_pairs(str(config.predictions), studies=config.studies, section=config.data.section, limit=config.limit)
+    pairs = read_pairs(
+        str(config.predictions),
+        studies=config.studies,
+        references=config.references,
+        section=config.data.section,
+        limit=config.limit,
+        settings=config.evaluate,
+    )
+    training, taken = find_training(config)
+    cleaning = Cleaning.of(config.data.cleaner, training=training)
+    for line in (*pairs.said, *taken):
+        log(f"evaluate: {line}")
     counts = f"{len(pairs.pairs)} studies, {pairs.failed} of them failed, {pairs.without_reference} without reference"
     if dry_run:
         log(f"evaluate: would score {counts} into {config.output}")
@@ -51,23 +64,18 @@ def run(config: Config, *, dry_run: bool = False) -> int:
             log(f"evaluate: {output.path} is finished; nothing to do")
             return 0
         log(f"evaluate: {counts}")
-        training = training_texts(config)
-        with cluster(config.cluster):
-            require_one_cpu(config.cluster)
-            evaluation = evaluate(
-                pairs,
-                training_reports=training,
-                cleaner=config.data.cleaner,
-                settings=config.evaluate,
-                seed=config.seed,
-                run=run_on_ray,
-            )
+        if pairs.pairs:
+            evaluation = score(pairs, training, cleaning, config)
+        else:
+            evaluation = without_scores(pairs, cleaning=cleaning, settings=config.evaluate, seed=config.seed)
+        evaluation.metrics["inputs"] = [*pairs.said, *taken]
         write(evaluation, output, config)
         output.finish(n=evaluation.metrics["n"], n_failed=evaluation.metrics["n_failed"])
     for warning in evaluation.metrics["warnings"]:
         log(f"evaluate: {warning}")
     for name, reason in evaluation.metrics["notes"].items():
         log(f"evaluate: no {name}: {reason}")
+    log(f"evaluate: {evaluation.metrics['signature']}")
     log(f"evaluate: {output.path / METRICS}, open {output.path / PAGE}")
     return 0
 
@@ -77,6 +85,11 @@ def identity(config: Config) -> dict[str, Any]:
     return {
         "predictions": fingerprint(str(config.predictions)),
         "studies": studies_fingerprint(config.studies) if config.studies else None,
+        **{
+            name: fingerprint(path)
+            for name in ("references", "training")
+            if (path := getattr(config, name)) is not None
+        },
         "cleaner": config.data.cleaner,
         "section": config.data.section,
         "evaluate": config.evaluate.model_dump(mode="json"),
@@ -85,25 +98,29 @@ def identity(config: Config) -> dict[str, Any]:
     }
 
 
-def training_texts(config: Config) -> list[str] | None:
-    """Reports of the training split for the constant baseline; None where `studies` does not hold that split."""
-    if not (config.studies and config.evaluate.baselines):
-        return None
-    try:
-        return list(training_reports(config.studies, config.data.section))
-    except InputError:
-        if any(Path(config.studies).glob("split=*/*.parquet")):
-            return None
-        raise
+def score(pairs: Pairs, training: list[str] | None, cleaning: Cleaning, config: Config) -> Evaluation:
+    """The evaluation of pairs, spread over the cluster."""
+    with cluster(config.cluster):
+        require_one_cpu(config.cluster)
+        return evaluate(
+            pairs,
+            training_reports=training,
+            cleaner=cleaning,
+            settings=config.evaluate,
+            seed=config.seed,
+            run=run_on_ray,
+        )
 
 
 def write(evaluation: Evaluation, output: Output, config: Config) -> None:
-    """The three files, each whole or absent."""
+    """The three files, each whole or absent, and a ReXrank submission where one is wanted."""
     rows = gallery(evaluation, config.evaluate.films)
     films = gallery_films(config, [evaluation.pairs.pairs[row].study_id for row in rows])
     write_page(output.path / PAGE, evaluation, rows=rows, films=films)
     with write_aside(output.path / TABLE) as temporary:
         pq.write_table(per_study(evaluation), temporary, **COMPRESSION)
+    if config.evaluate.rexrank:
+        log(f"evaluate: {write_rexrank(output.path / REXRANK, evaluation.pairs, config)}")
     with write_aside(output.path / METRICS) as temporary:
         temporary.write_text(json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

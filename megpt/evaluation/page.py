@@ -125,7 +125,7 @@ def _bare(word: str) -> str:
 
 
 def _card(row: dict[str, Any], films: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    generated, reference = differences(row["generated"] or "", row["reference"])
+    generated, reference = differences(row["generated"] or "", row["reference"] or "")
     ours, theirs = set(row["generated_labels"]), set(row["reference_labels"])
     return {
         **row,
