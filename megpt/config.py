@@ -62,8 +62,7 @@ class DataConfig(Section):
     annotations: str | None = None
     """A table or JSON of studies to use instead of the archive's own."""
     cleaner: str = "none"
-    """How report text is normalised before it is used or scored, by name (`megpt.recipe`: r2gen-iu, r2gengpt-mimic,
-    none, …, for scores also with `+unk3`, `+59`, `+dotsplit`, or `ptb`); a score names its cleaner."""
+    """How report text is normalised before it is used or scored (names: `megpt.recipe`); a score names its cleaner."""
     section: Literal["report", "findings", "impression"] = "report"
     """The text that is learnt and scored."""
     max_views: Positive | None = None
@@ -243,7 +242,7 @@ class GenerateConfig(Section):
 
 
 class ColumnsConfig(Section):
-    """Columns of the files given to `evaluate`, where their names do not say it; found by name by default."""
+    """Columns of the files given to `evaluate`; found by name by default."""
 
     id: str | None = None
     """What names a study: study_id, id, images_id, dicom_id."""
@@ -328,11 +327,9 @@ class Config(Section):
     predictions: str | None = None
     """Output of `generate`, or for `evaluate` anyone's reports: CSV, TSV, JSON, JSONL or Parquet."""
     references: str | None = None
-    """Reports to score against, where `predictions` lacks them: a file of the same kinds, a studies/ table, R2Gen's
-    annotation.json or ReXrank's JSON."""
+    """Reports to score against: a file of the same kinds, a studies/ table, R2Gen's or ReXrank's JSON."""
     training: str | None = None
-    """Training reports, for the constant baseline and `+unkN`: the same kinds, texts alone; those of `studies` by
-    default."""
+    """Training reports, for the constant baseline and `+unkN`: the same kinds; those of `studies` by default."""
     limit: Positive | None = None
     """Use the first N studies only (`--limit N`)."""
     cluster: ClusterConfig = ClusterConfig()

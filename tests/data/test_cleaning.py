@@ -70,7 +70,7 @@ def test_every_published_base_has_its_rule():
 def test_only_a_score_has_words_replaced_or_cut():
     assert clean("Normal. 3.5 cm", "none+dotsplit") == "Normal . 3.5 cm"
     for cleaner, part in (("r2gen-iu+unk3+59", "+unk3"), ("r2gen-iu+59", "+59"), ("ptb", "ptb"), ("none+ptb", "ptb")):
-        with pytest.raises(InputError, match=rf"is for scores only\n  cause: {re.escape(part)} changes what is compared"):
+        with pytest.raises(InputError, match=rf"is for scores only\n  cause: {re.escape(part)} changes"):
             clean("text", cleaner)
 
 

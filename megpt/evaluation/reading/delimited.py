@@ -7,7 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megpt.errors import InputError
 from megpt.evaluation.reading.encoding import head, open_text, unreadable
@@ -15,6 +15,7 @@ from megpt.evaluation.reading.json_tables import TEXT
 
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 SAMPLE_ROWS = 50
+KEPT_LINES = 200
 MOST_CHARACTERS = 2**24
 """Of one cell; an unclosed quote would otherwise take the rest of the file into one."""
 
@@ -106,7 +107,7 @@ def _rows(
                     raise _wrong_width(path, titles, number, line, len(cells))
                 yield number, dict(zip(titles, cells, strict=True))
     except UnicodeError as error:
-        where = f"row {number + 1}, at or behind line {line}"
+        where = f"at or after row {number + 1}"
         cause = f"bytes that {encoding} does not have ({type(error).__name__})"
         raise InputError(f"{path} is not {encoding}", where, cause, "set evaluate.encoding=NAME") from None
     except (OSError, EOFError) as error:
@@ -114,9 +115,9 @@ def _rows(
 
 
 class _Lines:
-    """The lines of a file, counted; the first of the present record are kept to say where it went wrong."""
+    """The lines of a file, counted; those of the present record are kept to say where it went wrong."""
 
-    def __init__(self, file: io.TextIOBase | Any):
+    def __init__(self, file: TextIO):
         self._lines, self.count, self.record = iter(file), 0, list[str]()
 
     def __iter__(self) -> _Lines:
@@ -127,7 +128,7 @@ class _Lines:
         self.count += 1
         if self.count == 1:
             line = line.removeprefix("\ufeff")
-        if len(self.record) < 1:
+        if len(self.record) < KEPT_LINES:
             self.record.append(line)
         return line
 
@@ -146,19 +147,34 @@ def _wrong_width(path: Path, titles: Sequence[str], number: int, line: int, foun
 def _malformed(
     path: Path, titles: Sequence[str], number: int, line: int, record: list[str], delimiter: str, error: csv.Error
 ) -> InputError:
-    try:
-        cells = next(csv.reader(record, delimiter=delimiter), [])
-    except csv.Error:
-        cells = []
-    column = titles[min(max(len(cells), 1), len(titles)) - 1]
-    reason = str(error)
-    if "unexpected end" in reason or "field larger" in reason:
-        reason = "a quote that is opened and never closed"
-    elif "expected after" in reason:
+    reason, text = str(error), "".join(record)
+    if "expected after" in reason:
         reason = "a quote inside a quoted text that is not doubled"
+        # the first cell whose end the strict reader does not take
+        ends = [i for i, c in enumerate(text) if c == delimiter][: len(titles)] + [len(text)]
+        text = next(text[:end] for end in ends if end == len(text) or _unquoted_end(text[:end], delimiter))
+    else:
+        reason = "a quote that is opened and never closed"
+    cells = max(1, len(_leniently(text, delimiter)))
+    column = titles[min(cells, len(titles)) - 1]
     return InputError(
         f"{path} has a malformed row",
         where=f"row {number} (line {line}), column {column!r}",
         cause=reason,
         next="write the file with a CSV library, which doubles quotes inside texts",
     )
+
+
+def _leniently(text: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
+def _unquoted_end(text: str, delimiter: str) -> bool:
+    try:
+        next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), None)
+    except csv.Error as error:
+        return "expected after" in str(error)
+    return False
