@@ -151,7 +151,7 @@ def _malformed(
     if "expected after" in reason:
         reason = "a quote inside a quoted text that is not doubled"
         # the first cell whose end the strict reader does not take
-        ends = [i for i, c in enumerate(text) if c == delimiter][: len(titles)] + [len(text)]
+        ends = [*[i for i, c in enumerate(text) if c == delimiter][: len(titles)], len(text)]
         text = next(text[:end] for end in ends if end == len(text) or _unquoted_end(text[:end], delimiter))
     else:
         reason = "a quote that is opened and never closed"

@@ -11,7 +11,7 @@ from typing import Any
 from megpt.errors import InputError
 from megpt.evaluation.reading.columns import Columns
 from megpt.evaluation.reading.ids import as_id
-from megpt.evaluation.reading.tables import Table
+from megpt.evaluation.reading.tables import TEXT, Table
 
 MISSING = frozenset({"", "nan", "NaN", "None", "null", "<NA>"})
 """What pandas and others write for a text that is not there."""
@@ -72,10 +72,11 @@ def records(table: Table, columns: Columns, counts: Counts) -> Iterator[Record]:
     """
     begun = False
     for number, row in table.rows():
-        text = _cell(table, number, row, columns.text, counts)
+        # among records by id, a bare text or number is what its key names
+        text = _cell(table, number, row, columns.text if columns.text in row else TEXT, counts)
         truth = _cell(table, number, row, columns.truth, counts)
         study = as_id(row.get(columns.id)) if columns.id else None
-        if text is None and truth is None and study is None:
+        if columns.id and text is None and truth is None and study is None:
             counts.empty += 1
             continue
         if text is not None and truth is None and _holds_score(text, study, leading=not begun):
