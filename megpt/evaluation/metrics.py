@@ -25,7 +25,7 @@ from megpt.evaluation.clinical import label_reports
 from megpt.evaluation.meteor import MeteorUnavailable, meteor_statistics
 from megpt.evaluation.pairs import Pairs
 from megpt.evaluation.statistics import SCORES, Statistics
-from megpt.evaluation.texts import TOKENIZER, Cleaning, full_stop_warnings, scored_text, signature
+from megpt.evaluation.texts import Cleaning, full_stop_warnings, scored_text, signature
 from megpt.study import CHEXPERT
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -222,7 +222,7 @@ def _metrics(
         "n": len(pairs.pairs),
         "unit": "study",
         "cleaner": str(cleaner),
-        "tokenizer": TOKENIZER,
+        "tokenizer": cleaner.tokenizer,
         "signature": signature(cleaner, len(pairs.pairs)),
         "versions": versions(),
         "scores": scores,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from megpt.config import EvaluateConfig
 from megpt.data.studies import read_studies
 from megpt.errors import InputError
 from megpt.evaluation.reading.columns import SECTIONS, known_names, prediction_columns
-from megpt.evaluation.reading.ids import as_id, named
+from megpt.evaluation.reading.ids import AMBIGUOUS, Matcher, as_id, named
 from megpt.evaluation.reading.records import Counts, Record, records
 from megpt.evaluation.reading.references import References, find_references
 from megpt.evaluation.reading.tables import Table, open_table
@@ -104,7 +103,9 @@ def read_pairs(
             prediction; none of them has a reference where some were given.
     """
     settings = settings or EvaluateConfig()
-    taken = _predictions(Path(predictions), section, limit, settings)
+    # where references are given, a set truth column is theirs
+    own = settings.columns.model_copy(update={"truth": None}) if references else settings.columns
+    taken = _predictions(Path(predictions), section, settings.model_copy(update={"columns": own}))
     found, said = taken.pairs, [taken.said]
     if references:
         ids = [pair.study_id for pair in found]
@@ -115,6 +116,9 @@ def read_pairs(
         unknown = {pair.study_id for pair in found if is_blank(pair.reference)}
         texts = _of_studies(studies, section, unknown) if unknown else {}
         found = [replace(p, reference=texts[p.study_id]) if p.study_id in texts else p for p in found]
+    if limit is not None and limit < len(found):
+        said.append(f"the first {limit} of {len(found)} only")
+        found = found[:limit]
     pairs = [pair for pair in found if not is_blank(pair.reference)]
     unscored = [replace(pair, reference="") for pair in found if is_blank(pair.reference)]
     if not pairs and (studies or references):
@@ -159,13 +163,13 @@ class _Taken:
     models: list[str]
 
 
-def _predictions(path: Path, section: str, limit: int | None, settings: EvaluateConfig) -> _Taken:
+def _predictions(path: Path, section: str, settings: EvaluateConfig) -> _Taken:
     table = _open(path, settings)
     columns = prediction_columns(table, settings.columns, section)
     ours = {"error", "finish_reason"} <= set(table.columns)
     counts, models = Counts(), set[str]()
     pairs = []
-    for record in itertools.islice(records(table, columns, counts), limit):
+    for record in records(table, columns, counts):
         pairs.append(_pair(record, ours, columns.subject))
         if ours and record.row.get("model"):
             models.add(str(record.row["model"]))
@@ -223,8 +227,14 @@ def _with(other: References, found: list[Pair]) -> list[Pair]:
 
 
 def _of_studies(studies: str, section: str, wanted: set[str]) -> dict[str, str]:
-    table = read_studies(studies, "all", columns=[section])
-    return {study.study_id: text for study in table if study.study_id in wanted and (text := _text(study, section))}
+    """Reports of a studies/ table by the id of the prediction; ids written otherwise match where only one does."""
+    matcher, exactly, loosely = Matcher(wanted), dict[str, str](), dict[str, str]()
+    for study in read_studies(studies, "all", columns=[section]):
+        match, exact = matcher.find(study.study_id)
+        if match is not None and (text := _text(study, section)):
+            into = exactly if exact else loosely
+            into[match] = AMBIGUOUS if match in into and not exact else text
+    return {study: text for study, text in loosely.items() if text != AMBIGUOUS} | exactly
 
 
 def _text(study: Study, section: str) -> str | None:

@@ -19,7 +19,7 @@ from megpt.evaluation.ptb import tokenize
 from megpt.recipe import UNKNOWN, Recipe, parse_recipe
 
 TOKENIZER = "whitespace"
-"""The tokenizer named in metrics.json."""
+"""The tokenizer named in metrics.json, unless the recipe has the PTB tokenizer."""
 MOST_FULL_STOPS = 0.05
 """More words than this that end in a full stop are taken for texts whose stops were not split off."""
 
@@ -93,6 +93,11 @@ class Cleaning:
     def _split(self, report: str) -> str:
         text = published(report, self.recipe.base)
         return split_stops(text) if self.recipe.dotsplit else text
+
+    @property
+    def tokenizer(self) -> str:
+        """What splits a text into words, as metrics.json names it."""
+        return "ptb" if self.recipe.ptb else TOKENIZER
 
     def __str__(self) -> str:
         return str(self.recipe)

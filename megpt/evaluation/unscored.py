@@ -12,7 +12,7 @@ from megpt.evaluation.clinical import label_reports
 from megpt.evaluation.metrics import Evaluation, versions
 from megpt.evaluation.pairs import Pairs
 from megpt.evaluation.statistics import SCORES, Statistics
-from megpt.evaluation.texts import TOKENIZER, Cleaning, signature
+from megpt.evaluation.texts import Cleaning, signature
 
 
 def without_scores(pairs: Pairs, *, cleaning: Cleaning, settings: EvaluateConfig, seed: int) -> Evaluation:
@@ -37,7 +37,7 @@ def without_scores(pairs: Pairs, *, cleaning: Cleaning, settings: EvaluateConfig
         "n": 0,
         "unit": "study",
         "cleaner": str(cleaning),
-        "tokenizer": TOKENIZER,
+        "tokenizer": cleaning.tokenizer,
         "signature": signature(cleaning, 0),
         "versions": versions(),
         "scores": dict.fromkeys(SCORES),

@@ -210,6 +210,33 @@ def test_ids_of_other_types(tmp_path: Path) -> None:
     assert "3 of 3 found; 3 of them by ids written otherwise (12, 12.0, 0012)" in pairs.said[1]
 
 
+def test_ids_of_other_types_in_a_studies_table(tmp_path: Path) -> None:
+    predictions = write(tmp_path / "a.json", [{"id": i, "hyp": HEART} for i in (50000001, 2, 3)])
+    studies = [
+        Study("s50000001", report=LUNGS),
+        Study("02", report="a"),
+        Study("002", report="b"),
+        Study("3", report="c"),
+    ]
+    write_studies(tmp_path / "table", "test", [*studies, Study("03", report="d")], 0)
+    pairs = read_pairs(predictions, studies=str(tmp_path / "table"))
+    assert texts(pairs) == [("50000001", HEART, LUNGS), ("3", HEART, "c"), ("2", HEART, "")]
+
+
+def test_the_first_few(tmp_path: Path) -> None:
+    for name, text in (("res", HEART), ("gts", LUNGS)):
+        pd.DataFrame([text] * 5).to_csv(tmp_path / f"{name}.csv", index=False, header=False)
+    pairs = read_pairs(tmp_path / "res.csv", references=str(tmp_path / "gts.csv"), limit=2)
+    assert texts(pairs) == [(f"row{i}", HEART, LUNGS) for i in (1, 2)] and pairs.said[-1] == "the first 2 of 5 only"
+
+
+def test_a_truth_column_that_is_set_is_that_of_the_references(tmp_path: Path) -> None:
+    predictions = write(tmp_path / "a.csv", [{"id": "1", "hyp": HEART, "ref": "x"}])
+    references = write(tmp_path / "b.csv", [{"id": "1", "gold": LUNGS, "report": "y"}])
+    settings = EvaluateConfig(columns=ColumnsConfig(truth="gold"))
+    assert texts(read_pairs(predictions, references=str(references), settings=settings)) == [("1", HEART, LUNGS)]
+
+
 def test_ambiguous_ids_match_nothing(tmp_path: Path) -> None:
     predictions = write(tmp_path / "a.json", [{"id": i, "hyp": HEART} for i in ("7", "007", "8", "9")])
     rows = [{"id": "7.0", "report": "x"}, {"id": "08", "report": "y"}, {"id": "008", "report": "z"}]

@@ -38,6 +38,6 @@ def _of_studies(studies: str, section: str) -> list[str] | None:
     try:
         return list(training_reports(studies, section))
     except InputError:
-        if any(Path(studies).glob("split=*/*.parquet")):
+        if any(Path(studies).glob("**/split=*/*.parquet")):
             return None
         raise
