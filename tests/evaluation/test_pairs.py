@@ -160,6 +160,13 @@ def test_ids_twice_are_all_named(tmp_path: Path) -> None:
     assert named([str(i) for i in range(103)]).endswith(", 99 and 3 more")
 
 
+def test_no_report_is_shown_for_an_id(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", [{"study_id": i, "hyp": HEART} for i in range(2)])
+    with pytest.raises(InputError) as error:
+        read_pairs(path, settings=EvaluateConfig(columns=ColumnsConfig(id="hyp")))
+    assert error.value.where == f"hyp in {path}: ({len(HEART)} characters)"
+
+
 def test_results_as_r2gen_writes_them(tmp_path: Path) -> None:
     """Two files of texts alone, in one order."""
     for name, column in (("res", [HEART, ""]), ("gts", [LUNGS, HEART])):

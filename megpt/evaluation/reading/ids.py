@@ -66,4 +66,9 @@ class Matcher:
 def named(ids: list[str]) -> str:
     """Ids in one line, up to a screenful."""
     rest = f" and {len(ids) - SCREENFUL} more" if len(ids) > SCREENFUL else ""
-    return ", ".join(study[:80] for study in ids[:SCREENFUL]) + rest
+    return ", ".join(map(shown, ids[:SCREENFUL])) + rest
+
+
+def shown(study: str) -> str:
+    """An id for the screen; of what cannot be one, such as a report in the wrong column, only the length."""
+    return study if len(study) <= 64 and len(study.split()) < 4 else f"({len(study)} characters)"

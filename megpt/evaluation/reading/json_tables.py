@@ -8,6 +8,7 @@ module, which also takes the NaN that Python writes; a larger one streams throug
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,7 @@ from megpt.evaluation.reading.encoding import open_bytes, open_text, unreadable
 KEY, TEXT, SPLIT = "(key)", "(text)", "(split)"
 ANNOTATION = "R2Gen annotation"
 SMALL = 128 * 2**20
+"""Characters of a JSON file that is held as a whole."""
 LONGEST_LINE = 16 * 2**20
 PEEK = 200
 _SPLITS = ("train", "val", "test")
@@ -46,16 +48,16 @@ def open_json(path: Path, encoding: str, names: frozenset[str]) -> Opened:
     """
     if _one_object_a_line(path, encoding):
         return _json_lines(path, encoding)
-    if path.stat().st_size <= SMALL:
-        return _shape(path, _load(path, encoding), names)
-    return _large(path, encoding)
+    text = _text(path, encoding)
+    return _large(path, encoding) if text is None else _shape(path, _parsed(path, text), names)
 
 
 def _one_object_a_line(path: Path, encoding: str) -> bool:
     """Whether the first line is an object of its own and another one begins on the next."""
     try:
         with open_text(path, encoding) as file:
-            lines = [line for line in (file.readline(LONGEST_LINE).strip("\ufeff \t\r\n") for _ in range(20)) if line]
+            every = iter(lambda: file.readline(LONGEST_LINE), "")
+            lines = list(islice((line for line in (part.strip("\ufeff \t\r\n") for part in every) if line), 2))
     except UnicodeError:
         return False
     except (OSError, EOFError) as error:
@@ -102,27 +104,34 @@ def _json_lines(path: Path, encoding: str) -> Opened:
     return "JSON lines", _columns(rows), rows
 
 
-def _load(path: Path, encoding: str) -> Any:
+def _text(path: Path, encoding: str) -> str | None:
+    """All of a file, unpacked; None where it is too large to be held."""
+    try:
+        with open_text(path, encoding) as file:
+            text = file.read(SMALL + 1)
+    except UnicodeError:
+        raise InputError(f"{path} is not {encoding}", next="set evaluate.encoding=NAME") from None
+    except (OSError, EOFError) as error:
+        raise unreadable(path, error) from None
+    return None if len(text) > SMALL else text.removeprefix("\ufeff")
+
+
+def _parsed(path: Path, text: str) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> _Object:
         result = _Object(items)
         if len(result) < len(items):
-            seen: set[str] = set()
-            result.twice = tuple(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            times = Counter(key for key, _ in items)
+            result.twice = tuple(key for key, count in times.items() if count > 1)
         return result
 
     try:
-        with open_text(path, encoding) as file:
-            return json.loads(file.read().lstrip("\ufeff"), object_pairs_hook=pairs)
+        return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path} is not valid JSON", where=f"line {error.lineno}, column {error.colno}", cause=error.msg.lower()
         ) from None
     except RecursionError:
         raise InputError(f"{path} is nested too deeply to hold reports") from None
-    except UnicodeError:
-        raise InputError(f"{path} is not {encoding}", next="set evaluate.encoding=NAME") from None
-    except (OSError, EOFError) as error:
-        raise unreadable(path, error) from None
 
 
 def _shape(path: Path, data: Any, names: frozenset[str]) -> Opened:

@@ -10,7 +10,7 @@ from typing import Any
 
 from megpt.errors import InputError
 from megpt.evaluation.reading.columns import Columns
-from megpt.evaluation.reading.ids import as_id
+from megpt.evaluation.reading.ids import as_id, shown
 from megpt.evaluation.reading.tables import TEXT, Table
 
 MISSING = frozenset({"", "nan", "NaN", "None", "null", "<NA>"})
@@ -80,7 +80,7 @@ def records(table: Table, columns: Columns, counts: Counts) -> Iterator[Record]:
             counts.empty += 1
             continue
         if text is not None and truth is None and _holds_score(text, study, leading=not begun):
-            counts.scores.append((study or text)[:40])
+            counts.scores.append(shown(study or text))
             continue
         if columns.id and study is None:
             raise InputError(

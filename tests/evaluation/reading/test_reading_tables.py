@@ -208,6 +208,15 @@ def test_a_large_json_streams_to_the_same_rows(tmp_path: Path, monkeypatch: pyte
                 rows(path)
 
 
+def test_a_small_file_may_unpack_to_a_large_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(json.dumps({f"s{i}": "a" * 1000 for i in range(100)}).encode()))
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr(json_tables, "SMALL", 50_000)
+    monkeypatch.setattr(json_tables, "_parsed", None)
+    assert len(rows(path)) == 100
+
+
 def test_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([{**row, "views": b"film"} for row in ROWS]), tmp_path / "a.parquet")
     assert rows(tmp_path / "a.parquet") == ROWS
