@@ -156,7 +156,7 @@ def _baselines(
         notes["permuted"] = "needs two studies"
     chosen = None
     if training_reports is None:
-        notes["constant"] = "the training split's reports are not known; set studies=PATH"
+        notes["constant"] = "the training split's reports are not known; set training=PATH or studies=PATH"
     else:
         cleaner.prepare(training_reports)
         chosen = constant_report([scored_text(text, cleaner, reference=True) for text in training_reports], seed)

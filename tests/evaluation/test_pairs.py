@@ -72,6 +72,15 @@ def test_columns_by_name(tmp_path: Path, suffix: str, row: dict[str, str], taken
     assert texts(pairs) == [("1", "a", row[truth])]
 
 
+def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
+    rows = [{"study_id": f"s{i}", "generated": HEART, "reference": LUNGS} for i in range(3)]
+    for orient in ("index", "columns", "records"):
+        pd.DataFrame(rows).to_json(tmp_path / "a.json", orient=orient)
+        assert texts(read_pairs(tmp_path / "a.json")) == [(f"s{i}", HEART, LUNGS) for i in range(3)]
+    path = write(tmp_path / "b.json", {"7": rows[0], "8": rows[1]})
+    assert [pair.study_id for pair in read_pairs(path).pairs] == ["7", "8"]
+
+
 def test_columns_that_are_set(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", [{"case": "1", "ours": "a", "theirs": "b", "report": "c", "study_id": "9"}])
     columns = ColumnsConfig(id="case", text="Ours", truth="theirs")

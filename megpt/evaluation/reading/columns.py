@@ -94,8 +94,16 @@ def id_columns(table: Table, first: str | None) -> list[str]:
 
 
 def _id(table: Table, wanted: ColumnsConfig) -> str | None:
-    named = _set(table, "id", wanted.id)
-    return named or (KEY if KEY in table.columns else _first(table, ID))
+    named, column = _set(table, "id", wanted.id), _first(table, ID)
+    if named or KEY not in table.columns:
+        return named or column
+    return column if column and _counts(table) else KEY
+
+
+def _counts(table: Table) -> bool:
+    """Whether the keys of a JSON object are row numbers, as pandas writes them."""
+    keys = [row.get(KEY) for _, row in islice(table.rows(), PEEK)]
+    return keys in ([str(i) for i in range(len(keys))], [str(i + 1) for i in range(len(keys))])
 
 
 def _set(table: Table, key: str, name: str | None) -> str | None:

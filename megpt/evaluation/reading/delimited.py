@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from megpt.errors import InputError
 from megpt.evaluation.reading.encoding import head, open_text, unreadable
+from megpt.evaluation.reading.ids import named, shown
 from megpt.evaluation.reading.json_tables import TEXT
 
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
@@ -40,8 +41,14 @@ def open_delimited(
         if len(titles) > 1:
             raise InputError(
                 f"{path} has no column whose name is known",
-                cause=f"its first line holds {len(titles)} cells, none of them a name such as study_id or report",
+                cause=f"its first line holds: {named(titles)}; none is a name such as study_id or report",
                 next="give it a header, or set evaluate.columns.text=NAME (and .id, .truth)",
+            )
+        if titles and titles[0] and " " not in titles[0]:
+            raise InputError(
+                f"{path} has one column, and its first line is no text",
+                cause=f"it holds {shown(titles[0])!r}, a name that is not known",
+                next=f"set evaluate.columns.text={shown(titles[0])}, or evaluate.delimiter",
             )
         return f"{kind}, no header", [TEXT], lambda: _rows(path, encoding, delimiter, [TEXT], header=False)
     if twice := [name for name, times in Counter(titles).items() if name and times > 1]:

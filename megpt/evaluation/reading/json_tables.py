@@ -152,6 +152,9 @@ def _shape(path: Path, data: Any, names: frozenset[str]) -> Opened:
         return "JSON columns", list(columns), lambda: iter(enumerate(listed, 1))
     if data.twice:
         raise twice_in(path, data.twice)
+    if (wrapped := _wrapped(data, names)) is not None:
+        kind, columns, rows = _listed(path, lambda: iter(data[wrapped]))
+        return f"{kind} {wrapped[:40]!r}", columns, rows
     return _keyed(path, lambda: iter(data.items()))
 
 
@@ -226,6 +229,12 @@ def _columnar(data: _Object) -> dict[str, list[Any]] | None:
     if numbered and len({len(v) for v in values}) == 1:
         return {name: list(column.values()) for name, column in data.items()}
     return None
+
+
+def _wrapped(data: _Object, names: frozenset[str]) -> str | None:
+    """The key of the only list of records, beside settings and scores: `{"results": […], "metrics": {…}}`."""
+    found = [key for key, value in data.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    return found[0] if len(found) == 1 and any(str(name).lower() in names for name in data[found[0]][0]) else None
 
 
 def _columns(rows: Rows) -> list[str]:

@@ -113,6 +113,7 @@ def _cell(table: Table, number: int, row: dict[str, Any], column: str | None, co
         value = str(value)
     if not isinstance(value, str):
         held = f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
+        held = "an object" if isinstance(value, dict) else held
         raise InputError(
             f"{table.path} has a cell that is no text",
             where=f"row {number}, column {column!r}",

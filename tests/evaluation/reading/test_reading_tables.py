@@ -80,7 +80,9 @@ def test_a_file_without_a_header_is_a_list_of_texts(tmp_path: Path) -> None:
     pd.DataFrame(["the heart is normal .", "a, b", ""]).to_csv(path, index=False, header=False)
     assert rows(path) == [{TEXT: "the heart is normal ."}, {TEXT: "a, b"}, {TEXT: ""}]
     path.write_text("alpha,beta\n1,2\n")
-    with pytest.raises(InputError, match="has no column whose name is known"):
+    with pytest.raises(
+        InputError, match=r"has no column whose name is known\n  cause: its first line holds: alpha, beta;"
+    ):
         table(path)
     path.write_text("report,report\n1,2\n")
     with pytest.raises(InputError, match="has two columns 'report'"):
@@ -141,6 +143,12 @@ def test_json_lists_and_records_by_id(tmp_path: Path) -> None:
     assert by_id[0]["ref"] != by_id[0]["ref"]
     path.write_bytes(json.dumps(ROWS).encode("utf-16"))
     assert rows(path) == ROWS
+
+
+def test_a_list_beside_scores(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"metrics": {"BLEU_4": 0.1}, "results": ROWS, "seeds": [1, 2]}))
+    assert rows(path) == ROWS and table(path).kind == "JSON list 'results'"
 
 
 def test_json_as_columns(tmp_path: Path) -> None:
