@@ -259,7 +259,8 @@ def test_ambiguous_ids_match_nothing(tmp_path: Path) -> None:
     references = write(tmp_path / "b.json", [*rows, {"id": "9", "report": "exact"}, {"id": "09", "report": "loose"}])
     pairs = read_pairs(predictions, references=str(references))
     assert [(pair.study_id, pair.reference) for pair in pairs.pairs] == [("9", "exact")]
-    assert "1 ids match several texts and are left out" in pairs.said[1] and pairs.without_reference == 3
+    assert pairs.said[1].endswith("1 of 4 found; 1 ids match several texts and are left out")
+    assert pairs.without_reference == 3
 
 
 def test_references_that_contradict_themselves(tmp_path: Path) -> None:
@@ -280,6 +281,9 @@ def test_no_truth_at_all(tmp_path: Path) -> None:
     pairs = read_pairs(write(tmp_path / "a.json", {"s1": "x", "s2": None}))
     assert pairs.pairs == [] and texts(pairs) == [("s1", "x", ""), ("s2", None, "")]
     assert pairs.said[0].endswith("truth: none; 1 without text")
+    # a report is not its own reference
+    pairs = read_pairs(write(tmp_path / "a.csv", [{"study_id": "s1", "report": "x"}]))
+    assert texts(pairs) == [("s1", "x", "")] and pairs.said[0].endswith("text: report, truth: none")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def config(folder: Path, *keys: str, **more: str) -> Config:
         ({"studies": "studies", "references": "annotation.json"}, ["of studies"]),
         ({"references": "annotation.json"}, ["train 0", "train 1"]),
         ({"training": "studies"}, ["of studies"]),
+        ({"training": "texts.csv", "references": "annotation.json"}, ["a", "b"]),
         ({"training": "texts.csv"}, ["a", "b"]),
         ({"training": "split.csv"}, ["b"]),
         ({"references": "texts.csv"}, None),
