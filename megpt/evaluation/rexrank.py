@@ -23,6 +23,7 @@ from megpt.evaluation.reading.tables import KEY, SPLIT, TEXT, Table, open_table
 from megpt.output import write_aside
 
 PREDICTION = "model_prediction"
+_OURS = (KEY, TEXT, SPLIT)
 _MARKS = {"key_image_path", "frontal_lateral", "section_findings", "context"}
 """Fields by two of which a ReXrank file is known."""
 
@@ -85,7 +86,8 @@ def _entries(
         if study is None or study in done:
             continue
         done.add(study)
-        entry = {name: value for name, value in row.items() if name not in (KEY, TEXT, SPLIT)}
+        # Python's NaN is no JSON: a section that is not there
+        entry = {name: None if value != value else value for name, value in row.items() if name not in _OURS}
         yield theirs, {**entry, PREDICTION: studies[study].generated or ""}
 
 
