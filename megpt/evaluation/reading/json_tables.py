@@ -146,10 +146,10 @@ def _shape(path: Path, data: Any, names: frozenset[str]) -> Opened:
     known = any(key.lower() in names for key in data)
     if known and not any(isinstance(value, (dict, list)) for value in data.values()):
         return _listed(path, lambda: iter([data]))  # one record
-    if known and (columns := _columnar(data)):
-        count = len(next(iter(columns.values())))
-        listed = [{name: values[i] for name, values in columns.items()} for i in range(count)]
-        return "JSON columns", list(columns), lambda: iter(enumerate(listed, 1))
+    if known and (named := _columnar(data)):
+        count = len(next(iter(named.values())))
+        listed = [{name: values[i] for name, values in named.items()} for i in range(count)]
+        return "JSON columns", list(named), lambda: iter(enumerate(listed, 1))
     if data.twice:
         raise twice_in(path, data.twice)
     if (wrapped := _wrapped(data, names)) is not None:
