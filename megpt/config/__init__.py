@@ -11,7 +11,7 @@ screens are made from these declarations.
 
 from megpt.config.data import ClusterConfig, DataConfig, PrepareConfig
 from megpt.config.demo import LanguageModelConfig, PhantomConfig
-from megpt.config.generate import AblateConfig, EvaluateConfig, GenerateConfig
+from megpt.config.generate import AblateConfig, ColumnsConfig, EvaluateConfig, GenerateConfig
 from megpt.config.model import FitPromptsConfig, ImportConfig, ModelConfig
 from megpt.config.reading import SHIPPED, shipped_names
 from megpt.config.reference import help_text, json_schema, refuse_unread
@@ -24,6 +24,7 @@ __all__ = [
     "SHIPPED",
     "AblateConfig",
     "ClusterConfig",
+    "ColumnsConfig",
     "Config",
     "DataConfig",
     "EvaluateConfig",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from megpt.errors import InputError
+from megpt.recipe import parse_recipe
 from megpt.settings import Fraction, Indifferent, Positive, Section
-
-Cleaner = Literal["none", "r2gen-iu", "r2gen-mimic", "r2gengpt-iu", "r2gengpt-mimic"]
 
 
 class ClusterConfig(Section):
@@ -47,14 +47,22 @@ class DataConfig(Section):
     """Where the reports are, if they are not inside the archive (MIMIC-CXR keeps them apart)."""
     annotations: str | None = None
     """A table or JSON of studies to use instead of the archive's own."""
-    cleaner: Cleaner = "none"
-    """How report text is normalised before it is used or scored; a score names its cleaner."""
+    cleaner: str = "none"
+    """How report text is normalised before it is used or scored (docs/reports.md); a score names its cleaner."""
     section: Literal["report", "findings", "impression"] = "report"
     """The part of a report that is learnt and scored."""
     max_views: Positive | None = None
     """Largest number of films used per study, in the archive's order; all of them by default."""
     max_pixels: Positive = 200_000_000
     """A film that declares more pixels is refused before it is decoded (a decompression bomb)."""
+
+    @field_validator("cleaner")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            return str(parse_recipe(name))
+        except InputError as error:
+            raise ValueError(f"{error.what}; {error.next}") from None
 
 
 class PrepareConfig(Section):

@@ -54,9 +54,27 @@ class GenerateConfig(Section):
         return self
 
 
+class ColumnsConfig(Section):
+    """Columns of the files given to `evaluate`; recognised by their names by default."""
+
+    id: str | None = None
+    """The column that names a study: study_id, id, images_id or dicom_id by default."""
+    text: str | None = None
+    """The generated report: model_prediction, pred_report, hyp, generated or report by default."""
+    truth: str | None = None
+    """The reference report: reference, ref, ground_truth, section_findings, labels, or report beside a prediction."""
+
+
 class EvaluateConfig(Section):
     """predictions/ → metrics.json, per_study.parquet, index.html"""
 
+    columns: ColumnsConfig = ColumnsConfig()
+    encoding: str | None = None
+    """Encoding of the text files (utf-8, cp1252, utf-16, …); detected from their bytes by default."""
+    delimiter: str | None = None
+    """Delimiter of CSV files, one character; detected from their first lines by default."""
+    rexrank: bool = False
+    """Whether to write rexrank.json too, the predictions as a ReXrank submission."""
     bootstrap: Positive = 1000
     """Bootstrap resamples behind each interval."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
@@ -65,7 +83,7 @@ class EvaluateConfig(Section):
     """Whether to score the constant and the permuted report too."""
     meteor: bool = True
     """Whether to compute METEOR, which needs Java 8 or newer."""
-    films: int = Field(default=24, ge=0)
+    films: int = Field(default=1000, ge=0)
     """How many studies the page shows with their films."""
 
 

@@ -57,7 +57,11 @@ class Config(Section):
     checkpoint: Annotated[str | None, Fingerprinted] = None
     """Output of `train` or `import-checkpoint`."""
     predictions: Annotated[str | None, Fingerprinted] = None
-    """Output of `generate`."""
+    """Output of `generate`, or for `evaluate` anyone's reports: CSV, TSV, JSON, JSONL or Parquet."""
+    references: Annotated[str | None, Fingerprinted] = None
+    """Reports to score against: a file of the same kinds, a studies/ table, or R2Gen's or ReXrank's JSON."""
+    training: Annotated[str | None, Fingerprinted] = None
+    """Training reports for the constant baseline and `+unkN`, from the same kinds of file; those of `studies` by default."""
     limit: Positive | None = None
     """Use the first N studies only (`--limit N`)."""
     cluster: Annotated[ClusterConfig, Indifferent] = ClusterConfig()

@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from megpt.errors import InputError, did_you_mean
+from megpt.errors import InputError
+from megpt.recipe import parse_recipe
 
 PUNCTUATION = r"[.,?;*!%^&_+():-\[\]{}]"
 PUNCTUATION_KEEPING_COLON = r"[.,?;*!%^&_+()\[\]{}]"
@@ -42,27 +43,44 @@ RULES = {
     "r2gengpt-mimic": Rule(folds=True, dot_passes=8, removed=re.compile(PUNCTUATION_KEEPING_COLON), spaced_colon=True),
 }
 UNDERSCORE_PASSES, SPACE_PASSES = 7, 6
-CLEANERS = ("none", *RULES)
+
+_WORD_END_STOP = re.compile(r"(?<=[^\s.])(\.+)(?=\s|$)")
 
 # The numbers of a numbered list, in the order in which they are removed.
 _NUMBERS = (("1. ", ""), *((f". {n}. ", ". ") for n in "2345"), *((f" {n}. ", ". ") for n in "2345"))
 
 
 def clean(text: str, cleaner: str) -> str:
-    """A report as the named convention writes it.
+    """A report as the named convention writes it, to be learnt from.
 
     Args:
-        text: the report from the archive.
-        cleaner: `none` (the text unchanged), r2gen-iu, r2gen-mimic, r2gengpt-iu or r2gengpt-mimic.
+        text: the report as the archive has it.
+        cleaner: `none` (the text unchanged), r2gen-iu, r2gen-mimic, r2gengpt-iu or r2gengpt-mimic, and `+dotsplit`.
 
     Raises:
-        InputError: an unknown cleaner.
+        InputError: an unknown cleaner, or a part of one that only a score can have (`+unk3`, `+59`, `ptb`).
     """
-    if cleaner == "none":
+    recipe = parse_recipe(cleaner)
+    if part := recipe.scoring_only:
+        raise InputError(
+            f"the cleaner {cleaner!r} is for scores only",
+            cause=f"{part} changes what is compared, not the reports that a model learns",
+            next=f"set data.cleaner={recipe.base} for this job, and keep {cleaner} for `megpt evaluate`",
+        )
+    text = published(text, recipe.base)
+    return split_stops(text) if recipe.dotsplit else text
+
+
+def split_stops(text: str) -> str:
+    """`effusion.` → `effusion .`: full stops at the end of a word become words of their own; `3.5` stays."""
+    return _WORD_END_STOP.sub(lambda match: "".join(" ." for _ in match[1]), text)
+
+
+def published(text: str, base: str) -> str:
+    """The text as the published cleaner `base` returns it, to the letter; unchanged for `none`."""
+    if base == "none":
         return text
-    rule = RULES.get(cleaner)
-    if rule is None:
-        raise InputError(f"unknown cleaner {cleaner!r}", next=did_you_mean(cleaner, list(CLEANERS)))
+    rule = RULES[base]
     if rule.folds:
         text = _repeat(text.replace("\n", " "), "__", "_", UNDERSCORE_PASSES)
         text = _repeat(text, "  ", " ", SPACE_PASSES)

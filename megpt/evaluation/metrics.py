@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from megpt.evaluation.clinical import label_reports
 from megpt.evaluation.meteor import MeteorUnavailable, meteor_statistics
 from megpt.evaluation.pairs import Pairs
 from megpt.evaluation.statistics import SCORES, Statistics
-from megpt.evaluation.texts import TOKENIZER, scored_text
+from megpt.evaluation.texts import Cleaning, full_stop_warnings, scored_text, signature
 from megpt.study import CHEXPERT
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -62,10 +62,13 @@ def score_reports(
     Raises:
         ValueError: lists of different length, or no reference at all.
     """
-    pairs = [(g, r) for g, r in zip(generated, references, strict=True) if scored_text(r, cleaner)]
+    cleaning = Cleaning.of(cleaner)
+    cleaning.prepare([*generated, *references])
+    pairs = [(g, r) for g, r in zip(generated, references, strict=True) if scored_text(r, cleaning, reference=True)]
     if not pairs:
         raise ValueError("no reference report to score against")
-    texts, wanted = ([scored_text(text, cleaner) for text in side] for side in zip(*pairs, strict=True))
+    texts = [scored_text(text, cleaning) for text, _ in pairs]
+    wanted = [scored_text(text, cleaning, reference=True) for _, text in pairs]
     reports = [text or "" for side in zip(*pairs, strict=True) for text in side] if clinical else []
     columns, labels, _ = _compute({"generated": texts}, wanted, reports, meteor=meteor, run=run_here)
     found, truth = labels.reshape(2, -1, len(CHEXPERT)) if clinical else (None, None)
@@ -77,7 +80,7 @@ def evaluate(
     pairs: Pairs,
     *,
     training_reports: Sequence[str] | None,
-    cleaner: str,
+    cleaner: str | Cleaning,
     settings: EvaluateConfig,
     seed: int,
     run: Runner = run_here,
@@ -89,14 +92,24 @@ def evaluate(
     Args:
         training_reports: reports of the training split, not cleaned; None where it is not known, which leaves out the
             constant baseline and says so.
+        cleaner: the recipe by its name, or ready to use.
 
     Raises:
         InputError: no reference is left after cleaning.
     """
-    kept = [(pair, text) for pair in pairs.pairs if (text := scored_text(pair.reference, cleaner))]
+    cleaner = cleaner if isinstance(cleaner, Cleaning) else Cleaning.of(cleaner, training=training_reports)
+    cleaner.prepare(text for pair in pairs.pairs for text in (pair.generated, pair.reference))
+    every = [(pair, scored_text(pair.reference, cleaner, reference=True)) for pair in pairs.pairs]
+    kept = [(pair, text) for pair, text in every if text]
     if not kept:
-        raise InputError(f"no reference is left after cleaning with {cleaner!r}", next="set another data.cleaner")
-    pairs = Pairs([p for p, _ in kept], pairs.without_reference + len(pairs.pairs) - len(kept), pairs.models)
+        raise InputError(f"no reference is left after cleaning with {str(cleaner)!r}", next="set another data.cleaner")
+    blank = [pair for pair, text in every if not text]
+    pairs = replace(
+        pairs,
+        pairs=[pair for pair, _ in kept],
+        without_reference=pairs.without_reference + len(blank),
+        unscored=[*pairs.unscored, *blank],
+    )
     references = [text for _, text in kept]
     texts = [scored_text(pair.generated, cleaner) for pair in pairs.pairs]
     raw = [pair.generated or "" for pair in pairs.pairs]
@@ -122,13 +135,14 @@ def evaluate(
     if not settings.meteor:
         notes["METEOR"] = "switched off (evaluate.meteor)"
     metrics = _metrics(scored, pairs, chosen, notes, cleaner=cleaner, settings=settings, seed=seed)
+    metrics["warnings"] += full_stop_warnings(texts, references, cleaner)
     return Evaluation(metrics, scored["generated"], pairs)
 
 
 def _baselines(
     n: int,
     training_reports: Sequence[str] | None,
-    cleaner: str,
+    cleaner: Cleaning,
     settings: EvaluateConfig,
     seed: int,
     notes: dict[str, str],
@@ -142,9 +156,10 @@ def _baselines(
         notes["permuted"] = "needs two studies"
     chosen = None
     if training_reports is None:
-        notes["constant"] = "the training split's reports are not known; set studies=PATH"
+        notes["constant"] = "the training split's reports are not known; set training=PATH or studies=PATH"
     else:
-        chosen = constant_report([scored_text(text, cleaner) for text in training_reports], seed)
+        cleaner.prepare(training_reports)
+        chosen = constant_report([scored_text(text, cleaner, reference=True) for text in training_reports], seed)
         if chosen is None:
             notes["constant"] = "the training split has no reports"
     return order, chosen
@@ -196,7 +211,7 @@ def _metrics(
     constant: str | None,
     notes: dict[str, str],
     *,
-    cleaner: str,
+    cleaner: Cleaning,
     settings: EvaluateConfig,
     seed: int,
 ) -> dict[str, Any]:
@@ -206,13 +221,10 @@ def _metrics(
     return {
         "n": len(pairs.pairs),
         "unit": "study",
-        "cleaner": cleaner,
-        "tokenizer": TOKENIZER,
-        "versions": {
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-            "meteor": "1.5",
-            "python": platform.python_version(),
-        },
+        "cleaner": str(cleaner),
+        "tokenizer": cleaner.tokenizer,
+        "signature": signature(cleaner, len(pairs.pairs)),
+        "versions": versions(),
         "scores": scores,
         "intervals": model.intervals(resamples=settings.bootstrap, confidence=settings.confidence, seed=seed),
         "baselines": baselines,
@@ -227,6 +239,12 @@ def _metrics(
         "constant_report": constant,
         "clinical": _observations(model),
     }
+
+
+def versions() -> dict[str, str]:
+    """What the scores were computed with."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {**packages, "meteor": "1.5", "python": platform.python_version()}
 
 
 def warnings(

@@ -34,9 +34,13 @@ def per_study(evaluation: Evaluation) -> pa.Table:
     columns = {
         "study_id": [p.study_id for p in pairs],
         "subject_id": [p.subject_id for p in pairs],
-        **{name: scores.get(name, [None] * len(pairs)) for name in STUDY_SCORES},
+        # not a number: a study without a reference
+        **{
+            name: pa.array(scores.get(name, [None] * len(pairs)), pa.float64(), from_pandas=True)
+            for name in STUDY_SCORES
+        },
         "generated": [p.generated for p in pairs],
-        "reference": [p.reference for p in pairs],
+        "reference": [p.reference or None for p in pairs],
         "generated_labels": _names(statistics.labels[0]),
         "reference_labels": _names(statistics.labels[1]),
         "finish_reason": [p.finish_reason for p in pairs],

@@ -1,6 +1,7 @@
 """Report cleaners.
 
 - each published cleaner gives its published output, for the awkward texts below and for the golden files
+- a full stop at the end of a word is split off by +dotsplit; recipes for scores only are refused for text to be learnt
 - `none` changes nothing; an unknown name is an error that names the nearest
 - what the conventions share holds for any text: lower case, a final stop, no punctuation inside a sentence
 - folding cleaners leave no line feed; cleaned text without the letter case or numbers that they rewrite stays itself
@@ -15,9 +16,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from megpt.config import DataConfig
-from megpt.data.cleaning import CLEANERS, RULES, clean
+from megpt.data.cleaning import RULES, clean, split_stops
 from megpt.errors import InputError
+from megpt.recipe import BASES
 
 PUBLISHED = [
     ("1. Heart normal. 2. Lungs clear.", dict.fromkeys(RULES, "heart normal . lungs clear .")),
@@ -62,10 +63,23 @@ def test_golden_files(real_data):
     assert checked == 4 * 624
 
 
-def test_the_config_knows_the_same_names():
-    from typing import get_args
+def test_every_published_base_has_its_rule():
+    assert set(BASES) == {"none", "ptb", *RULES}
 
-    assert set(get_args(DataConfig.model_fields["cleaner"].annotation)) == set(CLEANERS)
+
+def test_only_a_score_has_words_replaced_or_cut():
+    assert clean("Normal. 3.5 cm", "none+dotsplit") == "Normal . 3.5 cm"
+    for cleaner, part in (("r2gen-iu+unk3+59", "+unk3"), ("r2gen-iu+59", "+59"), ("ptb", "ptb"), ("none+ptb", "ptb")):
+        with pytest.raises(InputError, match=rf"is for scores only\n  cause: {re.escape(part)} changes"):
+            clean("text", cleaner)
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [("effusion.", "effusion ."), ("3.5 cm.. end", "3.5 cm . . end"), ("a . b ...", "a . b ..."), ("", ""), (".", ".")],
+)
+def test_stops_are_split_off_words(text, wanted):
+    assert split_stops(text) == wanted and split_stops(wanted) == wanted
 
 
 def test_an_unknown_cleaner():

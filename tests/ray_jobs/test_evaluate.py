@@ -2,8 +2,10 @@
 
 - the three files, by their contract; each study once; failed ones counted; films of the studies table on the page
 - references that the predictions lack are taken from `studies`
-- no folder, not predictions, not finished, a study twice, no reference, no study: exit code 2 and the next command
-- --dry-run counts; --limit takes the first N; what could not be computed is said
+- running again finds nothing to do; another cleaner on the same output is refused
+- no folder, not predictions, not finished, a study twice, references of other studies: exit code 2, the next command
+- anyone's file in one command; without a single reference there is a result without scores
+- --dry-run writes nothing; --limit takes the first N; what could not be computed is said
 - no report text on the screen
 """
 
@@ -96,7 +98,9 @@ def test_limit_and_no_studies(tmp_path: Path, ray_cluster: None, capfd: pytest.C
     assert metrics["n"] == 3 and metrics["baselines"]["constant"] is None and "constant" in metrics["notes"]
     assert "no film at hand" in (tmp_path / "out/index.html").read_text()
     said = capfd.readouterr().err
-    assert "evaluate: no constant: the training split's reports are not known; set studies=PATH\n" in said
+    assert (
+        "evaluate: no constant: the training split's reports are not known; set training=PATH or studies=PATH\n" in said
+    )
 
 
 def test_dry_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +115,6 @@ BAD = {
     "are not finished": lambda folder: predictions(folder, [row(0)], finished=False),
     "holds no study": lambda folder: predictions(folder, []),
     "1 studies are in the predictions more than once": lambda folder: predictions(folder, [row(0), row(1), row(0)]),
-    "none of the 2 studies in": lambda folder: predictions(folder, [row(i, reference=" .") for i in range(2)]),
     "cannot be read as Parquet": lambda folder: (predictions(folder, [row(0)]) / "reports/part-1.parquet").write_text(
         "x"
     ),
@@ -126,6 +129,52 @@ def test_bad_input(tmp_path: Path, what: str, capfd: pytest.CaptureFixture[str])
     said = capfd.readouterr().err
     assert what in said.replace("\n", " ") and "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_references_of_other_studies(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    predictions(tmp_path / "predictions", [row(i, reference=None) for i in range(2)])
+    (tmp_path / "refs.csv").write_text("study_id,report\nelsewhere,The heart is enlarged.\n")
+    paths = [f"predictions={tmp_path / 'predictions'}", f"output={tmp_path / 'out'}"]
+    for more in (["references=" + str(tmp_path / "refs.csv")], ["data.cleaner=r2gen-iu+unk3"]):
+        assert main(["evaluate", *paths, *more]) == 2
+    said = capfd.readouterr().err
+    assert "none of the 2 predictions has a reference in" in said and "needs training reports" in said
+    assert "enlarged" not in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_anyones_file(tmp_path: Path, ray_cluster: None, capfd: pytest.CaptureFixture[str]) -> None:
+    """A CSV, R2Gen's annotation for truth and training, a recipe: one command, with the submission to ReXrank."""
+    entries = {split: [{"id": f"{split}{i}", "report": TEXTS[i % 4]} for i in range(8)] for split in ("train", "test")}
+    (tmp_path / "annotation.json").write_text(json.dumps(entries))
+    rows = [f'test{i},"{TEXTS[i % 4]}"\n' for i in range(8)]
+    (tmp_path / "results.csv").write_text("images_id;pred_report\nBLEU_4;0.4\n" + "".join(rows).replace(",", ";"))
+    command = ["evaluate", f"predictions={tmp_path / 'results.csv'}", f"references={tmp_path / 'annotation.json'}"]
+    command += [f"output={tmp_path / 'out'}", "data.cleaner=r2gen-iu+59+unk3", "evaluate.rexrank=true"]
+    command += ["evaluate.meteor=false", "evaluate.bootstrap=20"]
+    assert main(command) == 0
+    said = capfd.readouterr().err
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["signature"].startswith("BLEU-4|n:8|clean:r2gen-iu+unk3+59|ref:cut59|v:")
+    assert f"evaluate: {metrics['signature']}\n" in said and "evaluate: rexrank.json: 8 studies\n" in said
+    assert metrics["scores"]["BLEU_1"] == pytest.approx(1) and metrics["baselines"]["constant"] is not None
+    assert [line.split(",")[0] for line in metrics["inputs"]] == [
+        "predictions: results.csv", "references: annotation.json", "training: annotation.json"
+    ]  # fmt: skip
+    assert "1 rows of scores left out" in said and "8 reports, split train" in said
+    written = json.loads((tmp_path / "out/rexrank.json").read_text())
+    assert list(written) == [f"test{i}" for i in range(8)] and written["test0"]["model_prediction"] == TEXTS[0]
+    assert "effusion" not in said.lower()
+
+
+def test_no_reference_at_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    predictions(tmp_path / "predictions", [row(i, reference=None) for i in range(3)])
+    assert Evaluate.run(config(tmp_path, "evaluate.rexrank=true")) == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["n"] == 0 and set(metrics["scores"].values()) == {None}
+    assert pq.read_table(tmp_path / "out/per_study.parquet")["reference"].null_count == 3
+    assert (tmp_path / "out/index.html").exists() and len(json.loads((tmp_path / "out/rexrank.json").read_text())) == 3
+    assert "nothing is scored: none of 3 studies has a reference report" in capfd.readouterr().err
 
 
 def test_no_predictions_key(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""Text files as text: compressed or not, in the encoding that their bytes say."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+from pathlib import Path
+from typing import BinaryIO, TextIO, cast
+
+from megpt.errors import InputError
+
+CHUNK = 1 << 20
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """The bytes of a file, unpacked where it is gzipped (told by its first bytes, not by its name)."""
+    file = path.open("rb")
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    if not packed:
+        return file
+    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file))))
+
+
+def open_text(path: Path, encoding: str) -> TextIO:
+    """A file as text, line ends as they are."""
+    return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="")
+
+
+def head(path: Path, size: int = 256 * 1024) -> bytes:
+    """The first bytes of a file, unpacked."""
+    try:
+        with open_bytes(path) as file:
+            return file.read(size)
+    except (OSError, EOFError) as error:
+        raise unreadable(path, error) from None
+
+
+def find_encoding(path: Path, wanted: str | None = None) -> str:
+    """The encoding of a text file: the one wanted, its byte-order mark's, UTF-8, UTF-16 without a mark, or cp1252.
+
+    The whole file is read once, in pieces.
+
+    Raises:
+        InputError: the bytes are neither; it holds both UTF-8 and other letters; an unknown encoding is wanted.
+    """
+    if wanted is not None:
+        try:
+            return codecs.lookup(wanted).name
+        except LookupError:
+            raise InputError(f"unknown encoding {wanted!r}", next="set evaluate.encoding=utf-8, cp1252, …") from None
+    start = head(path, 4096)
+    for mark, name in _MARKS:
+        if start.startswith(mark):
+            return name
+    zeros = start[1::2].count(0), start[0::2].count(0)
+    if max(zeros) > len(start) // 8:
+        return "utf-16-le" if zeros[0] > zeros[1] else "utf-16-be"
+    return _utf8_or_cp1252(path)
+
+
+def _utf8_or_cp1252(path: Path) -> str:
+    """Bytes that are no UTF-8 pass as surrogates, so that both kinds of letters can be counted."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    lines, letters, strange, first = 0, False, set[int](), 0
+    try:
+        with open_bytes(path) as file:
+            more = True
+            while more:
+                data = file.read(CHUNK)
+                more = bool(data)
+                text = decoder.decode(data, final=not more)
+                if not text.isascii():
+                    found = {ord(c) - 0xDC00 for c in text if "\udc80" <= c <= "\udcff"}
+                    if found and not strange:
+                        place = next(i for i, c in enumerate(text) if "\udc80" <= c <= "\udcff")
+                        first = lines + text.count("\n", 0, place) + 1
+                    strange |= found
+                    letters = letters or any(c > "\x7f" and not "\udc80" <= c <= "\udcff" for c in text)
+                lines += text.count("\n")
+    except (OSError, EOFError) as error:
+        raise unreadable(path, error) from None
+    if not strange:
+        return "utf-8"
+    undefined = strange & {0x81, 0x8D, 0x8F, 0x90, 0x9D}
+    if letters or undefined:
+        raise InputError(
+            f"{path} is neither UTF-8 nor cp1252 throughout",
+            where=f"line {first}",
+            cause="two encodings in one file, or a third one" if letters else "bytes that cp1252 does not have",
+            next="save it as UTF-8, or set evaluate.encoding=NAME",
+        )
+    return "cp1252"
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """What the system says of a file, as an error for the screen."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"no file at {path}", next="check the path")
+    return InputError(f"{path} cannot be read", cause=f"{type(error).__name__}: damaged, cut off, or not ours to read")
