@@ -7,8 +7,8 @@
 - a finished job says so, changes nothing, and has the verdict that it had
 - another config on its output, and an input that has changed or grown, are refused with the difference, dry or not
 - of two inputs that exclude each other the one named last is read
-- stopped by Ctrl-C (130) or SIGTERM (143) it says so in one line without a traceback; after that, and after SIGKILL, the
-  same command gives the result of an uninterrupted run, and what was finished is not done again
+- stopped by Ctrl-C (130) or SIGTERM (143) it says so in one line without a traceback; after that, and after SIGKILL,
+  the same command gives the result of an uninterrupted run, and what was finished is not done again
 """
 
 from __future__ import annotations
