@@ -67,11 +67,12 @@ class Prepare(Job):
         log(f"prepare: would read {left} studies ({self.source.format}) of {self.source.root} into {folder}")
 
     def plan(self, folder: Path) -> bool:
-        shards = ShardList.load(folder / LIST)
+        place = folder.absolute() / LIST  # the tasks, which read it, start in folders of their own
+        shards = ShardList.load(place)
         if shards is None:
             studies = self._studies()
             log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
-            shards = self._list(folder / LIST, studies)
+            shards = self._list(place, studies)
             if twice := shards.notes["patients_in_two_splits"]:
                 log(f"prepare: {twice} patients are in more than one of the archive's own splits")
         self.shards, self.left = shards, unfinished(folder, shards)

@@ -22,6 +22,7 @@ settings.register_profile("megpt", deadline=None)
 settings.load_profile("megpt")
 
 FIRST = (
+    "test_promises.py",
     "test_train.py",
     "test_generate_losses.py",
     "test_demo.py",

@@ -55,7 +55,7 @@ CASES = {
         ("studies=studies", "fit_prompts.num_clusters=2", *ENCODER),
         bad=("limit=1", "fit_prompts.num_clusters = 2, but there are only 1 training studies"),
         unread="model.llm=x",
-        changed=("seed=7", "seed: 42 → 7"),
+        changed=("fit_prompts.terms=2", "fit_prompts.terms: 6 → 2"),
         spoil=lambda here: write_studies(here / "studies", "train", make_studies(13), 0),
         results=("prompts.yaml", "centroids.safetensors"),
     ),
@@ -141,7 +141,7 @@ def write_predictions(folder: Path, count: int = 6) -> None:
 
 def make_world(here: Path, llm: Path, checkpoint: Path) -> None:
     """An archive, studies, predictions, a reference checkpoint; a language model and a checkpoint by link."""
-    add_study(here / "archive", 12)
+    add_study(here / "archive", 40)
     write_studies(here / "studies", "train", make_studies(12), 0)
     write_studies(here / "studies", "val", make_studies(3, "val"), 0)
     write_predictions(here / "predictions")

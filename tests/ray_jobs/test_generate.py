@@ -4,7 +4,7 @@
 - run.json names config, decoding, versions, counts and seconds
 - failed.parquet can be fed back as a source, films and all
 - more failures than max_failed_fraction: exit code 3, the table complete
-- SIGKILL of the driver, or of an actor, and the same command again: the table of an uninterrupted run
+- SIGKILL of an actor: the table of an uninterrupted run
 - a node that does not see the archive ends the job; no film is called missing for it
 - a film that kills the process that decodes it becomes an error of its study
 - an archive that cannot be listed (no such split, an id twice) leaves nothing behind
@@ -18,8 +18,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,36 +156,11 @@ def test_failed_studies_can_be_fed_back(
         Generate.run(config(finished / "failed.parquet", tiny_checkpoint, tmp_path / "out"))
 
 
-def command(archive: Path, checkpoint: Path, output: Path) -> list[str]:
-    overrides = [f"source={archive}", f"checkpoint={checkpoint}", f"output={output}"]
-    rules = ["shard_size=8", "slots=4", "min_new_tokens=2", "max_new_tokens=8"]
-    return [sys.executable, "-m", "ray_jobs", "generate", *overrides, *(f"generate.{rule}" for rule in rules)]
-
-
 def wait_for(condition, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_the_driver_is_killed(
-    finished: Path, archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
-) -> None:
-    output = tmp_path / "out"
-    driver = subprocess.Popen(command(archive, tiny_checkpoint, output), stderr=subprocess.DEVNULL)
-    wait_for(lambda: len(finished_shards(output)) >= 2)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    kept = {p.name: p.stat().st_mtime_ns for p in (output / "reports").glob("part-*.parquet")}
-    predictions = Predictions.open(output)
-    assert predictions is not None
-    state = predictions.status()
-    assert state.left + state.done == STUDIES
-    assert Generate.run(config(archive, tiny_checkpoint, output)) == 0
-    assert rows(output) == rows(finished)
-    assert {name: (output / "reports" / name).stat().st_mtime_ns for name in kept} == kept
 
 
 @pytest.mark.slow

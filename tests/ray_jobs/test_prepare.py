@@ -2,7 +2,6 @@
 
 - an archive with broken films gives the table, failed.parquet and run.json; nothing is lost, nothing is there twice
 - more failed studies than allowed: the table is complete, exit code 3, now and when run again
-- killed at any moment, the same command goes on, and the result is that of an uninterrupted run
 - a missing archive, an empty one, and one without a readable study: exit code 2, the text below, nothing left behind
 - --dry-run and --limit
 """
@@ -10,11 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +17,7 @@ import pytest
 from PIL import Image
 
 from megpt.config import load_config
-from megpt.data.prepare import WORK
-from megpt.data.studies import fingerprint, read_studies
+from megpt.data.studies import read_studies
 from megpt.errors import TooManyFailed
 from megpt.study import FAILED_SCHEMA
 from ray_jobs.__main__ import main
@@ -148,35 +141,3 @@ def test_dry_run_and_limit(tmp_path, capfd, ray_cluster):
     assert not out.exists()
     assert Prepare.run(config(source, out, "limit=5")) == 0
     assert sorted(s.study_id for s in read_studies(out)) == ["s0000", "s0001", "s0002", "s0004"]
-
-
-@pytest.mark.slow
-def test_killed_and_run_again(tmp_path, ray_cluster):
-    source = make_archive(tmp_path / "archive", 240, side=400)
-    settings = ["prepare.shard_size=4", "prepare.image_size=32", "prepare.max_failed_fraction=0.5"]
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "ray_jobs", "prepare", f"source={source}", f"output={out}", *settings]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
-    done = out / WORK / "done"
-    try:
-        deadline = time.monotonic() + 300
-        while len(list(done.glob("*.json"))) < 3:
-            assert driver.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    time.sleep(1)
-    finished = len(list(done.glob("*.json")))
-    assert 3 <= finished < 60 and not (out / "_SUCCESS").exists()
-    kept = {path: path.stat().st_ino for path in out.glob("split=*/*.parquet")}
-
-    assert Prepare.run(config(source, out)) == 0
-    assert Prepare.run(config(source, tmp_path / "whole")) == 0
-    assert fingerprint(out) == fingerprint(tmp_path / "whole")
-    assert [s.study_id for s in read_studies(out)] == [s.study_id for s in read_studies(tmp_path / "whole")]
-    assert len({s.study_id for s in read_studies(out)}) == 237
-    assert pq.read_table(out / "failed.parquet").equals(pq.read_table(tmp_path / "whole" / "failed.parquet"))
-    again = sum(path.stat().st_ino != inode for path, inode in kept.items())
-    assert again <= len(kept) - finished + 1, "shards that were done are not done again"
-    assert not list(out.rglob("*.tmp"))
