@@ -72,8 +72,7 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         config.layout, config.image_size = self.vision.layout, self.vision.image_size
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.bank = bank or PromptBank.fixed()
-        embedding = self.language_model.get_input_embeddings()
-        self.projector = Projector(self.vision.channels, embedding.embedding_dim, config)
+        self.projector = Projector(self.vision.channels, self.get_input_embeddings().embedding_dim, config)
         # Prompts are chosen by the encoder as it was when they were fitted: a frozen copy if it is trained.
         own = config.mode == "deep" and self.bank.centroids is not None
         self.prompt_encoder = copy.deepcopy(self.vision) if own else None
@@ -126,7 +125,7 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         if self.config.mode != "shallow" and hasattr(self.vision.trunk, "set_grad_checkpointing"):
             self.vision.trunk.set_grad_checkpointing(True)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         return self.language_model.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -254,8 +253,8 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         embeds, mask = self.assemble(visual)
         head = language.vocabulary_head(self.language_model)
         if labels is None:
-            last = self._hidden(embeds, mask)[:, -1]
-            return MeGPTOutput(l2=visual.l2, logits=head(last), prompt_id=visual.prompt_id)
+            first = head(self._hidden(embeds, mask)[:, -1])
+            return MeGPTOutput(l2=visual.l2, logits=first, prompt_id=visual.prompt_id)
         self.check_context(embeds.shape[1], labels.shape[1])
         known = labels != IGNORED_LABEL
         reports = self.get_input_embeddings()(labels.masked_fill(~known, 0)).to(embeds.dtype)

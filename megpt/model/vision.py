@@ -155,9 +155,8 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
         InputError: they cannot be loaded, or do not fit.
     """
     if weights == "pretrained":
-        sized: dict[str, Any] = (
-            {"img_size": encoder.image_size} if "img_size" not in arguments and _takes_size(encoder.trunk) else {}
-        )
+        takes_size = "img_size" not in arguments and encoder.trunk.pretrained_cfg.get("fixed_input_size")
+        sized: dict[str, Any] = {"img_size": encoder.image_size} if takes_size else {}
         try:
             trunk = timm.create_model(name, pretrained=True, num_classes=0, **sized, **dict(arguments))
         except Exception as error:
@@ -193,11 +192,6 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
             next="give the weights of this architecture, or set model.vision_args to match them",
         )
     encoder.trunk.load_state_dict({key: state[key] for key in own})
-
-
-def _takes_size(trunk: Any) -> bool:
-    cfg: Any = trunk.pretrained_cfg
-    return bool(cfg.get("fixed_input_size"))
 
 
 @dataclass
