@@ -20,9 +20,8 @@ from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.model.checkpoint.files import CENTROIDS, PROMPTS
 from megpt.output import Output, claim
 from megpt.progress import log
-from megpt.training.deepspeed import check_batch_sizes, deepspeed_settings
+from megpt.training.deepspeed import check_batch_sizes, check_cache, deepspeed_settings
 from megpt.training.log import check_loggers
-from megpt.training.memo import check_cache
 from megpt.training.samples import input_fingerprint, weights_fingerprint
 from ray_jobs.failures import PREEMPTED, cause_of, known_failure
 from ray_jobs.runtime import cluster, require_resources
