@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from megpt.config import ModelConfig
 from megpt.model import MeGPTConfig, MeGPTForConditionalGeneration
 from megpt.model.vision import VisionEncoder
-from megpt.training.log import peak_flops
+from megpt.training.meter import peak_flops
 
 WAYS = ("reference", "ours", "ours, cached features", "ours, cached and checkpointed")
 VOCABULARY = 32_000

@@ -35,7 +35,7 @@ COVERED_BY = {
     "megpt/training/schedule.py": ["tests/training/test_schedule.py"],
     "megpt/training/order.py": ["tests/training/test_order.py"],
     "megpt/generation/rules.py": ["tests/generation/test_rules.py"],
-    "megpt/identity.py": ["tests/test_identity.py", "tests/test_config.py"],
+    "megpt/config/run.py": ["tests/test_config_identity.py", "tests/test_config.py"],
     "megpt/model/checkpoint/fingerprint.py": ["tests/model/test_fingerprint.py", "tests/model/test_checkpoint.py"],
 }
 """Module → the tests that are asked. A file that is not here is covered by the test of its name."""
@@ -215,9 +215,8 @@ def report_on(path: Path, *, most: int, workers: int, folder: Path) -> dict[str,
     name = str(path.relative_to(ROOT))
     inner = path.relative_to(ROOT / "megpt")
     tests = COVERED_BY.get(name, [f"tests/{inner.parent}/test_{inner.name}"])
-    tests = [test for test in tests if (ROOT / test).exists()]
-    if not tests:
-        raise SystemExit(f"{name}: no test file covers it; name one in COVERED_BY")
+    if missing := [file for file in (name, *tests) if not (ROOT / file).exists()]:
+        raise SystemExit(f"no file {', '.join(missing)}: see COVERED_BY in {Path(__file__).name}")
     every = mutants(path.read_text(encoding="utf-8"))
     chosen = every if len(every) <= most else sorted(random.Random(0).sample(every, most))
     began = time.monotonic()

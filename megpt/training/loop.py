@@ -24,11 +24,13 @@ from torch import nn
 from megpt.config import Config
 from megpt.model import PromptBank, build_model
 from megpt.progress import log
-from megpt.training import deepspeed
 from megpt.training.batches import Loader
 from megpt.training.checkpoints import CheckpointStore, export
-from megpt.training.log import Logbook, Meter
-from megpt.training.memo import check_cache, open_memo
+from megpt.training.deepspeed import check_cache, zero_stage
+from megpt.training.engine import ensure_process_group, local_device, set_learning_rate, share_machine, whole_model
+from megpt.training.log import Logbook
+from megpt.training.memo import open_memo
+from megpt.training.meter import Meter
 from megpt.training.order import Cutting, GlobalOrder
 from megpt.training.samples import (
     Samples,
@@ -93,13 +95,13 @@ def train_loop(
             or from those that the run began with.
     """
     check_cache(config)
-    deepspeed.ensure_process_group(config.train.timeout_s)
-    deepspeed.share_machine()
+    ensure_process_group(config.train.timeout_s)
+    share_machine()
     made, hooks, train = parts(), hooks or Hooks(), config.train
     model, samples, rank, world = made.model, made.samples, dist.get_rank(), dist.get_world_size()
     require_same_on_every_worker(samples)
     shapes = {name: parameter.shape for name, parameter in trainable(model)}
-    memo = open_memo(config, model, samples.num_views, made.folder, zero_stage=deepspeed.zero_stage(train, world))
+    memo = open_memo(config, model, samples.num_views, made.folder, zero_stage=zero_stage(train, world))
     store = CheckpointStore(output / STEPS, keep=train.keep)
     order = GlobalOrder(len(samples), train.global_batch_size, config.seed)
     schedule = Schedule.of(train, order.steps_per_epoch)
@@ -115,12 +117,12 @@ def train_loop(
         last_step=schedule.total_steps,
         stored_views=memo.stored_views,
     )
-    meter = Meter(deepspeed.local_device(), loader)
+    meter = Meter(local_device(), loader)
     run = Run(config, hooks, schedule, loader, memo, engine, store, meter, step, failed)
     with loader, Logbook(output, config, start_step=step, rank=rank, row=hooks.row) as logbook:
         take_all_steps(run, made.processor, logbook)
         store.wait()
-        with deepspeed.whole_model(engine) as whole:
+        with whole_model(engine) as whole:
             summary = broadcast(
                 export(whole, made.processor, store, output, shapes=shapes, samples=samples, failed=run.failed)
                 if rank == 0
@@ -159,7 +161,7 @@ def take_all_steps(run: Run, processor: Any, logbook: Logbook) -> None:
 def take_step(run: Run) -> None:
     """One optimizer step on this worker's part of the global batch."""
     step, loader, world = run.step, run.loader, dist.get_world_size()
-    deepspeed.set_learning_rate(run.engine, rate := run.schedule.learning_rate(step))
+    set_learning_rate(run.engine, rate := run.schedule.learning_rate(step))
     tokens_per_pass = loader.num_tokens(step) / (world * loader.cutting.slots)
     losses = []
     for slot, batch in enumerate(loader.step(step)):
@@ -184,7 +186,7 @@ def validate(run: Run, processor: Any, logbook: Logbook) -> None:
     """Score the reports for the validation split, and pin the checkpoint if it is the best so far. A collective."""
     if run.hooks.validate is None:
         return
-    with deepspeed.whole_model(run.engine) as model:
+    with whole_model(run.engine) as model:
         scores = run.hooks.validate(model, processor)
     run.engine.train()
     best = run.hooks.best(scores)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from megpt.config import Config
-from megpt.errors import InputError
 from megpt.training.order import Indices
 
 if TYPE_CHECKING:
@@ -143,13 +142,3 @@ def open_memo(config: Config, model: Any, num_views: np.ndarray, folder: Path, *
         return Memo()
     digest.update(centroids.float().cpu().contiguous().numpy().tobytes())
     return PromptMemo(folder / f"prompts-{digest.hexdigest()[:16]}.bin", len(num_views), len(model.bank.texts))
-
-
-def check_cache(config: Config) -> None:
-    """Raise InputError for `train.cache_features` in a mode that trains the encoder."""
-    if config.train.cache_features and config.model.mode != "shallow":
-        raise InputError(
-            f"train.cache_features needs model.mode = shallow, not {config.model.mode}",
-            cause="this mode trains the encoder, so its features change with every step",
-            next="set train.cache_features=false",
-        )

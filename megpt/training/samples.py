@@ -32,7 +32,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch.distributed as dist
 
 from megpt.config import Config, DataConfig
 from megpt.data.cleaning import clean
@@ -204,6 +203,8 @@ def require_same_on_every_worker(samples: Samples) -> None:
     Raises:
         InputError: on every worker, when one of them has other samples.
     """
+    import torch.distributed as dist  # here, since the command that starts a run does without torch
+
     seen: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(seen, (samples.fingerprint, socket.gethostname(), len(samples)))
     if len({fingerprint for fingerprint, _, _ in seen}) > 1:

@@ -37,9 +37,9 @@ from megpt.errors import MegptError
 from megpt.progress import log
 from megpt.training.batches import Loader
 from megpt.training.checkpoints import BUFFER, MASTER, CheckpointStore
-from megpt.training.deepspeed import make_engine
-from megpt.training.log import Meter
+from megpt.training.engine import make_engine
 from megpt.training.memo import Memo
+from megpt.training.meter import Meter
 from megpt.training.samples import Samples, require_same_as_before
 from megpt.training.schedule import Schedule
 

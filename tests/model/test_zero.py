@@ -27,7 +27,7 @@ def measure(folder: str, own: str, stage: int) -> dict[str, Any]:
 
     from megpt.config import TrainConfig
     from megpt.model import MeGPTForConditionalGeneration, MeGPTProcessor
-    from megpt.training.deepspeed import make_engine
+    from megpt.training.engine import make_engine
 
     model = MeGPTForConditionalGeneration.from_pretrained(folder)
     processor = MeGPTProcessor.from_pretrained(folder)

@@ -19,7 +19,8 @@ from training_groups import losses, run_group, train, train_each
 
 from megpt.errors import InputError
 from megpt.training.batches import MicroBatch
-from megpt.training.memo import FeatureCache, check_cache
+from megpt.training.deepspeed import check_cache
+from megpt.training.memo import FeatureCache
 
 
 def validated(config):
