@@ -61,7 +61,7 @@ class Config(Section):
     references: Annotated[str | None, Fingerprinted] = None
     """Reports to score against: a file of the same kinds, a studies/ table, or R2Gen's or ReXrank's JSON."""
     training: Annotated[str | None, Fingerprinted] = None
-    """Training reports for the constant baseline and `+unkN`, from the same kinds of file; by default those of `studies`."""
+    """Training reports for the constant baseline and `+unkN`, from the same kinds of file; else those of `studies`."""
     limit: Positive | None = None
     """Use the first N studies only (`--limit N`)."""
     cluster: Annotated[ClusterConfig, Indifferent] = ClusterConfig()
