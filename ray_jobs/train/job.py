@@ -21,9 +21,8 @@ from megpt.data.studies import study_files
 from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.model.prompts import CENTROIDS, PROMPTS
 from megpt.progress import log
-from megpt.training.deepspeed import check_batch_sizes, deepspeed_settings
+from megpt.training.deepspeed import check_batch_sizes, check_cache, deepspeed_settings
 from megpt.training.log import check_loggers
-from megpt.training.memo import check_cache
 from megpt.training.samples import input_fingerprint, weights_fingerprint
 from ray_jobs.failures import PREEMPTED, cause_of, known_failure
 from ray_jobs.job import Job, absolute
