@@ -60,7 +60,7 @@ OPERATORS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
     ast.Pow: ast.Mult, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr, ast.RShift: ast.LShift, ast.LShift: ast.RShift,
 }  # fmt: skip
-KEPT_FIELDS = {"annotation", "returns", "decorator_list", "type_comment", "bases", "keywords_of_class"}
+KEPT_FIELDS = {"annotation", "returns", "decorator_list", "type_comment", "bases"}
 
 
 def nodes(tree: ast.AST, inside: tuple[ast.AST, ...] = ()) -> Iterator[tuple[ast.AST, tuple[ast.AST, ...]]]:
@@ -123,7 +123,7 @@ def mutants(source: str) -> list[tuple[int, str, str]]:
             continue
         for words, other in replacements(node):
             with swapped(inside[-1], node, ast.copy_location(other, node)):
-                found.append((node.lineno, words, ast.unparse(ast.fix_missing_locations(tree))))  # type: ignore[attr-defined]
+                found.append((node.lineno, words, ast.unparse(ast.fix_missing_locations(tree))))
     return found
 
 

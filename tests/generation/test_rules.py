@@ -2,7 +2,8 @@
 
 - greedy and beams, penalties below and above one, minimum lengths, one or two end tokens: the tokens that
   `transformers.generate` writes for the same scores, row by row
-- rows that begin at different times get the tokens they get when they begin together
+- rows that begin at different times get the tokens they get when they begin together; a row that is done keeps its
+  tokens though it is computed further; every beam names the beam that it continues
 - imposed lengths are those of `ForceLength`, and the end token is the last one
 - sampling draws each token from the processed scores with the study's own number
 - a score that is not a number ends its row alone; states are moved, overwritten and cut without touching others
@@ -100,8 +101,11 @@ def drive(rule, model, delays=None, lengths=None, numbers=None):
         state = State(**{f.name: getattr(state, f.name)[kept] for f in fields(State)})
         rows = [rows[place] for place in kept]
         if rows:
-            bounds = (int(state.step.min()), int(state.step.max()))
-            rule.advance(state, table[state.last], bounds)
+            assert int(state.step.max()) < rule.decoding.max_new_tokens
+            bounds, last, place = (int(state.step.min()), int(state.step.max())), state.last.clone(), state.step.clone()
+            parent = rule.advance(state, table[state.last], bounds)
+            if rule.beams > 1:  # each beam continues the one that is named
+                assert torch.equal(state.tokens[torch.arange(len(rows)), :, place - 1], last.gather(1, parent))
         elif step >= max(delays):
             return written
     raise AssertionError("rows that never end")
@@ -131,9 +135,20 @@ def test_equal_to_generate(settings, most, end):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_rows_that_begin_later(settings):
-    rules, model = Decoding(max_new_tokens=8, **settings), Bigram(3)
-    rule = make_rule(rules, (1,), width=WIDTH, device=CPU)
-    assert drive(rule, model, [n * 7 % 5 for n in range(ROWS)]) == drive(rule, model)
+    rule = make_rule(Decoding(max_new_tokens=8, **settings), (1,), width=WIDTH, device=CPU)
+    for seed in range(3, 9):
+        model = Bigram(seed)
+        assert drive(rule, model, [n * 7 % 5 for n in range(ROWS)]) == drive(rule, model)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_rows_that_are_computed_further_when_they_are_done(settings):
+    rule, model = make_rule(Decoding(max_new_tokens=6, **settings), (1,), width=WIDTH, device=CPU), Bigram(3)
+    written = drive(rule, model)
+    state = rule.begin(model.table.detach()[STARTS], torch.zeros(ROWS, dtype=torch.long), None)
+    for _ in range(9):
+        rule.advance(state, model.table.detach()[state.last], (int(state.step.min()), int(state.step.max())))
+    assert state.done.all() and rule.tokens(state, list(range(ROWS))) == written
 
 
 @pytest.mark.parametrize("settings", SETTINGS[::2], ids=str)

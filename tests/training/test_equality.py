@@ -58,12 +58,9 @@ def test_zero_stages_agree(settings, tmp_path):
         np.testing.assert_allclose(found, curves[0], rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "epsilon, rate, losses_within, weights_within", [(1e-8, 5e-4, 1e-3, 40), (1.0, 0.1, 1e-5, 1e-3)]
-)
-def test_workers_differ_by_rounding_alone(settings, tmp_path, epsilon, rate, losses_within, weights_within):
-    """`weights_within`: in units of the learning rate. Adam moves a weight by about one unit a step at most, in a
-    direction that is rounding alone for weights whose gradient is zero (the bias of attention's keys)."""
+@pytest.mark.parametrize("epsilon, rate, within", [(1e-8, 5e-4, 1e-5), (1.0, 0.1, 1e-6)])
+def test_workers_differ_by_rounding_alone(settings, tmp_path, epsilon, rate, within):
+    """`within`: how far apart any weight may be, about twenty times what was measured."""
     file = tmp_path / "deepspeed.json"
     optimizer = {"type": "AdamW", "params": {"torch_adam": True, "eps": epsilon}}
     file.write_text(json.dumps({"optimizer": optimizer, "zero_optimization": {"stage": 2}}))
@@ -73,7 +70,7 @@ def test_workers_differ_by_rounding_alone(settings, tmp_path, epsilon, rate, los
         config = settings(tmp_path / str(workers), **changes)
         curves.append(curve(config, workers))
         weights.append(load_file(Path(config.output) / "model.safetensors"))
-    furthest = {name: float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]}
-    print("rounding", np.abs(curves[0] - curves[1]).max(), sorted((d / rate, n) for n, d in furthest.items())[-6:])
-    np.testing.assert_allclose(curves[1], curves[0], rtol=losses_within)
-    assert {name: d for name, d in furthest.items() if d > weights_within * rate} == {}
+    np.testing.assert_allclose(curves[1], curves[0], rtol=2e-6)
+    assert curves[0][0] - curves[0][-1] > 0.01  # it learns
+    for name, tensor in weights[0].items():
+        np.testing.assert_allclose(tensor, weights[1][name], rtol=0, atol=within, err_msg=name)
