@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from megpt.config import LanguageModelConfig
 from megpt.errors import InputError
+from megpt.model.loss import IGNORED_LABEL
 from megpt.model.prompts import INSTRUCTION, PREFIX, SUFFIX, default_text
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -33,7 +34,6 @@ CONTEXT = 512
 SLOTS = 16
 """Vectors between the image marks; about as many as the encoder gives visual tokens."""
 NEGATIONS = frozenset({"no", "normal", "clear", "without"})
-IGNORED = -100
 
 
 def train_tokenizer(reports: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -157,13 +157,13 @@ class Teacher:
         embed = self.model.model.embed_tokens
         noise = torch.randn(len(lessons), SLOTS, embed.embedding_dim, generator=generator)
         longest = max(len(one.ids) for one in lessons)
-        labels = torch.tensor([one.ids + [IGNORED] * (longest - len(one.ids)) for one in lessons])
+        labels = torch.tensor([one.ids + [IGNORED_LABEL] * (longest - len(one.ids)) for one in lessons])
         around = [embed(torch.tensor(ids)).expand(len(lessons), -1, -1) for ids in (self.prefix, self._suffix())]
         report = embed(labels[:, :-1].clamp(min=0))
         shown = digest(lessons, embed.weight, self.rng, noise, difficulty)
         embeds = torch.cat((around[0], shown, around[1], report), 1)
         hidden = self.model.model(inputs_embeds=embeds).last_hidden_state[:, -longest:]
-        known = labels != IGNORED
+        known = labels != IGNORED_LABEL
         return F.cross_entropy(self.model.lm_head(hidden[known]), labels[known])
 
 
