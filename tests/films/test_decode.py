@@ -122,7 +122,7 @@ def test_files_that_are_no_films(tmp_path):
     assert reason(View("x", uri=str(tmp_path / "text.jpg" / "below.png"))) == "missing file"
     assert reason(View("x", uri=str(tmp_path / "empty"))) == "empty file"
     assert reason(View("x", data=b"")) == "empty file"
-    assert reason(View("x", uri=str(tmp_path / "text.jpg"))) == "not a JPEG, PNG or DICOM file"
+    assert reason(View("x", uri=str(tmp_path / "text.jpg"))) == "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file"
     assert reason(View("x", uri=str(tmp_path))) == "not a file"
     assert reason(View("x", uri=str(tmp_path / "pipe"))) == "not a file"
     assert reason(View("x")) == "no path inside the archive"
@@ -197,7 +197,7 @@ def test_a_study_gives_all_its_readable_films():
     for films, text in (((bad,), ""), ((bad, empty), " (and 1 more)"), ((bad, empty, empty), " (and 2 more)")):
         with pytest.raises(UnreadableFilm) as caught:
             load_films(Study("s", views=films), **options)
-        assert caught.value.reason == "not a JPEG, PNG or DICOM file" + text
+        assert caught.value.reason == "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file" + text
     with pytest.raises(UnreadableFilm, match=r"^empty file$"):
         load_films(Study("s", views=(empty, good)), **{**options, "max_views": 1})
     with pytest.raises(UnreadableFilm, match=r"^the study has no films$"):

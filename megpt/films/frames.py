@@ -1,0 +1,191 @@
+"""Stored values of one frame: bytes of a DICOM or of a bare JPEG → an array.
+
+Every installed decoder is tried before a frame is called damaged. GDCM comes last, because it writes to the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+
+import gdcm
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import (
+    UID,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    UID_dictionary,
+)
+
+from megpt.films.codestream import JPEG_LS, Codestream, read_codestream
+from megpt.films.unreadable import UnreadableFilm
+
+gdcm.Trace.WarningOff()
+gdcm.Trace.ErrorOff()
+gdcm.Trace.DebugOff()
+
+# A frame of so few pixels may claim another size than its data set: it harms nobody.
+SMALL_FRAME = 1 << 16
+BARE_SYNTAXES = {0xC1: JPEGExtended12Bit, 0xC3: JPEGLosslessSV1, JPEG_LS: JPEGLSLossless}
+_terminal = threading.Lock()
+
+
+def decode(dataset: Dataset, frame: bytes, stream: Codestream | None) -> np.ndarray:
+    """The stored values of the first frame: (H, W), or (H, W, 3) in RGB, without unused bits.
+
+    Args:
+        dataset: the image pixel module, complete (`dicom.complete`); its PixelData is replaced.
+        frame: the encoded bytes of the frame; `stream` is what `read_codestream` says of them.
+
+    Raises:
+        UnreadableFilm: a syntax without a decoder. For a damaged frame, whatever the last decoder raised.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    high_bit = dataset.get("HighBit")
+    if not syntax.is_encapsulated:
+        dataset.PixelData = frame
+        return used_bits(pixel_array(dataset, index=0, correct_unused_bits=False), dataset, high_bit)
+    dataset.PixelData = encapsulate([frame])
+    dataset["PixelData"].VR = "OB"
+    if syntax == JPEGExtended12Bit and stream is not None and stream.precision > 8:
+        return used_bits(_extended(dataset, frame, stream), dataset, None)
+    pixels = _first_that_decodes(dataset, syntax)
+    # A codestream of BitsStored bits holds the values alone, so HighBit has nothing to say there.
+    shifted = syntax == RLELossless or (stream is not None and stream.precision > dataset.BitsStored)
+    return used_bits(pixels, dataset, high_bit if shifted else None)
+
+
+def used_bits(pixels: np.ndarray, dataset: Dataset, high_bit: int | None) -> np.ndarray:
+    """The BitsStored bits that end at HighBit (PS3.5 8.1.1); the others may hold overlays or anything else."""
+    stored, allocated = int(dataset.BitsStored), 8 * pixels.dtype.itemsize
+    shift = 0
+    if isinstance(high_bit, int) and stored <= high_bit + 1 <= allocated:
+        shift = high_bit + 1 - stored
+    if stored >= allocated:
+        return pixels
+    if pixels.dtype.kind == "u":
+        mask = (1 << stored) - 1
+        if not shift and pixels.max(initial=0) <= mask:
+            return pixels
+        return (pixels >> shift) & pixels.dtype.type(mask)
+    # An arithmetic shift to the right copies the sign into the bits that it frees.
+    return (pixels << (allocated - stored - shift)) >> (allocated - stored)
+
+
+def bare_jpeg(frame: bytes, stream: Codestream) -> np.ndarray:
+    """A JPEG file of a kind that only the DICOM decoders know (lossless, 12 bits, JPEG-LS) → stored values.
+
+    Raises:
+        UnreadableFilm: a kind without a decoder, or colour.
+    """
+    syntax = BARE_SYNTAXES.get(stream.process)
+    if syntax is None or stream.components != 1 or not 2 <= stream.precision <= 16:
+        what = "lossless" if stream.process == 0xC3 else f"frame type {stream.process:02X}"
+        raise UnreadableFilm(
+            f"JPEG kind that is not supported ({what}, {stream.precision} bits, {stream.components} channels)"
+        )
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = stream.height, stream.width, 1
+    dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 0
+    dataset.BitsAllocated, dataset.BitsStored = 8 if stream.precision <= 8 else 16, stream.precision
+    dataset.HighBit, dataset.NumberOfFrames = stream.precision - 1, 1
+    return decode(dataset, frame, stream)
+
+
+def refuse_frame(dataset: Dataset, stream: Codestream | None, max_pixels: int) -> None:
+    """Refuse a frame that claims to be larger than the data set says, because its decoder would believe the frame."""
+    if stream is None:
+        return
+    pixels = stream.width * stream.height
+    if pixels > max(int(dataset.Rows) * int(dataset.Columns), SMALL_FRAME):
+        if pixels > max_pixels:
+            raise UnreadableFilm("compressed frame larger than data.max_pixels")
+        raise UnreadableFilm("compressed frame larger than its DICOM header says")
+
+
+def codestream_of(frame: bytes, syntax: UID) -> Codestream | None:
+    """The frame's own header, where its syntax has one."""
+    return None if syntax == RLELossless or not syntax.is_encapsulated else read_codestream(frame)
+
+
+def _first_that_decodes(dataset: Dataset, syntax: UID) -> np.ndarray:
+    name = syntax.name if syntax in UID_dictionary else "an unknown transfer syntax"
+    try:
+        available = get_decoder(syntax).available_plugins
+    except NotImplementedError:
+        available = ()
+    if not available:
+        raise UnreadableFilm(f"DICOM compression without a decoder: {name}")
+    failure: Exception | None = None
+    for plugin in sorted(available, key=lambda plugin: (plugin == "gdcm", plugin)):
+        try:
+            with _terminal_held() if plugin == "gdcm" else contextlib.nullcontext():
+                return pixel_array(dataset, index=0, decoding_plugin=plugin, correct_unused_bits=False)
+        except MemoryError:
+            raise
+        except Exception as error:
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def _extended(dataset: Dataset, frame: bytes, stream: Codestream) -> np.ndarray:
+    """JPEG Extended with 12 bits: GDCM reads it, though pydicom's plugin for GDCM refuses it."""
+    if stream.components != 1 or stream.precision > 12:
+        raise UnreadableFilm(f"DICOM compression without a decoder: {JPEGExtended12Bit.name} in colour")
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(frame)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((int(dataset.Columns), int(dataset.Rows), 1))
+    image.SetDataElement(element)
+    grey = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(grey))
+    syntax = gdcm.TransferSyntax.GetTSType(str.__str__(JPEGExtended12Bit))
+    image.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    signed = int(dataset.PixelRepresentation)
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16, stream.precision, stream.precision - 1, signed))
+    with _terminal_held():
+        data = image.GetBuffer().encode("utf-8", "surrogateescape")
+    return np.frombuffer(data, "<i2" if signed else "<u2").reshape(int(dataset.Rows), int(dataset.Columns))
+
+
+@contextlib.contextmanager
+def _terminal_held() -> Iterator[None]:
+    """Keep GDCM's own lines off the terminal: they would come once a film. What others write meanwhile is passed on."""
+    with _terminal, tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        try:
+            terminal = os.dup(2)
+        except OSError:  # no terminal at all
+            yield
+            return
+        try:
+            os.dup2(held.fileno(), 2)
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            held.seek(0)
+            others = [line for line in held.read().splitlines(keepends=True) if not _of_gdcm(line)]
+            if others:
+                os.write(terminal, b"".join(others))
+            os.close(terminal)
+
+
+def _of_gdcm(line: bytes) -> bool:
+    return line.startswith((b"Unsupported JPEG", b"Corrupt JPEG", b"Premature end of JPEG", b"Warning: In ", b"Error: In "))
