@@ -35,6 +35,7 @@ gdcm.Trace.DebugOff()
 
 # A frame of so few pixels may claim another size than its data set: it harms nobody.
 SMALL_FRAME = 1 << 16
+MAX_CHANNELS = 4
 BARE_SYNTAXES = {0xC1: JPEGExtended12Bit, 0xC3: JPEGLosslessSV1, JPEG_LS: JPEGLSLossless}
 _terminal = threading.Lock()
 
@@ -107,6 +108,8 @@ def refuse_frame(dataset: Dataset, stream: Codestream | None, max_pixels: int) -
     """Refuse a frame that claims to be larger than the data set says, because its decoder would believe the frame."""
     if stream is None:
         return
+    if stream.components > MAX_CHANNELS:
+        raise UnreadableFilm("compressed frame of more channels than a picture has")
     pixels = stream.width * stream.height
     if pixels > max(int(dataset.Rows) * int(dataset.Columns), SMALL_FRAME):
         if pixels > max_pixels:
@@ -143,7 +146,8 @@ def _first_that_decodes(dataset: Dataset, syntax: UID) -> np.ndarray:
 def _extended(dataset: Dataset, frame: bytes, stream: Codestream) -> np.ndarray:
     """JPEG Extended with 12 bits: GDCM reads it, though pydicom's plugin for GDCM refuses it."""
     if stream.components != 1 or stream.precision > 12:
-        raise UnreadableFilm(f"DICOM compression without a decoder: {JPEGExtended12Bit.name} in colour")
+        what = f"{stream.precision} bits, {stream.components} channels"
+        raise UnreadableFilm(f"DICOM compression without a decoder: {JPEGExtended12Bit.name}, {what}")
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(frame)
     fragments = gdcm.SequenceOfFragments.New()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from megpt.films.codestream import Codestream
@@ -57,8 +58,12 @@ def _halved(data: bytes, stream: Codestream, steps: int) -> tuple[Image.Image, B
     codec, _, *rest = image.tile[0].args
     image.tile = [image.tile[0]._replace(extents=(0, 0, *size), args=(codec, steps, *rest))]
     image._size = size
-    image.load()
-    return image, (0.0, 0.0, stream.width / power, stream.height / power)
+    pixels = np.asarray(image)
+    # A coarse sample lies where the first of its `power` fine ones lay, not in their middle (T.800 annex F), so the film
+    # begins that much further in and ends that much beyond the last sample.
+    shift = 0.5 - 0.5 / power
+    padded = np.pad(pixels, ((0, 1), (0, 1), (0, 0))[: pixels.ndim], mode="edge")
+    return Image.fromarray(padded), (shift, shift, shift + stream.width / power, shift + stream.height / power)
 
 
 def decode_jpeg(data: bytes, size: int) -> tuple[Image.Image, Box | None]:
