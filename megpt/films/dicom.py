@@ -154,11 +154,12 @@ def _read_frame(file: BinaryIO, max_pixels: int) -> tuple[Dataset, bytes]:
     """The header and the encoded first frame; nothing else of the pixel data is held."""
     dataset = _header(file)
     _refuse(dataset, max_pixels)
+    compressed = frames.is_compressed(dataset.file_meta.TransferSyntaxUID)
     length = _at_pixel_data(file, dataset)
     count = max(int(dataset.get("NumberOfFrames") or 1), 1)
     samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 3)
     allocated = int(dataset.get("BitsAllocated") or 0)
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+    if compressed:
         limit = 2 * samples * max(allocated, 16) // 8 + FRAME_MARGIN
         offsets = None
         if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:

@@ -37,6 +37,13 @@ gdcm.Trace.DebugOff()
 SMALL_FRAME = 1 << 16
 MAX_CHANNELS = 4
 BARE_SYNTAXES = {0xC1: JPEGExtended12Bit, 0xC3: JPEGLosslessSV1, JPEG_LS: JPEGLSLossless}
+# Syntaxes of the standard that pydicom does not know yet.
+NEWER_SYNTAXES = {
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+}
 _terminal = threading.Lock()
 
 
@@ -52,7 +59,7 @@ def decode(dataset: Dataset, frame: bytes, stream: Codestream | None) -> np.ndar
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     high_bit = dataset.get("HighBit")
-    if not syntax.is_encapsulated:
+    if not is_compressed(syntax):
         dataset.PixelData = frame
         return used_bits(pixel_array(dataset, index=0, correct_unused_bits=False), dataset, high_bit)
     dataset.PixelData = encapsulate([frame])
@@ -119,17 +126,34 @@ def refuse_frame(dataset: Dataset, stream: Codestream | None, max_pixels: int) -
 
 def codestream_of(frame: bytes, syntax: UID) -> Codestream | None:
     """The frame's own header, where its syntax has one."""
-    return None if syntax == RLELossless or not syntax.is_encapsulated else read_codestream(frame)
+    return None if syntax == RLELossless or not is_compressed(syntax) else read_codestream(frame)
+
+
+def is_compressed(syntax: UID) -> bool:
+    """Whether the pixels are encapsulated.
+
+    Raises:
+        UnreadableFilm: neither the standard nor pydicom knows the syntax.
+    """
+    try:
+        return syntax.is_encapsulated
+    except ValueError:
+        raise without_decoder(syntax) from None
+
+
+def without_decoder(syntax: UID) -> UnreadableFilm:
+    """The error that names a syntax. What is no known UID is not quoted: it could be anything."""
+    name = syntax.name if syntax in UID_dictionary else NEWER_SYNTAXES.get(syntax, "an unknown transfer syntax")
+    return UnreadableFilm(f"DICOM compression without a decoder: {name}")
 
 
 def _first_that_decodes(dataset: Dataset, syntax: UID) -> np.ndarray:
-    name = syntax.name if syntax in UID_dictionary else "an unknown transfer syntax"
     try:
         available = get_decoder(syntax).available_plugins
     except NotImplementedError:
         available = ()
     if not available:
-        raise UnreadableFilm(f"DICOM compression without a decoder: {name}")
+        raise without_decoder(syntax)
     failure: Exception | None = None
     for plugin in sorted(available, key=lambda plugin: (plugin == "gdcm", plugin)):
         try:
