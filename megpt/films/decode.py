@@ -13,7 +13,7 @@ import gzip
 import io
 import os
 import stat
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from PIL import Image, ImageFile
 
@@ -126,7 +126,7 @@ def read_film(view: View) -> bytes:
 
 def _open(view: View) -> tuple[str, BinaryIO]:
     """The film's type, and the open file at its start."""
-    file = io.BytesIO(view.data) if view.data is not None else _open_path(view.uri)
+    file: BinaryIO = io.BytesIO(view.data) if view.data is not None else _open_path(view.uri)
     try:
         head = file.read(HEADER_BYTES)
         file.seek(0)
@@ -139,7 +139,7 @@ def _open(view: View) -> tuple[str, BinaryIO]:
         raise UnreadableFilm(NOT_A_FILM if head else "empty file")
     if head.startswith(GZIP):
         # Unpacked while it is read, so that a film which unfolds to gigabytes takes no memory.
-        file = _Unzipped(file)
+        return film_format, cast(BinaryIO, _Unzipped(file))
     return film_format, file
 
 

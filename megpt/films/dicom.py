@@ -129,7 +129,7 @@ def complete(dataset: Dataset, frame: bytes, stream: Codestream | None) -> None:
 
 
 def _header(file: BinaryIO) -> Dataset:
-    """The picture's elements, with a transfer syntax even if the file has no meta header. `file` is left at the pixels."""
+    """The picture's elements, with a transfer syntax even without a meta header. `file` is left at the pixels."""
     dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=ELEMENTS)
     if not hasattr(dataset, "file_meta"):
         dataset.file_meta = FileMetaDataset()

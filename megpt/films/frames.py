@@ -1,18 +1,10 @@
 """Stored values of one frame: bytes of a DICOM or of a bare JPEG → an array.
 
-Every installed decoder is tried before a frame is called damaged. GDCM comes last, because it writes to the terminal.
+Every installed decoder is tried before a frame is called damaged. GDCM comes last, being the slowest.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import tempfile
-import threading
-from collections.abc import Iterator
-
-import gdcm
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -26,12 +18,9 @@ from pydicom.uid import (
     UID_dictionary,
 )
 
+from megpt.films import apart
 from megpt.films.codestream import JPEG_LS, Codestream, read_codestream
 from megpt.films.unreadable import UnreadableFilm
-
-gdcm.Trace.WarningOff()
-gdcm.Trace.ErrorOff()
-gdcm.Trace.DebugOff()
 
 # A frame of so few pixels may claim another size than its data set: it harms nobody.
 SMALL_FRAME = 1 << 16
@@ -44,7 +33,6 @@ NEWER_SYNTAXES = {
     "1.2.840.10008.1.2.4.112": "JPEG XL",
     "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
 }
-_terminal = threading.Lock()
 
 
 def decode(dataset: Dataset, frame: bytes, stream: Codestream | None) -> np.ndarray:
@@ -65,7 +53,7 @@ def decode(dataset: Dataset, frame: bytes, stream: Codestream | None) -> np.ndar
     dataset.PixelData = encapsulate([frame])
     dataset["PixelData"].VR = "OB"
     if syntax == JPEGExtended12Bit and stream is not None and stream.precision > 8:
-        return used_bits(_extended(dataset, frame, stream), dataset, None)
+        return used_bits(_extended(dataset, stream), dataset, None)
     pixels = _first_that_decodes(dataset, syntax)
     # A codestream of BitsStored bits holds the values alone, so HighBit has nothing to say there.
     shifted = syntax == RLELossless or (stream is not None and stream.precision > dataset.BitsStored)
@@ -157,8 +145,7 @@ def _first_that_decodes(dataset: Dataset, syntax: UID) -> np.ndarray:
     failure: Exception | None = None
     for plugin in sorted(available, key=lambda plugin: (plugin == "gdcm", plugin)):
         try:
-            with _terminal_held() if plugin == "gdcm" else contextlib.nullcontext():
-                return pixel_array(dataset, index=0, decoding_plugin=plugin, correct_unused_bits=False)
+            return _by_plugin(dataset, plugin)
         except MemoryError:
             raise
         except Exception as error:
@@ -167,53 +154,19 @@ def _first_that_decodes(dataset: Dataset, syntax: UID) -> np.ndarray:
     raise failure
 
 
-def _extended(dataset: Dataset, frame: bytes, stream: Codestream) -> np.ndarray:
-    """JPEG Extended with 12 bits: GDCM reads it, though pydicom's plugin for GDCM refuses it."""
+def _by_plugin(dataset: Dataset, plugin: str) -> np.ndarray:
+    if plugin in apart.PLUGINS:
+        return apart.decode(dataset, plugin)
+    return pixel_array(dataset, index=0, decoding_plugin=plugin, correct_unused_bits=False)
+
+
+def _extended(dataset: Dataset, stream: Codestream) -> np.ndarray:
+    """JPEG Extended with more than eight bits, which GDCM alone reads."""
     if stream.components != 1 or stream.precision > 12:
         what = f"{stream.precision} bits, {stream.components} channels"
         raise UnreadableFilm(f"DICOM compression without a decoder: {JPEGExtended12Bit.name}, {what}")
-    fragment = gdcm.Fragment()
-    fragment.SetByteStringValue(frame)
-    fragments = gdcm.SequenceOfFragments.New()
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((int(dataset.Columns), int(dataset.Rows), 1))
-    image.SetDataElement(element)
-    grey = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(grey))
-    syntax = gdcm.TransferSyntax.GetTSType(str.__str__(JPEGExtended12Bit))
-    image.SetTransferSyntax(gdcm.TransferSyntax(syntax))
-    signed = int(dataset.PixelRepresentation)
-    image.SetPixelFormat(gdcm.PixelFormat(1, 16, stream.precision, stream.precision - 1, signed))
-    with _terminal_held():
-        data = image.GetBuffer().encode("utf-8", "surrogateescape")
-    return np.frombuffer(data, "<i2" if signed else "<u2").reshape(int(dataset.Rows), int(dataset.Columns))
-
-
-@contextlib.contextmanager
-def _terminal_held() -> Iterator[None]:
-    """Keep GDCM's own lines off the terminal: they would come once a film. What others write meanwhile is passed on."""
-    with _terminal, tempfile.TemporaryFile() as held:
-        sys.stderr.flush()
-        try:
-            terminal = os.dup(2)
-        except OSError:  # no terminal at all
-            yield
-            return
-        try:
-            os.dup2(held.fileno(), 2)
-            yield
-        finally:
-            os.dup2(terminal, 2)
-            held.seek(0)
-            others = [line for line in held.read().splitlines(keepends=True) if not _of_gdcm(line)]
-            if others:
-                os.write(terminal, b"".join(others))
-            os.close(terminal)
-
-
-def _of_gdcm(line: bytes) -> bool:
-    return line.startswith((b"Unsupported JPEG", b"Corrupt JPEG", b"Premature end of JPEG", b"Warning: In ", b"Error: In "))
+    stored, dataset.BitsStored = dataset.BitsStored, stream.precision
+    try:
+        return apart.decode(dataset, "gdcm")
+    finally:
+        dataset.BitsStored = stored

@@ -1,7 +1,7 @@
 """What a file is, from its first bytes: names and suffixes do not matter.
 
-    kind_of("IM000001")            # "dicom"
-    film_type(head)                # the same from the first HEADER_BYTES bytes, wherever they come from
+kind_of("IM000001")            # "dicom"
+film_type(head)                # the same from the first HEADER_BYTES bytes, wherever they come from
 """
 
 from __future__ import annotations

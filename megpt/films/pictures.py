@@ -11,16 +11,16 @@ import struct
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from megpt.films import frames
-from megpt.films.codestream import read_codestream
+from megpt.films.codestream import Codestream, read_codestream
 from megpt.films.reduced import DRAFT_MARGIN, decode_jpeg2000
 from megpt.films.resize import shrink
 from megpt.films.unreadable import UnreadableFilm, refuse_large
 
 PILLOW_NAMES = {"jpeg": "JPEG", "png": "PNG", "tiff": "TIFF", "bmp": "BMP", "webp": "WEBP", "jpeg2000": "JPEG2000"}
-# Markers of the JPEG frames that Pillow decodes: baseline, extended, progressive, and the last two with arithmetic coding.
+# Markers of the JPEG frames that Pillow decodes: baseline, extended, progressive; the last two with arithmetic codes.
 PILLOW_PROCESSES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 # A film's top is what all but this share of its pixels stay under: a hot pixel or a burnt-in letter does not set it.
 OUTLIERS = 0.001
@@ -123,7 +123,7 @@ def _all_of(file: BinaryIO) -> bytes:
     return file.read()
 
 
-def _other_jpeg(file: BinaryIO, max_pixels: int):
+def _other_jpeg(file: BinaryIO, max_pixels: int) -> Codestream | None:
     """The header of a JPEG that Pillow does not decode (lossless, more than 8 bits, JPEG-LS); None for all others."""
     # The frame header follows the application segments, which may hold previews and profiles of some hundred kilobytes.
     head = file.read(1 << 20)
@@ -161,8 +161,9 @@ def _deep_colour(image: Image.Image, file: BinaryIO, kind: str) -> np.ndarray | 
 
     Pillow keeps the upper eight bits only, which leaves next to nothing of a 12-bit film.
     """
-    raw = image.tile[0].args if kind == "png" and image.tile else None
-    if raw in ("RGB;16B", "RGBA;16B"):
+    tiles = image.tile if kind == "png" and isinstance(image, ImageFile.ImageFile) else []
+    raw = tiles[0].args if tiles else None
+    if isinstance(raw, str) and raw in ("RGB;16B", "RGBA;16B"):
         # The little-endian unpacker takes the other byte of each pair.
         high, low = _unpacked(file, raw, image.mode), _unpacked(file, raw[:-1] + "L", image.mode)
         return (high.astype(np.uint16) << 8 | low)[..., :3]
@@ -184,7 +185,7 @@ def _upright(image: Image.Image, grey: Image.Image, kind: str) -> Image.Image:
     if kind == "tiff":
         return grey
     try:
-        orientation = image.getexif().get(0x0112)
+        orientation = image.getexif().get(0x0112, 1)
     except Exception:
         # A film with broken EXIF data is shown as it is stored, as viewers do.
         return grey

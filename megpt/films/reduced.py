@@ -19,7 +19,7 @@ DRAFT_MARGIN = 2
 
 
 def is_whole(frame: bytes) -> bool:
-    """Whether the end marker is there: coarse levels decode even where the fine ones are lost, and the film with them."""
+    """Whether the end marker is there: coarse levels decode even where the fine ones are lost."""
     return frame.rstrip(b"\0").endswith(b"\xff\xd9")
 
 
@@ -55,12 +55,12 @@ def _halved(data: bytes, stream: Codestream, steps: int) -> tuple[Image.Image, B
         raise ValueError("not one grid for all")
     # Pillow's own `reduce` rounds the size to the nearest, the codestream rounds up, and then it calls the file broken.
     size = (-(-stream.width // power), -(-stream.height // power))
-    codec, _, *rest = image.tile[0].args
+    codec, _, *rest = image.tile[0].args or ()
     image.tile = [image.tile[0]._replace(extents=(0, 0, *size), args=(codec, steps, *rest))]
     image._size = size
     pixels = np.asarray(image)
-    # A coarse sample lies where the first of its `power` fine ones lay, not in their middle (T.800 annex F), so the film
-    # begins that much further in and ends that much beyond the last sample.
+    # A coarse sample lies where the first of its `power` fine ones lay, not in their middle (T.800 annex F), so
+    # the film begins that much further in and ends that much beyond the last sample.
     shift = 0.5 - 0.5 / power
     padded = np.pad(pixels, ((0, 1), (0, 1), (0, 0))[: pixels.ndim], mode="edge")
     return Image.fromarray(padded), (shift, shift, shift + stream.width / power, shift + stream.height / power)

@@ -122,7 +122,9 @@ def test_files_that_are_no_films(tmp_path):
     assert reason(View("x", uri=str(tmp_path / "text.jpg" / "below.png"))) == "missing file"
     assert reason(View("x", uri=str(tmp_path / "empty"))) == "empty file"
     assert reason(View("x", data=b"")) == "empty file"
-    assert reason(View("x", uri=str(tmp_path / "text.jpg"))) == "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file"
+    assert (
+        reason(View("x", uri=str(tmp_path / "text.jpg"))) == "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file"
+    )
     assert reason(View("x", uri=str(tmp_path))) == "not a file"
     assert reason(View("x", uri=str(tmp_path / "pipe"))) == "not a file"
     assert reason(View("x")) == "no path inside the archive"

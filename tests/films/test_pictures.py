@@ -169,7 +169,9 @@ def test_jpeg2000_at_reduced_resolution(width, height):
     smooth = Image.fromarray(rng.random((12, 10), np.float32)).resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.rint(np.clip(np.asarray(smooth), 0, 1) * 4095).astype(np.uint16)
     small = load(jpeg2000(pixels, 12), size=40)
-    full = Image.fromarray(load(jpeg2000(pixels, 12)).astype(np.uint8)).resize(small.shape[::-1], Image.Resampling.BICUBIC)
+    full = Image.fromarray(load(jpeg2000(pixels, 12)).astype(np.uint8)).resize(
+        small.shape[::-1], Image.Resampling.BICUBIC
+    )
     assert np.abs(small - np.asarray(full).astype(int)).max() <= 3
 
 
