@@ -8,6 +8,7 @@ film is unreadable and the next one gets a new helper. Both also write to the te
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import os
 import select
@@ -98,10 +99,8 @@ class _Helper:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(OSError):  # what was not written is lost, as it should be
                     pipe.close()
-                except OSError:  # what was not written is lost, as it should be
-                    pass
 
 
 _helper = _Helper()
