@@ -13,6 +13,7 @@ import gzip
 import io
 import os
 import stat
+import warnings
 from typing import BinaryIO, cast
 
 from PIL import Image, ImageFile
@@ -37,6 +38,8 @@ __all__ = [
 # Pillow's own limit warns and refuses at fixed sizes; `max_pixels` is checked here instead, for every format alike.
 Image.MAX_IMAGE_PIXELS = None
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Pillow warns of every odd tag, once a film.
+warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 
 # The reason for a film that is not found: it is not in the archive, or the archive is not mounted on this machine.
 MISSING = "missing file"

@@ -143,7 +143,8 @@ def _first_that_decodes(dataset: Dataset, syntax: UID) -> np.ndarray:
     if not available:
         raise without_decoder(syntax)
     failure: Exception | None = None
-    for plugin in sorted(available, key=lambda plugin: (plugin == "gdcm", plugin)):
+    # pydicom's own decoder of RLE is plain Python.
+    for plugin in sorted(available, key=lambda plugin: (plugin == "gdcm", plugin == "pydicom", plugin)):
         try:
             return _by_plugin(dataset, plugin)
         except MemoryError:

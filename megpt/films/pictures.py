@@ -69,7 +69,7 @@ def check(file: BinaryIO, kind: str, *, max_pixels: int) -> None:
 
 
 def from_bits(pixels: np.ndarray) -> Image.Image:
-    """(H, W) or (H, W, 3) of 9 to 16 significant bits, or floats → mode "L"."""
+    """(H, W) or (H, W, 3) of 9 to 32 significant bits, or floats → mode "L"."""
     if pixels.ndim == 3:
         pixels = np.rint(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint16)
     if pixels.dtype.kind == "f":
@@ -77,22 +77,25 @@ def from_bits(pixels: np.ndarray) -> Image.Image:
     lowest = pixels.min(initial=0)
     if lowest < 0:
         pixels = pixels.astype(np.float64 if pixels.dtype.kind == "f" else np.int64) - lowest
-    top = robust_maximum(pixels)
-    full = 1.0 if pixels.dtype.kind == "f" and top <= 1.0 else float((1 << max(8, int(np.ceil(top)).bit_length())) - 1)
+    full = full_scale(pixels)
+    if pixels.dtype == np.uint16:
+        table = np.rint(np.arange(1 << 16) * (255.0 / full)).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(table.take(pixels))
     return Image.fromarray(np.rint(pixels * (255.0 / full)).clip(0, 255).astype(np.uint8))
 
 
-def robust_maximum(pixels: np.ndarray) -> float:
-    """The value that all but the share OUTLIERS of the pixels (at least one pixel) stay at or under."""
-    flat = pixels.reshape(-1)
-    if not flat.size:
-        return 0.0
-    above = max(1, int(flat.size * OUTLIERS)) if flat.size > 1 else 0
-    if flat.dtype == np.uint16:
-        # Counting is several times faster than sorting.
-        counts = np.bincount(flat, minlength=1)
-        return float(np.searchsorted(np.cumsum(counts), flat.size - above))
-    return float(np.partition(flat, flat.size - 1 - above)[flat.size - 1 - above])
+def full_scale(pixels: np.ndarray) -> float:
+    """The largest value of the bits in use, at least 255; 1.0 for floats in [0, 1].
+
+    A bit is in use if more than the share OUTLIERS of the pixels (and more than one of them) need it.
+    """
+    outliers = max(1, int(pixels.size * OUTLIERS)) if pixels.size > 1 else 0
+    if pixels.dtype.kind == "f" and np.count_nonzero(pixels > 1.0) <= outliers:
+        return 1.0
+    bits = max(8, int(np.ceil(pixels.max(initial=0))).bit_length())
+    while bits > 8 and np.count_nonzero(pixels > (1 << (bits - 1)) - 1) <= outliers:
+        bits -= 1
+    return float((1 << bits) - 1)
 
 
 def _open(file: BinaryIO, kind: str, max_pixels: int) -> Image.Image:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def test_a_crash_is_an_unreadable_film():
 def test_a_decoder_that_takes_too_long_is_ended(monkeypatch):
     assert top() == 255
     with monkeypatch.context() as patch:
-        patch.setattr(apart, "SECONDS", 0.0)
-        patch.setattr(apart, "MEGAPIXELS_PER_SECOND", 1e9)
+        patch.setattr(apart, "SECONDS", 0.2)
+        os.kill(apart._helper._process.pid, signal.SIGSTOP)
         with pytest.raises(UnreadableFilm, match=r"^damaged JPEG \(DecoderDied\)$"):
             top()
     assert apart._helper._process is None

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_films import dicom_bytes, gradient, jpeg, picture, png
+from make_films import dataset, deep_png, deflated, dicom_bytes, gradient, jpeg, jpeg2000, picture, png
 from PIL import Image
 
 from megpt.films.decode import UnreadableFilm, check_film, film_type, load_film, load_films, read_film
@@ -206,10 +206,16 @@ def test_a_study_gives_all_its_readable_films():
         load_films(Study("s"), **options)
 
 
-SAMPLES = [jpeg(), png(), png(gradient(top=4095, dtype=np.uint16)), dicom_bytes()]
+DEEP = gradient(top=4095, dtype=np.uint16)
+# Without frames for the helper process: its restarts after a crash would take most of the time.
+SAMPLES = [
+    *(jpeg(), png(), png(DEEP), deep_png(np.dstack([DEEP] * 3)), jpeg2000(DEEP, 12), jpeg2000(DEEP, 12, boxes=True)),
+    *(picture(DEEP, "TIFF"), picture(DEEP, "TIFF", compression="tiff_lzw"), picture(gradient(), "BMP")),
+    *(picture(gradient(), "WEBP"), dicom_bytes(), dicom_bytes(DEEP), deflated(dataset(DEEP))),
+]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(SAMPLES), st.data())
 def test_random_damage_is_an_unreadable_film_or_a_picture(sample, data):
     damaged = bytearray(sample)
