@@ -24,6 +24,7 @@ SIZES = ["Rows", "Columns", "SamplesPerPixel", "BitsAllocated"]
 # The header of the pixel data, and what trails the frame.
 SLACK = 1 << 10
 CHUNK = 1 << 16
+MAX_SAMPLES, MAX_BITS = 4, 64
 
 
 def inflated(file: BinaryIO, *, max_pixels: int, header_only: bool = False) -> BinaryIO:
@@ -98,7 +99,9 @@ def _pixels_at(data: bytearray) -> tuple[int, int, int, int] | None:
         if file.read(4) != b"\xe0\x7f\x10\x00":
             return None
         rows, columns = int(header.Rows), int(header.Columns)
-        samples, allocated = int(header.get("SamplesPerPixel") or 3), int(header.get("BitsAllocated") or 32)
+        # More than this is refused once the header is read in full.
+        samples = min(int(header.get("SamplesPerPixel") or 3), MAX_SAMPLES)
+        allocated = min(int(header.get("BitsAllocated") or 32), MAX_BITS)
     except Exception:
         # Cut off in the middle of an element, which pydicom reports in many ways.
         return None

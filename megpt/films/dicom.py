@@ -43,6 +43,7 @@ ELEMENTS: list[Any] = [
     *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 ]
+MAX_BITS = 64
 PIXEL_DATA = (0x7FE0, 0x0010)
 UNDEFINED = 0xFFFFFFFF
 # VRs whose length takes four bytes, after two that are reserved (PS3.5 7.1.2), as far as pixels may have them.
@@ -144,6 +145,10 @@ def _refuse(dataset: Dataset, max_pixels: int) -> None:
     if not isinstance(rows, int) or not isinstance(columns, int) or rows < 1 or columns < 1:
         raise UnreadableFilm("DICOM without an image")
     refuse_large(columns, rows, max_pixels)
+    for name, most in (("SamplesPerPixel", frames.MAX_CHANNELS), ("BitsAllocated", MAX_BITS)):
+        # A pixel of kilobytes would pass the limit on their number.
+        if not 0 <= int(dataset.get(name) or 0) <= most:
+            raise UnreadableFilm(f"damaged DICOM ({name} out of range)")
 
 
 def _photometric(dataset: Dataset) -> str:

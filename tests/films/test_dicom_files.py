@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -228,6 +229,23 @@ def test_a_deflated_file_unfolds_no_further_than_its_first_frame():
                 read(view, max_pixels=10**6, **options)
 
     assert peak(refused) < 8 << 20
+
+
+@pytest.mark.parametrize("tag", ["SamplesPerPixel", "BitsAllocated"])
+@pytest.mark.parametrize("pack", [deflated, lambda data, after: gzip.compress(encoded(data) + bytes(after), 1)])
+def test_a_pixel_of_kilobytes_is_refused(tag, pack):
+    bomb = pack(dataset(RAMP12, **{tag: 60000}), after=64 << 20)
+    assert peak(lambda: reason(bomb)) < 8 << 20
+    assert reason(bomb) == f"damaged DICOM ({tag} out of range)"
+    with pytest.raises(UnreadableFilm, match="out of range"):
+        check_film(View("x", data=bomb), max_pixels=LIMIT)
+
+
+def test_a_path_that_is_no_utf8(tmp_path):
+    path = tmp_path / os.fsdecode(b"M\xfcller.dcm")
+    path.write_bytes(dicom_bytes(RAMP12))
+    assert kind_of(path) == "dicom"
+    assert load_film(View("x", uri=str(path)), size=None, max_pixels=LIMIT).size == (96, 48)
 
 
 def test_a_deflated_header_without_end_is_refused():
