@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import re
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import pytest
