@@ -25,6 +25,7 @@ JOBS = {
     "train": "studies/ + prompts/ → checkpoint/: DeepSpeed ZeRO on Ray Train",
     "generate": "archive or studies/ + checkpoint/ → predictions/: sharded batch generation",
     "evaluate": "predictions/ → metrics.json, per_study.parquet, index.html",
+    "compare": "predictions/ A B … → compare.json, per_study.parquet: differences, and whether they may be chance",
     "ablate": "train, generate and evaluate each variant of `ablate.variants`; one table",
     "demo": "all of the above on drawn films, in minutes, without a GPU",
     "import-checkpoint": "a reference .pth → checkpoint/: R2GenGPT and MeGPT weights",
@@ -32,7 +33,9 @@ JOBS = {
 }
 # Set by `ray job submit` in the environment of the command it runs.
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-POSITIONAL = {"import-checkpoint": "file", "status": "folder"}
+POSITIONAL = {"import-checkpoint": "file", "status": "folder", "compare": "paths"}
+SEVERAL = ("compare",)
+"""Jobs that take any number of paths."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in JOBS.items():
         job = jobs.add_parser(name, help=text, description=text)
         if name in POSITIONAL:
-            job.add_argument(POSITIONAL[name], help="path")
+            job.add_argument(POSITIONAL[name], help="path", nargs="*" if name in SEVERAL else None)
         job.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
         job.add_argument("--limit", metavar="N", type=int, help="use the first N studies only")
         job.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
@@ -86,6 +89,11 @@ def _run(arguments: list[str]) -> int:
         raise InputError(f"unknown job {arguments[0]!r}", next=did_you_mean(arguments[0], list(JOBS)))
     # Options and overrides may come in any order, which argparse alone does not allow behind a subcommand.
     options, rest = parser().parse_known_args(arguments)
+    if options.job in SEVERAL:
+        words = [*options.paths, *options.overrides, *(word for word in rest if not word.startswith("-"))]
+        options.paths = [word for word in words if _is_path(word)]
+        options.overrides = [word for word in words if not _is_path(word)]
+        rest = [word for word in rest if word.startswith("-")]
     if unknown := [word for word in rest if word.startswith("-") or "=" not in word]:
         raise InputError(f"cannot read {unknown[0]!r}", cause="an override is section.key=value", next="megpt --help")
     options.overrides += rest
@@ -106,6 +114,11 @@ def configure(options: argparse.Namespace) -> Config:
     if options.limit is not None:
         overrides.append(f"limit={options.limit}")
     return load_config(options.config, overrides)
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word names a path rather than an override; a folder such as `split=test` may hold a =."""
+    return "=" not in word or Path(word).exists()
 
 
 def _output_named(arguments: list[str]) -> str | None:

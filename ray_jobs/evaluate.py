@@ -67,7 +67,7 @@ def run(config: Config, *, dry_run: bool = False) -> int:
     for warning in evaluation.metrics["warnings"]:
         log(f"evaluate: {warning}")
     for name, reason in evaluation.metrics["notes"].items():
-        log(f"evaluate: no {name}: {reason}")
+        log(f"evaluate: {name}: {reason}")
     log(f"evaluate: {output.path / METRICS}, open {output.path / PAGE}")
     return 0
 

@@ -1,4 +1,4 @@
-"""metrics.json: scores with their intervals, both baselines, and what they are scores of.
+"""metrics.json: scores with their intervals, all baselines, and what they are scores of.
 
     evaluation = evaluate(pairs, training_reports=[...], cleaner="r2gen-iu", settings=config.evaluate, seed=42)
     evaluation.metrics["scores"]["BLEU_4"]
@@ -11,45 +11,55 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from megpt.config import EvaluateConfig
 from megpt.errors import InputError
-from megpt.evaluation import nlg
-from megpt.evaluation.baselines import constant_report, derangement
-from megpt.evaluation.clinical import label_reports
-from megpt.evaluation.meteor import MeteorUnavailable, meteor_statistics
+from megpt.evaluation import caveats
+from megpt.evaluation.baselines import constant_report, derangements
+from megpt.evaluation.intervals import METHOD, Bootstrap, patients
 from megpt.evaluation.pairs import Pairs
-from megpt.evaluation.statistics import SCORES, Statistics
+from megpt.evaluation.scoring import Permuted, Reports, Runner, Scored, Task, run_here, score_sets
+from megpt.evaluation.statistics import SCORES, Rows, Statistics
 from megpt.evaluation.texts import TOKENIZER, scored_text
 from megpt.study import CHEXPERT
 
-Task = tuple[Callable[..., Any], tuple[Any, ...]]
-Runner = Callable[[Sequence[Task]], Iterable[Any]]
-"""Takes tasks, gives their results in the same order."""
+__all__ = ["Evaluation", "Runner", "Task", "evaluate", "run_here", "score_reports"]
 
-SHARD, METEOR_SHARD = 2_000, 10_000
-"""Pairs in one task; METEOR's Java program alone takes ten seconds to start."""
-
-PACKAGES = ("megpt", "pycocoevalcap", "medspacy", "spacy", "numpy")
-
-
-def run_here(tasks: Sequence[Task]) -> list[Any]:
-    """Run tasks one after another in this process."""
-    return [function(*arguments) for function, arguments in tasks]
+PACKAGES = ("megpt", "pycocoevalcap", "rapidfuzz", "medspacy", "spacy", "numpy", "scipy")
+MODEL = "generated"
+BASELINES = ("constant", "permuted", "nearest")
+"""Those that metrics.json always names; null where one is missing, and `notes` says why."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found; `metrics` is metrics.json, the rest feeds the table and the page."""
+    """What `evaluate` found; `metrics` is metrics.json, the rest feeds the table, the page and `compare`."""
 
     metrics: dict[str, Any]
     statistics: Statistics
     pairs: Pairs
+
+
+@dataclass
+class _Sets:
+    """All texts, raw and as they are scored, and which of them each set takes."""
+
+    texts: list[str]
+    raw: list[str]
+    picks: dict[str, np.ndarray]
+    orders: np.ndarray | None = None
+    constant: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, texts: Sequence[str], raw: Sequence[str], which: np.ndarray) -> None:
+        self.picks[name] = len(self.texts) + which
+        self.texts += texts
+        self.raw += raw
 
 
 def score_reports(
@@ -65,12 +75,11 @@ def score_reports(
     pairs = [(g, r) for g, r in zip(generated, references, strict=True) if scored_text(r, cleaner)]
     if not pairs:
         raise ValueError("no reference report to score against")
-    texts, wanted = ([scored_text(text, cleaner) for text in side] for side in zip(*pairs, strict=True))
-    reports = [text or "" for side in zip(*pairs, strict=True) for text in side] if clinical else []
-    columns, labels, _ = _compute({"generated": texts}, wanted, reports, meteor=meteor, run=run_here)
-    found, truth = labels.reshape(2, -1, len(CHEXPERT)) if clinical else (None, None)
-    statistics = Statistics(**columns["generated"], found=found, truth=truth)
-    return {name: value for name, value in statistics.scores().items() if value is not None}
+    raw, raw_references = ([text or "" for text in side] for side in zip(*pairs, strict=True))
+    texts, wanted = ([scored_text(text, cleaner) for text in side] for side in (raw, raw_references))
+    reports = Reports(texts, raw, wanted, raw_references)
+    found = score_sets(reports, {MODEL: np.arange(len(pairs))}, meteor=meteor, clinical=clinical, run=run_here)
+    return {name: value for name, value in found.sets[MODEL].scores().items() if value is not None}
 
 
 def evaluate(
@@ -81,6 +90,8 @@ def evaluate(
     settings: EvaluateConfig,
     seed: int,
     run: Runner = run_here,
+    neighbours: Mapping[str, Mapping[str, str]] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Score a set of predictions.
 
@@ -89,6 +100,9 @@ def evaluate(
     Args:
         training_reports: reports of the training split, not cleaned; None where it is not known, which leaves out the
             constant baseline and says so.
+        neighbours: name of a baseline ("nearest", …) → study_id → the report, not cleaned, of the training study whose
+            films are closest. A study that is missing there counts as an empty report of that baseline.
+        notes: what else a reader of the result must know, such as why there are no neighbours.
 
     Raises:
         InputError: no reference is left after cleaning.
@@ -97,115 +111,30 @@ def evaluate(
     if not kept:
         raise InputError(f"no reference is left after cleaning with {cleaner!r}", next="set another data.cleaner")
     pairs = Pairs([p for p, _ in kept], pairs.without_reference + len(pairs.pairs) - len(kept), pairs.models)
-    references = [text for _, text in kept]
-    texts = [scored_text(pair.generated, cleaner) for pair in pairs.pairs]
-    raw = [pair.generated or "" for pair in pairs.pairs]
-    notes: dict[str, str] = {}
-    order, chosen = _baselines(len(texts), training_reports, cleaner, settings, seed, notes)
-    sets = {"generated": texts}
-    if chosen is not None:
-        sets["constant"] = [chosen] * len(texts)
-    if order is not None:
-        sets["permuted"] = [texts[i] for i in order]
-
-    reports = [*raw, *(pair.reference for pair in pairs.pairs)]
-    columns, labels, reason = _compute(sets, references, reports, meteor=settings.meteor, run=run)
-    found, truth = labels.reshape(2, len(raw), len(CHEXPERT))
-    by_set = {"generated": found}
-    if chosen is not None:
-        by_set["constant"] = np.repeat(label_reports([chosen]), len(raw), axis=0)
-    if order is not None:
-        by_set["permuted"] = found[order]
-    scored = {name: Statistics(**columns[name], found=by_set[name], truth=truth) for name in sets}
-    if reason:
-        notes["METEOR"] = reason
+    ids = [pair.study_id for pair in pairs.pairs]
+    groups, alone = patients([pair.subject_id for pair in pairs.pairs], ids)
+    sets = _sets(pairs, training_reports, neighbours or {}, groups, cleaner, settings, seed)
+    reports = Reports(sets.texts, sets.raw, [text for _, text in kept], [pair.reference for pair in pairs.pairs])
+    scored = score_sets(
+        reports, sets.picks, orders=sets.orders, ids=ids, meteor=settings.meteor, clinical=True, run=run
+    )
+    found = _metrics(scored, groups, settings, seed)
+    n, count = len(ids), int(groups.max()) + 1
+    told = {
+        **(notes or {}),
+        **sets.notes,
+        **caveats.of_patients(n, count, alone),
+        **caveats.of_scores(found["scores"], n, sides=scored.sets[MODEL].sides is not None),
+        **scored.notes,
+    }
     if not settings.meteor:
-        notes["METEOR"] = "switched off (evaluate.meteor)"
-    metrics = _metrics(scored, pairs, chosen, notes, cleaner=cleaner, settings=settings, seed=seed)
-    return Evaluation(metrics, scored["generated"], pairs)
-
-
-def _baselines(
-    n: int,
-    training_reports: Sequence[str] | None,
-    cleaner: str,
-    settings: EvaluateConfig,
-    seed: int,
-    notes: dict[str, str],
-) -> tuple[np.ndarray | None, str | None]:
-    """The order of the permuted reports and the constant one; None with a note where there is none."""
-    if not settings.baselines:
-        notes["baselines"] = "switched off (evaluate.baselines)"
-        return None, None
-    order = derangement(n, seed) if n > 1 else None
-    if order is None:
-        notes["permuted"] = "needs two studies"
-    chosen = None
-    if training_reports is None:
-        notes["constant"] = "the training split's reports are not known; set studies=PATH"
-    else:
-        chosen = constant_report([scored_text(text, cleaner) for text in training_reports], seed)
-        if chosen is None:
-            notes["constant"] = "the training split has no reports"
-    return order, chosen
-
-
-def _compute(
-    sets: dict[str, list[str]], references: list[str], reports: list[str], *, meteor: bool, run: Runner
-) -> tuple[dict[str, dict[str, Any]], np.ndarray, str | None]:
-    """The columns of `Statistics` for each set of texts, the labels of `reports`, and why METEOR is missing if it is.
-
-    All sets share the tasks of what is scored pair by pair, so that METEOR's slow start is paid once.
-    """
-    texts, wanted = [text for part in sets.values() for text in part], references * len(sets)
-    jobs: list[tuple[str, Task]] = [(f"cider {name}", (nlg.cider, (part, references))) for name, part in sets.items()]
-    if meteor:
-        jobs += [("meteor", (_meteor, part)) for part in _paired(texts, wanted, METEOR_SHARD)]
-    for part in _paired(texts, wanted, SHARD):
-        jobs += [("bleu", (nlg.bleu_statistics, part)), ("rouge", (nlg.rouge_l, part))]
-    jobs += [("labels", (label_reports, (reports[i : i + SHARD],))) for i in range(0, len(reports), SHARD)]
-    results: dict[str, list[Any]] = {}
-    for (name, _), result in zip(jobs, run([task for _, task in jobs]), strict=True):
-        results.setdefault(name, []).append(result)
-    reason = next((part for part in results.get("meteor", ()) if isinstance(part, str)), None)
-    if reason:
-        del results["meteor"]
-    columns: dict[str, dict[str, Any]] = {name: {"cider": results.pop(f"cider {name}")[0]} for name in sets}
-    labels = np.concatenate(results.pop("labels")) if reports else np.zeros((0, len(CHEXPERT)), dtype=bool)
-    for column, parts in results.items():
-        for name, rows in zip(sets, np.split(np.concatenate(parts), len(sets)), strict=True):
-            columns[name][column] = rows
-    return columns, labels, reason
-
-
-def _meteor(texts: Sequence[str], references: Sequence[str]) -> np.ndarray | str:
-    """METEOR's statistics, or why there are none: a missing Java must not end an evaluation."""
-    try:
-        return meteor_statistics(texts, references)
-    except MeteorUnavailable as error:
-        return str(error)
-
-
-def _paired(texts: list[str], references: list[str], size: int) -> list[tuple[list[str], list[str]]]:
-    return [(texts[i : i + size], references[i : i + size]) for i in range(0, len(texts), size)]
-
-
-def _metrics(
-    scored: dict[str, Statistics],
-    pairs: Pairs,
-    constant: str | None,
-    notes: dict[str, str],
-    *,
-    cleaner: str,
-    settings: EvaluateConfig,
-    seed: int,
-) -> dict[str, Any]:
-    model = scored["generated"]
-    scores = model.scores()
-    baselines = {name: scored[name].scores() if name in scored else None for name in ("constant", "permuted")}
-    return {
-        "n": len(pairs.pairs),
+        told["METEOR"] = "switched off (evaluate.meteor)"
+    metrics = {
+        "n": n,
+        "n_patients": None if alone == n else count,
         "unit": "study",
+        "interval_unit": "study" if alone == n else "patient",
+        "interval_method": METHOD,
         "cleaner": cleaner,
         "tokenizer": TOKENIZER,
         "versions": {
@@ -213,50 +142,103 @@ def _metrics(
             "meteor": "1.5",
             "python": platform.python_version(),
         },
-        "scores": scores,
-        "intervals": model.intervals(resamples=settings.bootstrap, confidence=settings.confidence, seed=seed),
-        "baselines": baselines,
-        "warnings": warnings(scores, baselines, failed=pairs.failed, n=len(pairs.pairs)),
-        "notes": notes,
+        **found,
+        "warnings": caveats.warnings(found["scores"], found["baselines"], found["paired"], failed=pairs.failed, n=n),
+        "notes": told,
         "confidence": settings.confidence,
         "bootstrap": settings.bootstrap,
         "seed": seed,
         "n_failed": pairs.failed,
         "n_without_reference": pairs.without_reference,
         "model": pairs.models,
-        "constant_report": constant,
-        "clinical": _observations(model),
+        "constant_report": sets.constant,
+    }
+    return Evaluation(metrics, scored.sets[MODEL], pairs)
+
+
+def _sets(
+    pairs: Pairs,
+    training_reports: Sequence[str] | None,
+    neighbours: Mapping[str, Mapping[str, str]],
+    groups: np.ndarray,
+    cleaner: str,
+    settings: EvaluateConfig,
+    seed: int,
+) -> _Sets:
+    """The model's own reports and those of each baseline; a note for each that is missing."""
+    n = len(pairs.pairs)
+    raw = [pair.generated or "" for pair in pairs.pairs]
+    sets = _Sets([scored_text(text, cleaner) for text in raw], raw, {MODEL: np.arange(n)})
+    if not settings.baselines:
+        sets.notes["baselines"] = "switched off (evaluate.baselines)"
+        return sets
+    sets.orders = derangements(n, seed, groups)
+    if sets.orders is None:
+        sets.notes["permuted"] = (
+            "needs two studies" if n < 2 else "one patient has more than half of the studies: nobody to swap with"
+        )
+    if training_reports is None:
+        sets.notes["constant"] = "the training split's reports are not known; set studies=PATH"
+    else:
+        sets.constant = constant_report([scored_text(text, cleaner) for text in training_reports], seed)
+        if sets.constant is None:
+            sets.notes["constant"] = "the training split has no reports"
+        else:
+            sets.add("constant", [sets.constant], [sets.constant], np.zeros(n, dtype=np.int64))
+    for name, by_study in neighbours.items():
+        own = [by_study.get(pair.study_id, "") for pair in pairs.pairs]
+        sets.add(name, [scored_text(text, cleaner) for text in own], own, np.arange(n))
+        if missing := sum(pair.study_id not in by_study for pair in pairs.pairs):
+            sets.notes[name] = f"{missing} of {n} studies have no readable film and count as empty reports here"
+    return sets
+
+
+def _metrics(scored: Scored, groups: np.ndarray, settings: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """Scores, intervals and baselines."""
+    permuted = scored.permuted
+    rows = {name: statistics.rows().grouped(groups) for name, statistics in scored.sets.items()}
+    if permuted is not None:
+        rows["permuted"] = permuted.rows.grouped(groups)
+    bootstrap = Bootstrap(rows, resamples=settings.bootstrap, seed=seed) if len(rows[MODEL].matrix) > 1 else None
+
+    def interval(score: str, minus: str | None = None) -> list[float] | None:
+        return bootstrap.interval(score, settings.confidence, of=MODEL, minus=minus) if bootstrap else None
+
+    others = [name for name in rows if name != MODEL]
+    baselines: dict[str, Any] = {name: None for name in BASELINES}
+    for name in others:
+        baselines[name] = permuted.mean() if permuted and name == "permuted" else rows[name].scores()
+    return {
+        "scores": rows[MODEL].scores(),
+        "intervals": {name: interval(name) for name in SCORES},
+        "baselines": baselines,
+        "paired": {name: {score: interval(score, name) for score in SCORES} for name in others},
+        "permuted": _described(permuted),
+        "clinical": _observations(scored.sets[MODEL], rows, interval),
     }
 
 
-def warnings(
-    scores: dict[str, float | None], baselines: dict[str, dict[str, float | None] | None], *, failed: int, n: int
-) -> list[str]:
-    """What a reader must know before quoting the scores."""
-    result = []
-    for baseline, values in baselines.items():
-        if values is None:
-            result.append(f"the {baseline} baseline is missing: whether the model looks at the films is not shown")
-            continue
-        behind = [s for s in SCORES if (a := scores[s]) is not None and (b := values[s]) is not None and a <= b]
-        if behind:
-            result.append(f"the model does not beat the {baseline} baseline on {', '.join(behind)}")
-    if failed:
-        result.append(f"{failed} of {n} studies have no generated report and count as empty ones")
-    return result
+def _described(permuted: Permuted | None) -> dict[str, Any] | None:
+    """How many permutations, and their range: score → [lowest, highest]."""
+    if permuted is None:
+        return None
+    return {"permutations": permuted.count, "permutations_meteor": permuted.meteor_count, "range": permuted.range()}
 
 
-def _observations(model: Statistics) -> dict[str, dict[str, float | int | None]]:
+def _observations(model: Statistics, rows: Mapping[str, Rows], interval: Any) -> dict[str, dict[str, Any]]:
     """Per observation: studies whose reference, generated report, and both name it, with precision, recall and F1."""
     both, extra, missed = model.observations()
-    rows: dict[str, dict[str, float | int | None]] = {}
+    f1 = {name: own.observation_f1(own.matrix.sum(0, keepdims=True)) for name, own in rows.items() if name != MODEL}
+    found: dict[str, dict[str, Any]] = {}
     for name, b, e, m in zip(CHEXPERT, both.tolist(), extra.tolist(), missed.tolist(), strict=True):
-        rows[name] = {
+        found[name] = {
             "reference": b + m,
             "generated": b + e,
             "both": b,
             "precision": b / (b + e) if b + e else None,
             "recall": b / (b + m) if b + m else None,
             "f1": 2 * b / (2 * b + e + m) if b + e + m else None,
+            "interval": interval(name),
+            "baselines": {k: float(v[name][0]) if np.isfinite(v[name][0]) else None for k, v in f1.items()},
         }
-    return rows
+    return found

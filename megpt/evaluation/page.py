@@ -76,7 +76,7 @@ def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a score: value, interval, both baselines, and whether the better baseline is beaten."""
     rows = []
     for name in SCORES:
-        value = metrics["scores"][name]
+        value = metrics["scores"].get(name)
         baselines = {b: (metrics["baselines"][b] or {}).get(name) for b in BASELINES}
         known = [v for v in baselines.values() if v is not None]
         rows.append(
@@ -84,7 +84,7 @@ def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "name": name,
                 "title": TITLES.get(name, name),
                 "value": value,
-                "interval": metrics["intervals"][name],
+                "interval": metrics["intervals"].get(name),
                 **baselines,
                 "beaten": None if value is None or not known else value > max(known),
             }

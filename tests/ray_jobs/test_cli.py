@@ -33,6 +33,7 @@ SURFACE = {
     "train",
     "generate",
     "evaluate",
+    "compare",
     "ablate",
     "demo",
     "import-checkpoint",
@@ -57,7 +58,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_surface() -> None:
     assert set(JOBS) == SURFACE
-    assert POSITIONAL == {"import-checkpoint": "file", "status": "folder"}
+    assert POSITIONAL == {"import-checkpoint": "file", "status": "folder", "compare": "paths"}
     choices = parser()._subparsers._group_actions[0].choices
     for name, sub in choices.items():
         assert {option for action in sub._actions for option in action.option_strings} == OPTIONS, name

@@ -1,0 +1,252 @@
+"""Two or more systems on the same studies: which is better, by how much, and whether that may be chance.
+
+    comparison = compare({"base": read_pairs(A), "ours": read_pairs(B)}, cleaner="r2gen-iu", settings=…, seed=42)
+    comparison.result["comparisons"][0]["scores"]["CIDEr"]
+
+Only studies that all systems have are compared, against one reference each; what is left out is listed. Patients are
+the unit of every interval and every test: intervals of differences by a bootstrap in which all systems have the same
+patients, p by paired randomisation over patients, corrected over the scores by Holm's method.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from megpt.config import EvaluateConfig
+from megpt.errors import InputError
+from megpt.evaluation import caveats
+from megpt.evaluation.intervals import METHOD, Bootstrap, holm, patients, randomisation
+from megpt.evaluation.pairs import Pair, Pairs
+from megpt.evaluation.scoring import Reports, Runner, run_here, score_sets
+from megpt.evaluation.statistics import SCORES, Rows, Statistics
+from megpt.evaluation.texts import TOKENIZER, scored_text
+from megpt.study import CHEXPERT
+
+DRAWS = 10_000
+"""Random swaps behind each p, which is never below 1 / (DRAWS + 1)."""
+MOST_LISTED = 10_000
+"""Ids of left-out studies that are listed at most for one system; their number is always told."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`result` is compare.json; `systems` has, by name, what each system wrote for `study_ids`, in this order."""
+
+    result: dict[str, Any]
+    study_ids: list[str]
+    references: list[Pair]
+    """One pair a study, for its reference and patient."""
+    generated: dict[str, list[str | None]]
+    statistics: dict[str, Statistics]
+
+    def lines(self) -> list[str]:
+        """The differences in words, a line for each two systems and score."""
+        found = []
+        for pair in self.result["comparisons"]:
+            for name, row in pair["scores"].items():
+                if row is not None:
+                    low, high = row["interval"] or (float("nan"), float("nan"))
+                    found.append(
+                        f"{name}: {pair['a']} - {pair['b']} = {row['difference']:+.4f} [{low:+.4f}, {high:+.4f}], "
+                        f"p = {row['p']:.4f}, corrected {row['p_holm']:.4f}"
+                    )
+        return [*found, *(f"{name}: {text}" for name, text in self.result["notes"].items())]
+
+    def table(self) -> pa.Table:
+        """One row a study: texts side by side, and each system's own scores as `SCORE:SYSTEM`."""
+        columns: dict[str, Any] = {
+            "study_id": self.study_ids,
+            "subject_id": [pair.subject_id for pair in self.references],
+            "reference": [pair.reference for pair in self.references],
+        }
+        for name, texts in self.generated.items():
+            columns[f"generated:{name}"] = pa.array(texts, pa.string())
+            for score, values in self.statistics[name].per_study().items():
+                columns[f"{score}:{name}"] = values
+            columns[f"labels:{name}"] = _names(self.statistics[name].labels[0])
+        columns["labels:reference"] = _names(next(iter(self.statistics.values())).labels[1])
+        return pa.table(columns)
+
+
+def compare(
+    systems: Mapping[str, Pairs],
+    *,
+    cleaner: str,
+    settings: EvaluateConfig,
+    seed: int,
+    draws: int = DRAWS,
+    run: Runner = run_here,
+) -> Comparison:
+    """Compare every two systems.
+
+    A study that failed in a system counts as an empty report there, as in `evaluate`.
+
+    Args:
+        systems: name → its reports; at least two.
+
+    Raises:
+        InputError: fewer than two systems, no study that all of them have with the same reference, or no reference
+            left after cleaning.
+    """
+    if len(systems) < 2:
+        raise InputError("nothing to compare", cause="one system only", next="megpt compare A B output=PATH")
+    common, left_out = _common(systems, cleaner)
+    ids = list(common)
+    pairs = [common[i] for i in ids]
+    by_id = {name: {pair.study_id: pair for pair in own.pairs} for name, own in systems.items()}
+    generated = {name: [own[i].generated for i in ids] for name, own in by_id.items()}
+    groups, alone = patients([pair.subject_id for pair in pairs], ids)
+    raw = [text or "" for texts in generated.values() for text in texts]
+    references = [pair.reference for pair in pairs]
+    reports = Reports(
+        [scored_text(text, cleaner) for text in raw], raw, [scored_text(r, cleaner) for r in references], references
+    )
+    sets = {name: np.arange(len(ids)) + k * len(ids) for k, name in enumerate(systems)}
+    scored = score_sets(reports, sets, ids=ids, meteor=settings.meteor, clinical=True, run=run, told=len(sets))
+    rows = {name: own.rows().grouped(groups) for name, own in scored.sets.items()}
+    bootstrap = Bootstrap(rows, resamples=settings.bootstrap, seed=seed) if int(groups.max()) > 0 else None
+    first = next(iter(scored.sets.values()))
+    notes = {
+        **caveats.of_patients(len(ids), int(groups.max()) + 1, alone),
+        **caveats.of_scores(first.scores(), len(ids), sides=first.sides is not None),
+        **scored.notes,
+    }
+    if not settings.meteor:
+        notes["METEOR"] = "switched off (evaluate.meteor)"
+    result = {
+        "n": len(ids),
+        "n_patients": None if alone == len(ids) else int(groups.max()) + 1,
+        "unit": "study",
+        "interval_unit": "study" if alone == len(ids) else "patient",
+        "interval_method": METHOD,
+        "cleaner": cleaner,
+        "tokenizer": TOKENIZER,
+        "confidence": settings.confidence,
+        "bootstrap": settings.bootstrap,
+        "draws": draws,
+        "seed": seed,
+        "systems": {
+            name: _system(name, systems[name], rows[name], generated[name], bootstrap, settings) for name in systems
+        },
+        "comparisons": [
+            _difference(a, b, rows, bootstrap, settings.confidence, draws, seed)
+            for a, b in itertools.combinations(systems, 2)
+        ],
+        "left_out": left_out,
+        "notes": notes,
+    }
+    return Comparison(result, ids, pairs, generated, scored.sets)
+
+
+def _common(systems: Mapping[str, Pairs], cleaner: str) -> tuple[dict[str, Pair], dict[str, Any]]:
+    """The studies that all systems have with one reference, in the first one's order, and what is left out."""
+    by_id = {name: {pair.study_id: pair for pair in own.pairs} for name, own in systems.items()}
+    shared = set.intersection(*(set(own) for own in by_id.values()))
+    common: dict[str, Pair] = {}
+    unlike, blank = [], []
+    for study, pair in next(iter(by_id.values())).items():
+        if study not in shared:
+            continue
+        all_pairs = [own[study] for own in by_id.values()]
+        texts = {scored_text(p.reference, cleaner) for p in all_pairs}
+        if len(texts) > 1:
+            unlike.append(study)
+        elif not texts.pop():
+            blank.append(study)
+        else:
+            subject = next((p.subject_id for p in all_pairs if p.subject_id), "")
+            common[study] = Pair(study, None, pair.reference, subject)
+    if not common:
+        raise _nothing_in_common(systems, len(shared), unlike, blank, cleaner)
+    lacking = {name: _listed([i for i in own if i not in shared]) for name, own in by_id.items()}
+    return common, {
+        "not_in_all": lacking,
+        "references_differ": _listed(unlike),
+        "reference_blank_after_cleaning": _listed(blank),
+    }
+
+
+def _nothing_in_common(
+    systems: Mapping[str, Pairs], shared: int, unlike: list[str], blank: list[str], cleaner: str
+) -> InputError:
+    if unlike:
+        return InputError(
+            "no study has the same reference in all systems",
+            where=f"study {unlike[0]}, and {len(unlike) - 1} more",
+            cause="their references are of different sections, or were cleaned for one of them",
+            next="set studies=PATH to give all of them the references of one table",
+        )
+    if blank:
+        return InputError(f"no reference is left after cleaning with {cleaner!r}", next="set another data.cleaner")
+    first = ", ".join(f"{name}: {own.pairs[0].study_id!r}" for name, own in systems.items() if own.pairs)
+    return InputError(
+        "the systems have no study in common",
+        where=f"study_id, for example {first}",
+        cause="they are of different test sets, or name studies differently",
+        next="compare predictions for the same studies",
+    )
+
+
+def _listed(ids: list[str]) -> dict[str, Any]:
+    return {"n": len(ids), "study_ids": ids[:MOST_LISTED]}
+
+
+def _system(
+    name: str,
+    pairs: Pairs,
+    rows: Rows,
+    generated: list[str | None],
+    bootstrap: Bootstrap | None,
+    settings: EvaluateConfig,
+) -> dict[str, Any]:
+    confidence = settings.confidence
+    return {
+        "n": len(pairs.pairs),
+        "n_failed": sum(text is None for text in generated),
+        "model": pairs.models,
+        "scores": rows.scores(),
+        "intervals": {s: bootstrap.interval(s, confidence, of=name) if bootstrap else None for s in SCORES},
+    }
+
+
+def _difference(
+    a: str,
+    b: str,
+    rows: Mapping[str, Rows],
+    bootstrap: Bootstrap | None,
+    confidence: float,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """a minus b: score → difference, interval, p and p by Holm over the scores; the same for each observation's F1."""
+    p = randomisation(rows[a], rows[b], draws=draws, seed=seed)
+    values = [
+        {**own.scores(), **{k: float(v[0]) for k, v in own.observation_f1(own.matrix.sum(0, keepdims=True)).items()}}
+        for own in (rows[a], rows[b])
+    ]
+
+    def table(names: tuple[str, ...]) -> dict[str, Any]:
+        corrected = holm({name: p[name] for name in names if name in p})
+        return {
+            name: {
+                "difference": values[0][name] - values[1][name],
+                "interval": bootstrap.interval(name, confidence, of=a, minus=b) if bootstrap else None,
+                "p": p[name],
+                "p_holm": corrected[name],
+            }
+            if name in p
+            else None
+            for name in names
+        }
+
+    return {"a": a, "b": b, "scores": table(SCORES), "observations": table(CHEXPERT)}
+
+
+def _names(labels: np.ndarray) -> list[list[str]]:
+    return [[name for name, there in zip(CHEXPERT, row, strict=True) if there] for row in labels]
