@@ -26,7 +26,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
-from megpt.data.decode import load_film
+from megpt.films.decode import load_film
 from megpt.study import View
 
 HEIGHT, WIDTH, SIZE = 3000, 2500, 224

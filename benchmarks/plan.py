@@ -28,7 +28,7 @@ from typing import Any
 from record import record, save
 
 from megpt.config import load_config
-from megpt.data.plan import make_plan as make_prepare_plan
+from megpt.data.shards import make_plan as make_prepare_plan
 from megpt.data.sources import open_source
 from megpt.data.studies import write_studies
 from megpt.generation.plan import make_plan as make_generate_plan

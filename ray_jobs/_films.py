@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megpt.data.decode import MISSING, UnreadableFilm, load_films
 from megpt.data.sources.base import check_mounted
+from megpt.films.decode import MISSING, UnreadableFilm, load_films
 from megpt.generation.plan import Planned, with_films
 
 # Studies whose films one task decodes: small enough to start at once, large enough to pay for a task.

@@ -14,8 +14,8 @@ import ray
 from PIL import Image
 
 from megpt.config import Config
-from megpt.data.decode import UnreadableFilm
 from megpt.errors import MegptError, to_json
+from megpt.films.decode import UnreadableFilm
 from megpt.generation import table
 from megpt.generation.plan import Plan, Planned
 from megpt.study import Study

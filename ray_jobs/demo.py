@@ -23,8 +23,8 @@ import ray
 from rich.table import Table
 
 from megpt.config import Config
-from megpt.data.phantom import write_films, write_tables
 from megpt.data.studies import read_studies
+from megpt.demo.phantom import write_films, write_tables
 from megpt.errors import MegptError
 from megpt.output import SUCCESS, claim, write_aside
 from megpt.progress import Progress, console, log
@@ -134,7 +134,7 @@ def _teach_apart(reports: list[str], config: Config, folder: Path, progress: Pro
 
 def _teach(pipe: Any, reports: list[str], config: Config, folder: Path) -> None:
     """Sends the number of each step, then the loss or the error that ended it."""
-    from megpt.training.language_model import train_language_model
+    from megpt.demo.language_model import train_language_model
 
     def tell(step: int, loss: float) -> None:
         pipe.send(step)

@@ -20,8 +20,8 @@ from rich.table import Table
 from megpt.config import Config
 from megpt.data import studies as tables
 from megpt.data.cleaning import clean
-from megpt.data.decode import UnreadableFilm, load_films
 from megpt.errors import InputError
+from megpt.films.decode import UnreadableFilm, load_films
 from megpt.output import claim
 from megpt.progress import Progress, console, log
 from megpt.study import Study

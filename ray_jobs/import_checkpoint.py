@@ -32,7 +32,7 @@ def run(config: Config, file: str, *, dry_run: bool = False) -> int:
     if not dry_run:
         config.require("output")
     from megpt.model.prompts import PromptBank
-    from megpt.model.reference import import_reference
+    from megpt.model.reference.convert import import_reference
 
     bank = PromptBank.load(config.prompts) if config.prompts else None
     merge = config.import_checkpoint.merge_lora

@@ -2,11 +2,9 @@
 
     megpt prepare --config configs/phantom.yaml source=/data/mimic-cxr-jpg output=runs/studies
 
-The archive's manifest is streamed into a plan on disk (megpt/data/plan.py); each task of Ray Data takes one shard of it
-and writes that shard's files (megpt/data/prepare.py). Only shard names and counts pass through Ray, so memory does not
-depend on the archive. A killed job is started again by the same command and does the shards that are left.
-
-    OUT/split=train|val|test/part-*.parquet     OUT/failed.parquet     OUT/run.json     OUT/_SUCCESS
+The archive's manifest is streamed into a plan on disk (megpt/data/shards.py); each task of Ray Data takes one shard of
+it and writes that shard's files (megpt/data/prepare.py). Only shard names and counts pass through Ray, so memory does
+not depend on the archive. A killed job is started again by the same command and does the shards that are left.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ import ray
 import ray.data
 
 from megpt.config import Config
-from megpt.data.plan import Plan, Shard, load_plan, make_plan
 from megpt.data.prepare import FAILED, WORK, clear, marks, merge_failed, prepare_shard, unfinished
+from megpt.data.shards import Plan, Shard, load_plan, make_plan
 from megpt.data.sources import Source, open_source
 from megpt.errors import InputError, TooManyFailed
 from megpt.output import Output, claim, write_aside

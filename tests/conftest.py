@@ -34,7 +34,7 @@ FIRST = (
     "test_fit_prompts.py",
     "test_prepare.py",
     "test_engine.py",
-    "test_plan.py",
+    "test_cost.py",
     "test_train_watch.py",
 )
 """Files that take a minute and more."""

@@ -104,7 +104,7 @@ def test_modes_differ_in_nothing_else():
 def test_names_exist():
     import timm
 
-    from megpt.model.architectures import described
+    from megpt.model.cost.architectures import described
 
     for path in ALL:
         model = load_config(path).model

@@ -27,7 +27,7 @@ context.set_forkserver_preload(
 def train(config: Config, hooks: Hooks | None = None) -> dict[str, Any]:
     """One run to its end, as one rank; with the validation of the config where it has one."""
     if hooks is None and config.train.val_every:
-        from ray_jobs.train_validate import best_score, validator
+        from ray_jobs.train.validate import best_score, validator
 
         hooks = Hooks(validate=validator(config), best=lambda scores: best_score(scores, config.train.best_metric))
     return train_loop(config, lambda: make_parts(config), output=Path(str(config.output)), hooks=hooks)

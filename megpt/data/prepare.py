@@ -19,10 +19,10 @@ from typing import Any
 from PIL import Image
 
 from megpt.config import PrepareConfig
-from megpt.data.decode import MISSING, UnreadableFilm, check_film, load_film, read_film
-from megpt.data.plan import Plan, Shard
+from megpt.data.shards import Plan, Shard
 from megpt.data.sources.base import check_mounted
 from megpt.data.studies import RowWriter, part_path, read_rows, write_rows
+from megpt.films.decode import MISSING, UnreadableFilm, check_film, load_film, read_film
 from megpt.output import write_aside
 from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
 

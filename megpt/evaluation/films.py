@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from megpt.config import Config
-from megpt.data.decode import UnreadableFilm, load_films
 from megpt.data.sources import open_source
 from megpt.data.studies import open_parquet, study_files
+from megpt.films.decode import UnreadableFilm, load_films
 from megpt.study import Study
 
 SIZE, QUALITY, MAX_VIEWS = 256, 80, 4

@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 
 from megpt.config import GenerateConfig
-from megpt.data.decode import UnreadableFilm
+from megpt.films.decode import UnreadableFilm
 from megpt.generation.decoding import Backend, Decoding, EngineItem, EngineResult
 from megpt.generation.engine import GenerationEngine
 from megpt.generation.faults import reason, release

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megpt.model.build import build_model
+    from megpt.model.checkpoint.fingerprint import fingerprint
     from megpt.model.configuration import MeGPTConfig
     from megpt.model.doconv import DOConv2d
     from megpt.model.fem import FEM
-    from megpt.model.fingerprints import fingerprint
     from megpt.model.modeling import MeGPTForConditionalGeneration
     from megpt.model.processing import MeGPTImageProcessor, MeGPTProcessor
     from megpt.model.projector import Projector
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "build_model": "build",
-    "fingerprint": "fingerprints",
+    "fingerprint": "checkpoint.fingerprint",
     "MeGPTConfig": "configuration",
     "DOConv2d": "doconv",
     "FEM": "fem",

@@ -11,8 +11,8 @@ from torch import nn
 from megpt.config import ModelConfig
 from megpt.errors import InputError
 from megpt.model import language
+from megpt.model.checkpoint.fingerprint import files_fingerprint, fingerprint_of
 from megpt.model.configuration import MeGPTConfig
-from megpt.model.fingerprints import files_fingerprint, fingerprint_of
 from megpt.model.frame import tokenise_bank
 from megpt.model.modeling import MeGPTForConditionalGeneration
 from megpt.model.processing import MeGPTImageProcessor, MeGPTProcessor

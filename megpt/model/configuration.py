@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -51,11 +50,6 @@ class MeGPTConfig(PreTrainedConfig):
     frozen: dict[str, Any] | None = None
     complete: bool = False
     tie_word_embeddings: bool = False
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        # The Auto classes ask for the model only once they hold a config; until then its import can wait.
-        importlib.import_module("megpt.model.modeling")
 
     @classmethod
     def of(cls, config: ModelConfig, text_config: PreTrainedConfig, *, l2: float, **further: Any) -> MeGPTConfig:

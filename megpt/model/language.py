@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from megpt.errors import InputError, did_you_mean
-from megpt.model.files import ADAPTER, INDEX, WEIGHTS
+from megpt.model.checkpoint.files import ADAPTER, INDEX, WEIGHTS
 
 PEFT_PREFIX = "base_model.model."
 

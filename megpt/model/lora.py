@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from megpt.errors import InputError
-from megpt.model.files import ADAPTER
+from megpt.model.checkpoint.files import ADAPTER
 
 SETTINGS = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 
 from megpt.errors import InputError
 from megpt.model import language, lora
-from megpt.model.checkpoint import Checkpointed
+from megpt.model.checkpoint.save import Checkpointed
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.loss import chunked_cross_entropy
 from megpt.model.projector import Projector

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megpt.config import FitPromptsConfig
 from megpt.errors import InputError
-from megpt.model.files import CENTROIDS, PROMPTS, check_prompts, read_prompts
+from megpt.model.checkpoint.files import CENTROIDS, PROMPTS, check_prompts, read_prompts
 
 INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
 TIE = 1e-5

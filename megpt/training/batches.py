@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from megpt.config import DataConfig
-from megpt.data.decode import UnreadableFilm, load_films
-from megpt.data.order import Cutting, GlobalOrder, Indices
+from megpt.films.decode import UnreadableFilm, load_films
+from megpt.training.order import Cutting, GlobalOrder, Indices
 from megpt.training.samples import Samples
 
 IGNORED = -100

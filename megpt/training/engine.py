@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from megpt.config import TrainConfig
-from megpt.training.deepspeed_config import deepspeed_settings
+from megpt.training.deepspeed import deepspeed_settings
 
 
 def ensure_process_group(timeout_s: float) -> None:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from megpt.config import Config
-from megpt.data.order import Indices
 from megpt.errors import InputError
+from megpt.training.order import Indices
 
 
 class FeatureCache:

@@ -23,7 +23,6 @@ import torch.distributed as dist
 from torch import nn
 
 from megpt.config import Config
-from megpt.data.order import Cutting, GlobalOrder
 from megpt.progress import log
 from megpt.training import state
 from megpt.training.agreement import require_same_as_before, require_same_on_every_worker
@@ -38,9 +37,10 @@ from megpt.training.engine import (
     whole_model,
 )
 from megpt.training.features import FeatureCache, check_cache, feature_path
-from megpt.training.logbook import Logbook
+from megpt.training.log import Logbook
+from megpt.training.memo import PromptMemo, is_of_use, prompt_path
 from megpt.training.meter import Meter
-from megpt.training.prompt_memo import PromptMemo, is_of_use, prompt_path
+from megpt.training.order import Cutting, GlobalOrder
 from megpt.training.samples import Samples
 from megpt.training.schedule import Schedule
 

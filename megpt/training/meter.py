@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from megpt.data.order import GlobalOrder
 from megpt.errors import MegptError
 from megpt.training.batches import Loader
+from megpt.training.order import GlobalOrder
 from megpt.training.samples import Samples
 
 # Dense bf16 FLOP/s by a part of the device's name, from the vendors' data sheets.

@@ -15,11 +15,11 @@ import pytest
 from make_films import dicom_bytes, jpeg, png, write
 
 from megpt.config import DataConfig
-from megpt.data.decode import UnreadableFilm, load_films
 from megpt.data.sources import FORMATS, open_source
 from megpt.data.sources.base import Inside
 from megpt.data.studies import write_rows, write_studies
 from megpt.errors import InputError
+from megpt.films.decode import UnreadableFilm, load_films
 from megpt.study import FAILED_SCHEMA, Study, View
 
 

@@ -22,8 +22,8 @@ from PIL import Image
 
 from megpt.config import DataConfig, PrepareConfig
 from megpt.data import prepare
-from megpt.data.plan import load_plan, make_plan
 from megpt.data.prepare import clear, marks, merge_failed, prepare_shard, unfinished
+from megpt.data.shards import load_plan, make_plan
 from megpt.data.sources import open_source
 from megpt.data.studies import read_studies
 from megpt.errors import InputError, MegptError

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from megpt.config import DataConfig
-from megpt.data import dicom
-from megpt.data.decode import UnreadableFilm, load_film, load_films
 from megpt.data.sources import open_source
+from megpt.films import dicom
+from megpt.films.decode import UnreadableFilm, load_film, load_films
 from megpt.study import View
 
 LIMIT = 200_000_000

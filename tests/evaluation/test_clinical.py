@@ -124,8 +124,8 @@ def test_positives_are_rows_of_chexpert() -> None:
 
 
 def test_phantom_reports_mean_what_is_drawn() -> None:
-    from megpt.data.phantom.patient import draw_patient
-    from megpt.data.phantom.wording import write_report
+    from megpt.demo.phantom.patient import draw_patient
+    from megpt.demo.phantom.wording import write_report
 
     for index in range(400):
         patient = draw_patient(7, index)

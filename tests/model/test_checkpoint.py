@@ -3,7 +3,7 @@
 - Round trips are bit-equal in every mode: partial, full, sharded, bfloat16; safetensors only; a model and its folders
   have one fingerprint, which any change of a weight or a prompt changes.
 - A partial checkpoint holds what was trained and names the rest; a rest that differs, or is gone, is refused.
-- The Auto classes load it after `import megpt` alone, which imports neither torch nor transformers.
+- The Auto classes load it after `import megpt.hf`; `import megpt` itself imports neither torch nor transformers.
 - An edited prompts.yaml is what the model says next; a broken one is refused.
 - Folded and exported, it computes the same; the card says what it is for.
 - A damaged or missing file is refused by name; a pickle is never read.
@@ -120,10 +120,11 @@ def test_frozen_parts_are_checked(make_model: MakeModel, tmp_path: Path, tiny_ll
         load(folder, llm=str(tiny_llm))
 
 
-def test_auto_classes_after_import_megpt_alone(tiny_checkpoint: Path) -> None:
+def test_auto_classes_after_import_megpt_hf(tiny_checkpoint: Path) -> None:
     code = f"""
 import sys, megpt
 assert not {{"torch", "transformers", "timm", "ray"}} & set(sys.modules)
+import megpt.hf
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from PIL import Image
 processor = AutoProcessor.from_pretrained({str(tiny_checkpoint)!r})

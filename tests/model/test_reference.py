@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from megpt.config import ModelConfig
 from megpt.errors import InputError
 from megpt.model import MeGPTForConditionalGeneration, PromptBank
-from megpt.model.reference import encoder_name, import_reference
-from megpt.model.reference_swin import swin_to_timm
+from megpt.model.reference.convert import encoder_name, import_reference
+from megpt.model.reference.swin import swin_to_timm
 
 VISION = "swin_base_patch4_window7_224"
 

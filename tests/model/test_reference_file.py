@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from megpt.errors import InputError
-from megpt.model.reference_file import read_reference
+from megpt.model.reference.file import read_reference
 
 
 class Call:

@@ -13,7 +13,7 @@ import torch
 from reference_layout import legacy_swin_names
 from transformers import SwinConfig, SwinModel
 
-from megpt.model.reference_swin import swin_to_timm
+from megpt.model.reference.swin import swin_to_timm
 
 GEOMETRY = {"embed_dim": 16, "depths": [2, 2, 2], "num_heads": [2, 4, 8], "window_size": 4}
 

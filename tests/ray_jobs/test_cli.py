@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -68,7 +69,7 @@ def test_the_surface() -> None:
 
 def test_every_job_exists_and_takes_a_config() -> None:
     for name in SURFACE:
-        assert Path("ray_jobs", f"{name.replace('-', '_')}.py").exists(), name
+        assert find_spec(f"ray_jobs.{name.replace('-', '_')}"), name
 
 
 def test_version_and_help_need_no_cluster() -> None:

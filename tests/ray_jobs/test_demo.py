@@ -98,7 +98,7 @@ def test_the_checkpoint_is_a_hugging_face_folder(finished: Config) -> None:
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    import megpt  # noqa: F401  (registers the Auto classes)
+    import megpt.hf  # noqa: F401  (registers the Auto classes)
 
     folder = Path(str(finished.output)) / "checkpoint"
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import AutoProcessor
 
 from megpt.model import MeGPTForConditionalGeneration
-from megpt.model.reference_swin import swin_to_timm
+from megpt.model.reference.swin import swin_to_timm
 from ray_jobs.__main__ import main
 
 

@@ -43,8 +43,8 @@ from megpt.training.checkpoints import CheckpointStore
 from megpt.training.parts import make_parts
 from megpt.training.state import MASTER
 from ray_jobs import train as job
-from ray_jobs.train_group import AGAIN
-from ray_jobs.train_validate import score, validation_studies, write_reports
+from ray_jobs.train.group import AGAIN
+from ray_jobs.train.validate import score, validation_studies, write_reports
 
 pytestmark = pytest.mark.slow
 

@@ -39,12 +39,12 @@ from megpt.config import Config
 from megpt.data.studies import write_studies
 from megpt.errors import InputError, MegptError
 from megpt.output import claim
-from megpt.training.logbook import line
+from megpt.training.log import line
 from ray_jobs import train
-from ray_jobs.train_group import AGAIN, GroupWatch, interruptible, take_mark
-from ray_jobs.train_validate import PAPER_MEAN, best_score, check_validation, score
-from ray_jobs.train_watch import Tail
-from ray_jobs.train_worker import take_error, tell_error
+from ray_jobs.train.group import AGAIN, GroupWatch, interruptible, take_mark
+from ray_jobs.train.validate import PAPER_MEAN, best_score, check_validation, score
+from ray_jobs.train.watch import Tail
+from ray_jobs.train.worker import take_error, tell_error
 
 
 def config(**changes):

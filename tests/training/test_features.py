@@ -24,7 +24,7 @@ from megpt.training.features import FeatureCache, check_cache
 def validated(config):
     """Train with validation, as a worker of the job does."""
     from megpt.training.loop import Hooks
-    from ray_jobs.train_validate import best_score, validator
+    from ray_jobs.train.validate import best_score, validator
 
     seen = []
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from megpt.config import DataConfig
-from megpt.data.order import Cutting, GlobalOrder
 from megpt.errors import InputError
 from megpt.study import Study, View
 from megpt.training.batches import Loader, pad
+from megpt.training.order import Cutting, GlobalOrder
 from megpt.training.samples import SampleSettings, open_samples, tokenizer_for
 
 

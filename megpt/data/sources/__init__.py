@@ -18,10 +18,10 @@ from megpt.data.sources.manifest import ManifestSource
 from megpt.data.sources.mimic_cxr import MimicCxrSource
 from megpt.data.sources.nih import NihSource
 from megpt.data.sources.openi import OpeniSource
-from megpt.data.sources.phantom import PhantomSource
 from megpt.data.sources.r2gen import R2GenSource
 from megpt.data.sources.rexrank import RexrankSource
 from megpt.data.sources.table import TableSource
+from megpt.demo.phantom.source import PhantomSource
 from megpt.errors import InputError, did_you_mean
 
 __all__ = ["FORMATS", "Source", "open_source"]

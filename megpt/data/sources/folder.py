@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megpt.config import DataConfig
-from megpt.data.decode import HEADER_BYTES, kind_of
 from megpt.data.sources.base import Source
+from megpt.films.decode import HEADER_BYTES, kind_of
 from megpt.study import Study
 
 FILM_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".dic", ".ima"})

@@ -1,0 +1,1 @@
+"""Checkpoint folders: written, loaded, fingerprinted, described."""

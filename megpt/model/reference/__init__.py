@@ -1,0 +1,1 @@
+"""Import of R2GenGPT's and the MeGPT reference's .pth files."""

@@ -1,0 +1,91 @@
+"""One training worker on Ray Train: the library's loop, with what the cluster adds."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.v2._internal.execution import context as train_context
+from ray.util.metrics import Gauge
+
+from megpt.config import Config
+from megpt.errors import InputError, MegptError, from_json, to_json
+from megpt.output import write_aside
+from megpt.training.log import FIGURES
+from ray_jobs.runtime import uncollected
+
+ERROR = Path("steps") / "error.json"
+SUMMARY = "summary.json"
+
+
+def worker(arguments: dict[str, Any]) -> None:
+    """Train as one rank of the group that Ray Train has made.
+
+    An error that a restart cannot mend (NaN, a bad input, a full disk) is written down, and the group ends: the
+    command that watches raises it. Anything else is left to Ray Train's restarts.
+    """
+    config = Config.model_validate(arguments["config"])
+    output = Path(str(config.output))
+    if (output / ERROR).exists():
+        return  # another worker raised it, and the controller did not see the file yet
+    with uncollected():
+        from megpt.training.inputs import drop_samples
+        from megpt.training.loop import Hooks, train_loop
+        from megpt.training.parts import make_parts
+        from ray_jobs.train.validate import best_score, validator
+
+    # Ray Train prints each report in full, by a logger of this name.
+    logging.getLogger(train_context.__file__).setLevel(logging.WARNING)
+    context = ray.train.get_context()
+    hooks = Hooks(
+        preempted=lambda: ray.train.get_preemption_info() is not None,
+        report=lambda figures: ray.train.report(dict(figures)),
+        row=gauges(),
+        validate=validator(config) if config.train.val_every is not None else None,
+        best=lambda scores: best_score(scores, config.train.best_metric),
+    )
+    try:
+        summary = train_loop(config, lambda: make_parts(config), output=output, hooks=hooks)
+    except MegptError as error:
+        if isinstance(error, InputError):
+            drop_samples(config)  # what was made of an input that is to be mended
+        tell_error(output, error)
+        raise
+    if context.get_world_rank() == 0:
+        with write_aside(output / "steps" / SUMMARY) as temporary:
+            temporary.write_text(json.dumps(summary))
+    if context.get_local_rank() == 0:
+        drop_samples(config)
+
+
+def gauges() -> Callable[[dict[str, float]], None]:
+    """Sets `megpt_train_NAME` for each figure of a log row: Ray exports them to Prometheus and its dashboard."""
+    made: dict[str, Gauge] = {}
+
+    def show(row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if name not in made:
+                made[name] = Gauge(f"megpt_train_{name}", description=FIGURES.get(name, "a validation score"))
+            made[name].set(value)
+
+    return show
+
+
+def tell_error(output: Path, error: MegptError) -> None:
+    """Leave an error for the command that watches."""
+    with write_aside(output / ERROR) as temporary:
+        temporary.write_text(to_json(error), encoding="utf-8")
+
+
+def take_error(output: Path) -> MegptError | None:
+    """The error that a worker has left, once."""
+    path = output / ERROR
+    if not path.exists():
+        return None
+    told = from_json(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return told
