@@ -25,10 +25,12 @@ from megpt.errors import InputError
 from megpt.evaluation.films import gallery_films
 from megpt.evaluation.metrics import Evaluation, Task, evaluate
 from megpt.evaluation.page import gallery, write_page
-from megpt.evaluation.pairs import fingerprint, read_pairs, training_reports
+from megpt.evaluation.pairs import fingerprint as predictions_fingerprint
+from megpt.evaluation.pairs import read_pairs, training_reports
 from megpt.evaluation.table import per_study
 from megpt.output import Output, claim, write_aside
 from megpt.progress import Progress, log
+from ray_jobs.neighbours import find_neighbours
 from ray_jobs.runtime import cluster, joined, require_one_cpu
 
 METRICS, TABLE, PAGE = "metrics.json", "per_study.parquet", "index.html"
@@ -54,6 +56,7 @@ def run(config: Config, *, dry_run: bool = False) -> int:
         training = training_texts(config)
         with cluster(config.cluster):
             require_one_cpu(config.cluster)
+            neighbours, notes = find_neighbours(config, {pair.study_id for pair in pairs.pairs})
             evaluation = evaluate(
                 pairs,
                 training_reports=training,
@@ -61,6 +64,8 @@ def run(config: Config, *, dry_run: bool = False) -> int:
                 settings=config.evaluate,
                 seed=config.seed,
                 run=run_on_ray,
+                neighbours=neighbours,
+                notes=notes,
             )
         write(evaluation, output, config)
         output.finish(n=evaluation.metrics["n"], n_failed=evaluation.metrics["n_failed"])
@@ -75,14 +80,25 @@ def run(config: Config, *, dry_run: bool = False) -> int:
 def identity(config: Config) -> dict[str, Any]:
     """What the scores depend on."""
     return {
-        "predictions": fingerprint(str(config.predictions)),
+        "predictions": predictions_fingerprint(str(config.predictions)),
         "studies": studies_fingerprint(config.studies) if config.studies else None,
+        "checkpoint": _checkpoint(config),
         "cleaner": config.data.cleaner,
         "section": config.data.section,
         "evaluate": config.evaluate.model_dump(mode="json"),
         "seed": config.seed,
         "limit": config.limit,
     }
+
+
+def _checkpoint(config: Config) -> str | None:
+    """The fingerprint of the checkpoint whose encoder finds neighbours."""
+    if not (config.checkpoint and config.studies and config.evaluate.baselines):
+        return None
+    from megpt.model import fingerprint
+    from megpt.model.checkpoint.files import local_folder
+
+    return str(fingerprint(local_folder(config.checkpoint)))
 
 
 def training_texts(config: Config) -> list[str] | None:

@@ -8,6 +8,8 @@ from typing import Any
 from megpt.evaluation.statistics import SCORES
 
 FEW_PATIENTS = 30
+ROUNDING = 1e-9
+"""A lead no larger than this is none: the mean of many equal scores is not quite one of them."""
 CIDER_BIASED = 1_000
 """Studies below which CIDEr's bias is told."""
 MUST_HAVE = ("constant", "permuted")
@@ -37,7 +39,7 @@ def warnings(
                 result.append(f"the {title} is missing: whether the model looks at the films is not shown")
             continue
         known = [s for s in SCORES if scores[s] is not None and values.get(s) is not None]
-        behind = [s for s in known if scores[s] <= values[s]]
+        behind = [s for s in known if scores[s] <= values[s] + ROUNDING]
         if behind:
             result.append(f"the model does not beat the {title} on {', '.join(behind)}")
         intervals = paired.get(baseline, {})

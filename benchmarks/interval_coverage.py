@@ -1,6 +1,6 @@
 """Do the intervals hold what they promise? Sets of 289 patients with some 3,851 studies, from a known population.
 
-    python benchmarks/coverage.py --reports annotation.json --out benchmarks/results/coverage-DATE.json
+    python benchmarks/interval_coverage.py --reports annotation.json --out benchmarks/results/coverage-DATE.json
 
 `--reports` is R2Gen's annotation.json of IU X-Ray. A population of patients is made of its sentences: each patient has
 a few favourite reports and a model that is more or less right about this very patient, so that studies of one patient
@@ -155,7 +155,7 @@ def main() -> int:
     found = coverage(
         people, patients=options.patients, draws=options.draws, resamples=options.resamples, seed=options.seed
     )
-    result = record("coverage.py", "numpy", "scipy", "rapidfuzz", "pycocoevalcap") | {
+    result = record("interval_coverage.py", "numpy", "scipy", "rapidfuzz", "pycocoevalcap") | {
         "patients": options.patients,
         "draws": options.draws,
         "resamples": options.resamples,

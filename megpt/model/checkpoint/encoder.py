@@ -1,0 +1,51 @@
+"""A checkpoint's vision encoder alone: for work on films that needs no language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from megpt.model import lora
+from megpt.model.checkpoint.files import DAMAGE, VISION_ADAPTER, damaged, local_folder, weight_files
+from megpt.model.checkpoint.load import load_encoders
+from megpt.model.configuration import MeGPTConfig
+from megpt.model.vision import VisionEncoder
+
+
+def load_encoder(name: str, *, weights: str | None = None) -> VisionEncoder:
+    """The encoder as the checkpoint trained it, LoRA included, in evaluation mode and float32.
+
+    Args:
+        name: a checkpoint folder or hub id.
+        weights: where a frozen encoder's weights lie now, when that is not where they lay.
+
+    Raises:
+        InputError: no checkpoint, a file is missing or damaged, or the frozen encoder is not the one it names.
+    """
+    folder = local_folder(name)
+    config = MeGPTConfig.from_pretrained(folder)
+    delta = config.mode == "delta"
+    if config.mode == "deep":
+        # Its own encoder is always held; the frozen copy that chooses prompts is not wanted here.
+        config.mode, config.complete = "shallow", True
+    encoder, _ = load_encoders(config, _vision_tensors(folder), weights)
+    if delta:
+        rank, alpha = config.lora_rank, config.lora_alpha
+        lora.add_adapters(encoder.trunk, config.vision, rank=rank, alpha=alpha, dropout=0.0)
+        lora.load_adapters(encoder.trunk, folder / VISION_ADAPTER)
+    encoder.requires_grad_(False).eval().float()
+    return encoder
+
+
+def _vision_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors named `vision.…`; those of a language model of many gigabytes stay unread."""
+    tensors: dict[str, Tensor] = {}
+    try:
+        for file in weight_files(folder):
+            with safe_open(file, framework="pt") as held:
+                tensors |= {k: held.get_tensor(k) for k in held.keys() if k.startswith("vision.")}  # noqa: SIM118
+    except DAMAGE as error:
+        raise damaged(f"the weights in {folder}", error) from error
+    return tensors
