@@ -8,7 +8,7 @@ write better reports than its own encoder could copy has a language model for no
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -26,14 +26,23 @@ Reports = dict[str, dict[str, str]]
 """Name of a baseline → study_id → report."""
 
 
-class CheckpointEncoder(Encoder):
-    """The actor that has the checkpoint's own encoder."""
+class BothEncoders(Encoder):
+    """The actor that has the checkpoint's own encoder and an untrained one of the same kind: films are decoded once."""
 
     def load(self) -> VisionEncoder:
-        from megpt.model.checkpoint.encoder import load_encoder
+        from megpt.model import MeGPTConfig
+        from megpt.model.build import build_encoder
+        from megpt.model.checkpoint.encoder import SideBySide, load_encoder
+        from megpt.model.checkpoint.files import local_folder
 
+        folder = local_folder(str(self.config.checkpoint))
         weights = self.config.model.vision_weights
-        return load_encoder(str(self.config.checkpoint), weights=weights if Path(weights).exists() else None)
+        own = load_encoder(str(folder), weights=weights if Path(weights).exists() else None)
+        shape = MeGPTConfig.from_pretrained(folder)
+        arguments = {"vision": shape.vision, "vision_args": shape.vision_args or {}, "image_size": shape.image_size}
+        drawn = self.config.model.model_copy(update={**arguments, "vision_weights": "none"})
+        untrained, _ = build_encoder(drawn, seed=self.config.seed)
+        return cast("VisionEncoder", SideBySide(own, untrained))
 
 
 def find_neighbours(config: Config, wanted: set[str]) -> tuple[Reports, dict[str, str]]:
@@ -59,37 +68,19 @@ def find_neighbours(config: Config, wanted: set[str]) -> tuple[Reports, dict[str
     reports = _reports(config, wanted)
     units = [*choose(config), *queries]
     total = sum(len(rows) for _, rows in units)
-    log(f"evaluate: comparing the films of {total} studies, for the nearest-neighbour baseline")
+    log(f"evaluate: encoding the films of {total} studies, for the nearest-neighbour baseline")
+    features = encode(config, units, total=total, encoder=BothEncoders, name="encode films")
+    ours = [study for study in features if study in wanted]
+    theirs = sorted(study for study in features if study in reports)
+    if not ours or not theirs:
+        reason = "no training study has a readable film and a report" if ours else "no scored study has a readable film"
+        return {}, {"nearest": reason}
     found: Reports = {}
-    for name, settings, encoder in (
-        ("nearest", config, CheckpointEncoder),
-        ("nearest_untrained", _untrained(config), Encoder),
-    ):
-        features = encode(settings, units, total=total, encoder=encoder, name=f"encode for {name}")
-        ours = [study for study in features if study in wanted]
-        theirs = sorted(study for study in features if study in reports)
-        if not ours or not theirs:
-            which = "training" if ours else "scored"
-            return {}, {"nearest": f"no {which} study has a readable film" + (" and a report" if ours else "")}
-        places = nearest(np.stack([features[s] for s in ours]), np.stack([features[s] for s in theirs]))
-        found[name] = {study: reports[theirs[place]] for study, place in zip(ours, places.tolist(), strict=True)}
+    halves = (np.hsplit(np.stack([features[study] for study in side]), 2) for side in (ours, theirs))
+    for name, queried, held_by in zip(("nearest", "nearest_untrained"), *halves, strict=True):
+        places = nearest(queried, held_by).tolist()
+        found[name] = {study: reports[theirs[place]] for study, place in zip(ours, places, strict=True)}
     return found, {}
-
-
-def _untrained(config: Config) -> Config:
-    """The config of the checkpoint's encoder with weights drawn from the seed."""
-    from megpt.model import MeGPTConfig
-    from megpt.model.checkpoint.files import local_folder
-
-    shape = MeGPTConfig.from_pretrained(local_folder(str(config.checkpoint)))
-    return config.overridden(
-        {
-            "model.vision": shape.vision,
-            "model.vision_args": shape.vision_args or {},
-            "model.image_size": shape.image_size,
-            "model.vision_weights": "none",
-        }
-    )
 
 
 def _rows_of(studies: str, wanted: set[str]) -> list[tuple[str, list[int]]]:

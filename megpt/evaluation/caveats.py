@@ -38,12 +38,16 @@ def warnings(
             if baseline in MUST_HAVE:
                 result.append(f"the {title} is missing: whether the model looks at the films is not shown")
             continue
-        known = [s for s in SCORES if scores[s] is not None and values.get(s) is not None]
-        behind = [s for s in known if scores[s] <= values[s] + ROUNDING]
+        leads = {
+            name: ours - theirs
+            for name in SCORES
+            if (ours := scores[name]) is not None and (theirs := values.get(name)) is not None
+        }
+        behind = [name for name, lead in leads.items() if lead <= ROUNDING]
         if behind:
             result.append(f"the model does not beat the {title} on {', '.join(behind)}")
         intervals = paired.get(baseline, {})
-        unsure = [s for s in known if s not in behind and (span := intervals.get(s)) and span[0] <= 0]
+        unsure = [s for s in leads if s not in behind and (span := intervals.get(s)) and span[0] <= 0]
         if unsure:
             result.append(f"the model's lead over the {title} may be chance on {', '.join(unsure)}")
     if failed:

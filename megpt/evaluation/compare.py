@@ -226,16 +226,13 @@ def _difference(
 ) -> dict[str, Any]:
     """a minus b: score → difference, interval, p and p by Holm over the scores; the same for each observation's F1."""
     p = randomisation(rows[a], rows[b], draws=draws, seed=seed)
-    values = [
-        {**own.scores(), **{k: float(v[0]) for k, v in own.observation_f1(own.matrix.sum(0, keepdims=True)).items()}}
-        for own in (rows[a], rows[b])
-    ]
+    ours, theirs = (_values(rows[name]) for name in (a, b))
 
     def table(names: tuple[str, ...]) -> dict[str, Any]:
         corrected = holm({name: p[name] for name in names if name in p})
         return {
             name: {
-                "difference": values[0][name] - values[1][name],
+                "difference": ours[name] - theirs[name],
                 "interval": bootstrap.interval(name, confidence, of=a, minus=b) if bootstrap else None,
                 "p": p[name],
                 "p_holm": corrected[name],
@@ -246,6 +243,12 @@ def _difference(
         }
 
     return {"a": a, "b": b, "scores": table(SCORES), "observations": table(CHEXPERT)}
+
+
+def _values(rows: Rows) -> dict[str, float]:
+    """Scores and the F1 of each observation, of all rows together."""
+    sums = rows.matrix.sum(0, keepdims=True)
+    return {name: float(value[0]) for name, value in {**rows.score(sums), **rows.observation_f1(sums)}.items()}
 
 
 def _names(labels: np.ndarray) -> list[list[str]]:

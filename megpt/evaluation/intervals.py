@@ -5,7 +5,8 @@ is resampled or swapped here is a patient with all its studies. Intervals are pe
 expanded for few patients (Hesterberg, 2015): their number counts as Kish's effective one, since patients with many
 studies weigh more. The macro F1 depends on a handful of patients with rare findings, where percentiles hold 83 to 90 %
 of what they promise, and BCa 78 to 86 %; it gets a jackknife interval on the logit scale, which holds
-(benchmarks/interval_coverage.py). The tests are paired randomisations (Noreen, 1989), corrected for many scores by Holm's method.
+(benchmarks/interval_coverage.py). The tests are paired randomisations (Noreen, 1989), corrected for many scores by
+Holm's method.
 """
 
 from __future__ import annotations

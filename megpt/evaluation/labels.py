@@ -15,7 +15,7 @@ NOT_MENTIONED = 2
 
 @dataclass(frozen=True)
 class Labels:
-    """M reports: `codes` (M, 14) int8, and `sides` (M, 14) int8 (0 where none is said) where the labeller tells them."""
+    """M reports: `codes` (M, 14) int8; `sides` (M, 14) int8, 0 where none is said, if the labeller tells them."""
 
     codes: np.ndarray
     sides: np.ndarray | None = None

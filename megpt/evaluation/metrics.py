@@ -205,7 +205,7 @@ def _metrics(scored: Scored, groups: np.ndarray, settings: EvaluateConfig, seed:
         return bootstrap.interval(score, settings.confidence, of=MODEL, minus=minus) if bootstrap else None
 
     others = [name for name in rows if name != MODEL]
-    baselines: dict[str, Any] = {name: None for name in BASELINES}
+    baselines: dict[str, Any] = dict.fromkeys(BASELINES)
     for name in others:
         baselines[name] = permuted.mean() if permuted and name == "permuted" else rows[name].scores()
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,11 +20,13 @@ ORDERS = 4
 
 @dataclass(frozen=True)
 class NGrams:
-    """The n-grams of one order: `generated` (U, V) and `references` (W, V) counts of the distinct texts."""
+    """The n-grams of one order: counts of the distinct texts, as scipy's CSR arrays."""
 
     order: int
-    generated: csr_array
-    references: csr_array
+    generated: Any
+    """(U, V)"""
+    references: Any
+    """(W, V)"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def ngrams(generated: Words, references: Words) -> Iterator[NGrams]:
         yield NGrams(order, counts[:split], counts[split:])
 
 
-def _counts(rows: np.ndarray, columns: np.ndarray, *, shape: tuple[int, int]) -> csr_array:
+def _counts(rows: np.ndarray, columns: np.ndarray, *, shape: tuple[int, int]) -> Any:
     """(U, V) counts; `rows` ascend."""
     pointers = np.searchsorted(rows, np.arange(shape[0] + 1))
     counts = csr_array((np.ones(len(columns)), columns.astype(np.int32), pointers.astype(np.int64)), shape=shape)

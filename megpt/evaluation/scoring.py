@@ -110,9 +110,7 @@ def score_sets(
         part = permuted[start : start + size]
         jobs += [("permuted", (text_statistics, (reports.texts, reports.references, part)))]
     distinct, where = _distinct([*reports.raw, *reports.raw_references] if clinical else [])
-    jobs += [
-        ("labels", (label_texts, (distinct[i : i + LABEL_SHARD],))) for i in range(0, len(distinct), LABEL_SHARD)
-    ]
+    jobs += [("labels", (label_texts, (distinct[i : i + LABEL_SHARD],))) for i in range(0, len(distinct), LABEL_SHARD)]
     results: dict[str, list[Any]] = {}
     for (name, _), result in zip(jobs, run([task for _, task in jobs]), strict=True):
         results.setdefault(name, []).append(result)
@@ -172,7 +170,9 @@ def _with_meteor(rows: Rows, meteor: np.ndarray) -> Rows:
 
 def _meteor_tasks(reports: Reports, picks: np.ndarray) -> list[Task]:
     pairs = _meteor_pairs(reports, picks)[0]
-    return [(_meteor, tuple(zip(*pairs[i : i + METEOR_SHARD], strict=True))) for i in range(0, len(pairs), METEOR_SHARD)]
+    return [
+        (_meteor, tuple(zip(*pairs[i : i + METEOR_SHARD], strict=True))) for i in range(0, len(pairs), METEOR_SHARD)
+    ]
 
 
 def _meteor_pairs(reports: Reports, picks: np.ndarray) -> tuple[list[tuple[str, str]], np.ndarray]:
@@ -218,7 +218,9 @@ def _gather_meteor(
         ("capped", f"Java gave no answer: scored by the first {RETRY_WORDS} words"),
         ("failed", "Java gave no answer: scored 0"),
     ):
-        rows = np.concatenate([start + np.array(getattr(p, kind), int) for p, start in zip(parts, starts, strict=False)])
+        rows = np.concatenate(
+            [start + np.array(getattr(p, kind), int) for p, start in zip(parts, starts, strict=False)]
+        )
         # A permutation or a baseline meets the same texts again.
         hit = np.flatnonzero(np.isin(where[:sets_told], rows).any(0))
         if len(hit):

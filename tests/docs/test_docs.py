@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), *ROOT.glob("examples/**/*.md")])
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-NAMED = re.compile(r"`((?:megpt|ray_jobs|tests|benchmarks|docs|configs|deploy|deepspeed_configs|examples)/[\w./-]+\.\w+)`")
+NAMED = re.compile(
+    r"`((?:megpt|ray_jobs|tests|benchmarks|docs|configs|deploy|deepspeed_configs|examples)/[\w./-]+\.\w+)`"
+)
 
 
 def without_code(text: str) -> str:

@@ -2,7 +2,7 @@
 
 - its names; what is null says why
 - failed studies count as empty reports, and earn no clinical hit; studies without a reference are left out and counted
-- the permuted baseline is the mean of many permutations, with their range; the nearest one takes the reports it is given
+- the permuted baseline is the mean of many permutations, with their range; the nearest one takes the given reports
 - patients are the unit where they are known; what an interval is over, and where it cannot be trusted, is said
 - a model that does not beat a baseline, or by no more than chance, is called out
 - CIDEr of a small set, and a report too long for METEOR, come with a note
@@ -16,6 +16,7 @@ import pickle
 
 import numpy as np
 import pytest
+
 from megpt.config import EvaluateConfig
 from megpt.errors import InputError
 from megpt.evaluation import score_reports, scoring
@@ -84,7 +85,10 @@ def test_missing_baselines_say_why() -> None:
     alone = scored(list(texts[:1]), texts[:1]).metrics
     assert alone["baselines"]["permuted"] is None and alone["notes"]["permuted"] == "needs two studies"
     off = scored(list(texts), texts, settings=EvaluateConfig(meteor=False, baselines=False)).metrics
-    assert set(off["baselines"].items()) == {("constant", None), ("permuted", None), ("nearest", None)} and "baselines" in off["notes"]
+    assert (
+        set(off["baselines"].items()) == {("constant", None), ("permuted", None), ("nearest", None)}
+        and "baselines" in off["notes"]
+    )
 
 
 def test_failed_studies_count_as_empty() -> None:
@@ -201,7 +205,9 @@ def test_one_patient_has_no_interval() -> None:
 
 
 def test_cider_of_a_small_set_has_a_note() -> None:
-    assert "a set of 12 studies scores too high" in scored(list(reports(12, 1)), reports(12, 2)).metrics["notes"]["CIDEr"]
+    assert (
+        "a set of 12 studies scores too high" in scored(list(reports(12, 1)), reports(12, 2)).metrics["notes"]["CIDEr"]
+    )
     many = scored(list(reports(1000, 1)), reports(1000, 2), settings=EvaluateConfig(meteor=False, bootstrap=2)).metrics
     assert "CIDEr" not in many["notes"]
 

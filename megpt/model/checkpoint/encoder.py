@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from megpt.model import lora
 from megpt.model.checkpoint.files import DAMAGE, VISION_ADAPTER, damaged, local_folder, weight_files
@@ -37,6 +38,19 @@ def load_encoder(name: str, *, weights: str | None = None) -> VisionEncoder:
         lora.load_adapters(encoder.trunk, folder / VISION_ADAPTER)
     encoder.requires_grad_(False).eval().float()
     return encoder
+
+
+class SideBySide(nn.Module):
+    """Two encoders of one kind as one: films (R, 3, S, S) → the maps of both (R, 2 · C, h, w), in this order."""
+
+    def __init__(self, first: VisionEncoder, second: VisionEncoder):
+        super().__init__()
+        self.first, self.second = first, second
+        self.trunk = first.trunk
+        self.image_size, self.channels = first.image_size, first.channels + second.channels
+
+    def forward(self, films: Tensor) -> Tensor:
+        return torch.cat([self.first(films), self.second(films)], dim=1)
 
 
 def _vision_tensors(folder: Path) -> dict[str, Tensor]:
