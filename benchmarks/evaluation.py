@@ -10,6 +10,7 @@ peak is that of the command and everything it starts (PSS: shared pages shared o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import subprocess
@@ -72,19 +73,27 @@ def write_inputs(folder: Path, options: argparse.Namespace) -> None:
 
 
 def measured(command: list[str]) -> dict[str, Any]:
-    """Seconds and peak GiB of a command and what it starts."""
+    """Seconds, CPU seconds and peak GiB of a command and what it starts."""
     began, peak = time.monotonic(), 0.0
+    worked: dict[int, float] = {}
     process = subprocess.Popen(command)
     while process.poll() is None:
-        try:
-            family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-        except psutil.NoSuchProcess:
-            break
-        peak = max(peak, sum(pss(pid) for pid in family) / 1024)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own = psutil.Process(process.pid)
+            family = [own, *own.children(recursive=True)]
+            peak = max(peak, sum(pss(member.pid) for member in family) / 1024)
+            for member in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worked[member.pid] = sum(member.cpu_times()[:2])
         time.sleep(0.5)
     if process.wait():
         raise SystemExit(f"the job ended with {process.returncode}")
-    return {"seconds": round(time.monotonic() - began, 1), "peak_gib": round(peak, 2)}
+    seconds = time.monotonic() - began
+    return {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(sum(worked.values()), 1),
+        "peak_gib": round(peak, 2),
+    }
 
 
 def main() -> int:

@@ -8,11 +8,12 @@ nearest: the report of the training study whose films are closest by an encoder'
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from megpt.evaluation import nlg
+from megpt.evaluation.ngrams import ngrams, number_words
 
 MAX_TRAINING_REPORTS = 20_000
 """Training reports that are read for the constant one, drawn by seed; BLEU-4 of a constant hardly moves beyond."""
@@ -96,26 +97,36 @@ def constant_report(reports: Sequence[str], seed: int) -> str | None:
     """The report that scores the highest corpus BLEU-4 when given to all studies of `reports`; None without any.
 
     Exact for every candidate and linear in the text: how often a candidate's n-gram that occurs k times is matched in
-    all references is looked up in a table of "references that hold it at least j times".
+    all references is the sum, for j = 1…k, of the references that hold it at least j times.
     """
     texts = sample([t for t in reports if t], MAX_TRAINING_REPORTS, seed)
     if not texts:
         return None
-    at_least: Counter[tuple[tuple[str, ...], int]] = Counter()
-    length = 0
-    for text in texts:
-        counts = Counter(_ngrams(text))
-        length += len(text.split())
-        at_least.update((gram, times) for gram, count in counts.items() for times in range(1, count + 1))
     candidates = sorted(set(texts))
-    rows = np.zeros((len(candidates), nlg.BLEU_COLUMNS), dtype=np.int64)
-    for row, text in zip(rows, candidates, strict=True):
-        for gram, count in Counter(_ngrams(text)).items():
-            row[len(gram) - 1] += sum(at_least[gram, times] for times in range(1, count + 1))
-        words = len(text.split())
-        row[nlg.ORDERS : 2 * nlg.ORDERS] = [len(texts) * max(0, words - n) for n in range(nlg.ORDERS)]
-        row[-2:] = len(texts) * words, length
+    words, nothing = number_words(candidates, [])
+    times = np.array([count for _, count in sorted(Counter(texts).items())], dtype=np.float64)
+    rows = np.zeros((len(candidates), nlg.BLEU_COLUMNS))
+    for grams in ngrams(words, nothing):
+        counts = grams.generated.tocoo()
+        rows[:, grams.order - 1] = _matches(counts.row, counts.col, counts.data, times)
+    for n in range(nlg.ORDERS):
+        rows[:, nlg.ORDERS + n] = len(texts) * np.maximum(words.lengths - n, 0)
+    rows[:, -2], rows[:, -1] = len(texts) * words.lengths, times @ words.lengths
     return candidates[int(np.argmax(nlg.bleu(rows)[:, -1]))]
+
+
+def _matches(texts: np.ndarray, grams: np.ndarray, counts: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(U,) n-grams of each text that all references match; `times` (U,) is how often each text is a reference."""
+    found = np.zeros(len(times))
+    level = 1
+    while len(texts):
+        _, grams = np.unique(grams, return_inverse=True)
+        held = np.bincount(grams, weights=times[texts])
+        found += np.bincount(texts, weights=held[grams], minlength=len(times))
+        level += 1
+        more = counts >= level
+        texts, grams, counts = texts[more], grams[more], counts[more]
+    return found
 
 
 def sample(texts: Sequence[str], most: int, seed: int) -> list[str]:
@@ -129,9 +140,3 @@ def sample(texts: Sequence[str], most: int, seed: int) -> list[str]:
 def _unit(features: np.ndarray) -> np.ndarray:
     features = np.asarray(features, dtype=np.float32)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-
-
-def _ngrams(text: str) -> Iterator[tuple[str, ...]]:
-    words = text.split()
-    for n in range(1, nlg.ORDERS + 1):
-        yield from zip(*(words[i:] for i in range(n)), strict=False)

@@ -20,7 +20,7 @@ import numpy as np
 from megpt.config import EvaluateConfig
 from megpt.errors import InputError
 from megpt.evaluation import caveats
-from megpt.evaluation.baselines import constant_report, derangements
+from megpt.evaluation.baselines import MAX_TRAINING_REPORTS, constant_report, derangements, sample
 from megpt.evaluation.intervals import METHOD, Bootstrap, patients
 from megpt.evaluation.pairs import Pairs
 from megpt.evaluation.scoring import Permuted, Reports, Runner, Scored, Task, run_here, score_sets
@@ -180,7 +180,9 @@ def _sets(
     if training_reports is None:
         sets.notes["constant"] = "the training split's reports are not known; set studies=PATH"
     else:
-        sets.constant = constant_report([scored_text(text, cleaner) for text in training_reports], seed)
+        sets.constant = constant_report(
+            [scored_text(text, cleaner) for text in sample(training_reports, MAX_TRAINING_REPORTS, seed)], seed
+        )
         if sets.constant is None:
             sets.notes["constant"] = "the training split has no reports"
         else:

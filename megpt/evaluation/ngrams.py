@@ -7,6 +7,8 @@ of a test set cost 100 sparse minima instead of 100 passes over the words. Memor
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,21 +43,26 @@ class Words:
     """(N,) the distinct text of each text."""
 
 
-def number_words(*sides: Sequence[str]) -> list[Words]:
-    """`Words` of several lists of texts over one vocabulary; words are what stands between blanks."""
-    vocabulary: dict[str, int] = {}
-    return [_number(side, vocabulary) for side in sides]
+def number_words(*sides: Sequence[str], separator: str | None = None) -> list[Words]:
+    """`Words` of several lists of texts over one vocabulary.
+
+    Args:
+        separator: between words, as `str.split` takes it: any run of blanks by default.
+    """
+    vocabulary: defaultdict[str, int] = defaultdict()
+    vocabulary.default_factory = vocabulary.__len__
+    return [_number(side, vocabulary, separator) for side in sides]
 
 
-def _number(texts: Sequence[str], vocabulary: dict[str, int]) -> Words:
+def _number(texts: Sequence[str], vocabulary: defaultdict[str, int], separator: str | None) -> Words:
     rows, distinct = pd.factorize(np.array(texts, dtype=object)) if len(texts) else (np.zeros(0, np.int64), [])
-    flat: list[int] = []
-    lengths = []
-    for text in distinct:
-        words = text.split()
-        flat.extend(vocabulary.setdefault(word, len(vocabulary)) for word in words)
-        lengths.append(len(words))
-    return Words(np.array(flat, dtype=np.int64), np.array(lengths, dtype=np.int64), np.asarray(rows, dtype=np.int64))
+    split = [text.split(separator) for text in distinct]
+    words = map(vocabulary.__getitem__, itertools.chain.from_iterable(split))
+    return Words(
+        np.fromiter(words, dtype=np.int64),
+        np.array([len(own) for own in split], dtype=np.int64),
+        np.asarray(rows, dtype=np.int64),
+    )
 
 
 def ngrams(generated: Words, references: Words) -> Iterator[NGrams]:

@@ -29,11 +29,17 @@ _SURROGATES = range(0xD800, 0xE000)
 
 @dataclass(frozen=True)
 class TextStatistics:
-    """K assignments of generated texts to the N references: bleu (K, N, 10) int64, rouge (K, N), cider (K, N)."""
+    """K assignments of generated texts to the N references: bleu (K, N, 10) int32, rouge (K, N), cider (K, N)."""
 
     bleu: np.ndarray
     rouge: np.ndarray
     cider: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[TextStatistics]) -> TextStatistics:
+        """The sets of all parts, one after another."""
+        columns = ([getattr(part, name) for part in parts] for name in ("bleu", "rouge", "cider"))
+        return cls(*(np.concatenate(column) for column in columns))
 
 
 def text_statistics(texts: Sequence[str], references: Sequence[str], picks: np.ndarray) -> TextStatistics:
@@ -46,7 +52,7 @@ def text_statistics(texts: Sequence[str], references: Sequence[str], picks: np.n
     """
     made, wanted = number_words(texts, references)
     sets, n = picks.shape
-    bleu = np.zeros((sets, n, BLEU_COLUMNS), dtype=np.int64)
+    bleu = np.zeros((sets, n, BLEU_COLUMNS), dtype=np.int32)
     cider = np.zeros((sets, n))
     lengths = made.lengths[made.rows] if len(texts) else np.zeros(0, dtype=np.int64)
     reference_lengths = wanted.lengths[wanted.rows] if n else np.zeros(0, dtype=np.int64)
@@ -59,7 +65,7 @@ def text_statistics(texts: Sequence[str], references: Sequence[str], picks: np.n
         # CIDEr's length is the number of bigrams.
         delta = np.maximum(lengths[pick] - 1, 0) - np.maximum(reference_lengths - 1, 0)
         cider[k] *= 10 / ORDERS * np.exp(-(delta.astype(np.float64) ** 2) / (2 * CIDER_SIGMA**2))
-    return TextStatistics(bleu, _rouge(texts, references, picks), cider)
+    return TextStatistics(bleu, _rouge(texts, references, picks, [made, wanted]), cider)
 
 
 def _add_order(
@@ -78,14 +84,14 @@ def _add_order(
             ours, theirs = made.rows[pick[rows]], wanted.rows[rows]
             reference = grams.references[theirs]
             shared = grams.generated[ours].minimum(reference)
-            bleu[k, rows, grams.order - 1] = np.rint(shared.sum(axis=1)).astype(np.int64)
+            bleu[k, rows, grams.order - 1] = np.rint(shared.sum(axis=1))
             scale = norms[0][ours] * norms[1][theirs]
             product = shared.multiply(reference).tocsr() @ squared
             cider[k, rows] += np.divide(product, scale, out=np.zeros(len(ours)), where=scale > 0)
 
 
 def bleu_statistics(generated: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """(N, 10) int64: n-grams matched and made for n = 1…4, then the lengths of the generated text and the reference."""
+    """(N, 10) int32: n-grams matched and made for n = 1…4, then the lengths of the generated text and the reference."""
     return _one(generated, references).bleu[0]
 
 
@@ -103,7 +109,8 @@ def bleu(sums: np.ndarray) -> np.ndarray:
 
 def rouge_l(generated: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """(N,) ROUGE-L with β = 1.2; 0 where nothing was generated."""
-    return _rouge(generated, references, _in_place(generated, references))[0]
+    picks = _in_place(generated, references)
+    return _rouge(generated, references, picks, number_words(generated, references))[0]
 
 
 def cider(generated: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -121,27 +128,29 @@ def _in_place(generated: Sequence[str], references: Sequence[str]) -> np.ndarray
     return np.arange(len(generated))[None]
 
 
-def _rouge(texts: Sequence[str], references: Sequence[str], picks: np.ndarray) -> np.ndarray:
-    """(K, N) ROUGE-L. Words become characters, since rapidfuzz is fastest on strings."""
-    characters: dict[str, str] = {}
-    made, wanted = ([_as_characters(text, characters) for text in side] for side in (texts, references))
+def _rouge(texts: Sequence[str], references: Sequence[str], picks: np.ndarray, words: list[Words]) -> np.ndarray:
+    """(K, N) ROUGE-L of the same `words` as strings of one character a word, on which rapidfuzz is fastest."""
+    if any(text != " ".join(text.split()) for side in (texts, references) for text in side):
+        # The field splits at each single blank, which makes empty words where there are two.
+        words = number_words(texts, references, separator=" ")
+    made, wanted = map(_as_characters, words)
+    empty = [text == "" for text in texts], [text == "" for text in references]
     out = np.zeros(picks.shape)
     for row, pick in zip(out, picks.tolist(), strict=True):
         for i, (j, reference) in enumerate(zip(pick, wanted, strict=True)):
-            if (text := made[j]) and reference and (common := LCSseq.similarity(text, reference)):
+            text = made[j]
+            if not (empty[0][j] or empty[1][i]) and (common := LCSseq.similarity(text, reference)):
                 precision, recall = common / len(text), common / len(reference)
                 row[i] = ((1 + ROUGE_BETA**2) * precision * recall) / (recall + ROUGE_BETA**2 * precision)
     return out
 
 
-def _as_characters(text: str, characters: dict[str, str]) -> str:
-    """One character a word, the same word always the same; "" for an empty text. Splits at each blank, as the field."""
-    if not text:
-        return ""
-    out = []
-    for word in text.split(" "):
-        if (character := characters.get(word)) is None:
-            number = len(characters)
-            character = characters[word] = chr(number if number < _SURROGATES.start else number + len(_SURROGATES))
-        out.append(character)
-    return "".join(out)
+def _as_characters(words: Words) -> list[str]:
+    """Each text as a string of one character a word, the same word always the same."""
+    codes = np.where(words.flat < _SURROGATES.start, words.flat, words.flat + len(_SURROGATES)).astype("<u4")
+    everything = codes.tobytes().decode("utf-32-le")
+    ends = np.cumsum(words.lengths)
+    distinct = [
+        everything[end - length : end] for end, length in zip(ends.tolist(), words.lengths.tolist(), strict=True)
+    ]
+    return [distinct[row] for row in words.rows.tolist()]

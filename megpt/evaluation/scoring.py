@@ -25,7 +25,7 @@ Task = tuple[Callable[..., Any], tuple[Any, ...]]
 Runner = Callable[[Sequence[Task]], Iterable[Any]]
 """Takes tasks, gives their results in the same order."""
 
-LABEL_SHARD, METEOR_SHARD, PERMUTED_SHARD = 2_000, 10_000, 250_000
+LABEL_SHARD, METEOR_SHARD, TEXT_SHARD = 2_000, 10_000, 600_000
 """Reports or pairs in one task; METEOR's Java program alone takes ten seconds to start."""
 _NAMED = 5
 
@@ -104,11 +104,11 @@ def score_sets(
     if meteor:
         every = np.concatenate([picks, seen_by_meteor])
         jobs += [("meteor", task) for task in _meteor_tasks(reports, every)]
-    jobs += [("texts", (text_statistics, (reports.texts, reports.references, picks)))]
-    size = max(1, PERMUTED_SHARD // max(n, 1))
-    for start in range(0, len(permuted), size):
-        part = permuted[start : start + size]
-        jobs += [("permuted", (text_statistics, (reports.texts, reports.references, part)))]
+    # Few large tasks, since each counts all n-grams anew; two at least, for two cores.
+    every = np.concatenate([picks, permuted])
+    size = max(1, min(TEXT_SHARD // max(n, 1), -(-len(every) // 2)))
+    for start in range(0, len(every), size):
+        jobs += [("texts", (text_statistics, (reports.texts, reports.references, every[start : start + size])))]
     distinct, where = _distinct([*reports.raw, *reports.raw_references] if clinical else [])
     jobs += [("labels", (label_texts, (distinct[i : i + LABEL_SHARD],))) for i in range(0, len(distinct), LABEL_SHARD)]
     results: dict[str, list[Any]] = {}
@@ -118,13 +118,13 @@ def score_sets(
     found = Scored({})
     counted = _gather_meteor(results.get("meteor"), reports, picks, seen_by_meteor, ids, told, found.notes)
     labels = concatenate(results["labels"])[where] if clinical else None
-    texts: TextStatistics = results["texts"][0]
+    texts = TextStatistics.joined(results["texts"])
     for k, (name, pick) in enumerate(sets.items()):
         own = None if counted is None else counted[k]
         found.sets[name] = _statistics(texts, k, pick, own, labels, len(reports.raw))
     if len(permuted):
         means = None if counted is None else counted[len(picks) :]
-        found.permuted = _permuted(results["permuted"], permuted, means, labels, len(reports.raw))
+        found.permuted = _permuted(texts, len(picks), permuted, means, labels, len(reports.raw))
     return found
 
 
@@ -142,14 +142,19 @@ def _statistics(
 
 
 def _permuted(
-    parts: list[TextStatistics], picks: np.ndarray, meteor: np.ndarray | None, labels: Labels | None, split: int
+    texts: TextStatistics,
+    first: int,
+    picks: np.ndarray,
+    meteor: np.ndarray | None,
+    labels: Labels | None,
+    split: int,
 ) -> Permuted:
+    """The permutations `picks` (K, N), whose statistics are the sets `first` … of `texts`."""
     mean: np.ndarray | None = None
     widths: dict[str, int] = {}
     scores: dict[str, list[float]] = {}
-    rounds = ((part, k) for part in parts for k in range(len(part.rouge)))
-    for number, ((part, k), pick) in enumerate(zip(rounds, picks, strict=True)):
-        rows = _statistics(part, k, pick, None, labels, split).rows()
+    for number, pick in enumerate(picks):
+        rows = _statistics(texts, first + number, pick, None, labels, split).rows()
         mean = rows.matrix if mean is None else mean + rows.matrix
         widths = rows.widths
         if meteor is not None and number < len(meteor):

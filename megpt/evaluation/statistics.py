@@ -44,7 +44,7 @@ class Statistics:
     """N studies, one row each. `meteor`, `found`, `truth` and `sides` may be absent."""
 
     bleu: np.ndarray
-    """(N, 10) int64, see `nlg.bleu_statistics`."""
+    """(N, 10) int32, see `nlg.bleu_statistics`."""
     rouge: np.ndarray
     """(N,)"""
     cider: np.ndarray

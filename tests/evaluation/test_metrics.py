@@ -230,7 +230,7 @@ def test_shards_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts, wanted, training = reports(30, 9), reports(30, 10), reports(20, 11)
     whole = scored(list(texts), wanted, training_reports=training).metrics
     monkeypatch.setattr(scoring, "LABEL_SHARD", 7)
-    monkeypatch.setattr(scoring, "PERMUTED_SHARD", 400)
+    monkeypatch.setattr(scoring, "TEXT_SHARD", 400)
     seen = []
 
     def elsewhere(tasks):
