@@ -103,7 +103,7 @@ def test_limit_and_no_studies(tmp_path: Path, ray_cluster: None, capfd: pytest.C
     assert metrics["n"] == 3 and metrics["baselines"]["constant"] is None and "constant" in metrics["notes"]
     assert "no film at hand" in (tmp_path / "out/index.html").read_text()
     said = capfd.readouterr().err
-    assert "evaluate: no constant: the training split's reports are not known; set studies=PATH\n" in said
+    assert "evaluate: constant: the training split's reports are not known; set studies=PATH\n" in said
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
