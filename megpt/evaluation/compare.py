@@ -21,11 +21,12 @@ import pyarrow as pa
 from megpt.config import EvaluateConfig
 from megpt.errors import InputError
 from megpt.evaluation import caveats
-from megpt.evaluation.intervals import METHOD, Bootstrap, holm, patients, randomisation
+from megpt.evaluation.intervals import Bootstrap, holm, patients, randomisation
+from megpt.evaluation.metrics import head
 from megpt.evaluation.pairs import Pair, Pairs
 from megpt.evaluation.scoring import Reports, Runner, run_here, score_sets
 from megpt.evaluation.statistics import SCORES, Rows, Statistics
-from megpt.evaluation.texts import TOKENIZER, scored_text
+from megpt.evaluation.texts import scored_text
 from megpt.study import CHEXPERT
 
 DRAWS = 10_000
@@ -102,6 +103,7 @@ def compare(
     by_id = {name: {pair.study_id: pair for pair in own.pairs} for name, own in systems.items()}
     generated = {name: [own[i].generated for i in ids] for name, own in by_id.items()}
     groups, alone = patients([pair.subject_id for pair in pairs], ids)
+    count = int(groups.max()) + 1
     raw = [text or "" for texts in generated.values() for text in texts]
     references = [pair.reference for pair in pairs]
     reports = Reports(
@@ -110,27 +112,18 @@ def compare(
     sets = {name: np.arange(len(ids)) + k * len(ids) for k, name in enumerate(systems)}
     scored = score_sets(reports, sets, ids=ids, meteor=settings.meteor, clinical=True, run=run, told=len(sets))
     rows = {name: own.rows().grouped(groups) for name, own in scored.sets.items()}
-    bootstrap = Bootstrap(rows, resamples=settings.bootstrap, seed=seed) if int(groups.max()) > 0 else None
+    bootstrap = Bootstrap(rows, resamples=settings.bootstrap, seed=seed) if count > 1 else None
     first = next(iter(scored.sets.values()))
     notes = {
-        **caveats.of_patients(len(ids), int(groups.max()) + 1, alone),
+        **caveats.of_patients(len(ids), count, alone),
         **caveats.of_scores(first.scores(), len(ids), sides=first.sides is not None),
         **scored.notes,
     }
     if not settings.meteor:
         notes["METEOR"] = "switched off (evaluate.meteor)"
     result = {
-        "n": len(ids),
-        "n_patients": None if alone == len(ids) else int(groups.max()) + 1,
-        "unit": "study",
-        "interval_unit": "study" if alone == len(ids) else "patient",
-        "interval_method": METHOD,
-        "cleaner": cleaner,
-        "tokenizer": TOKENIZER,
-        "confidence": settings.confidence,
-        "bootstrap": settings.bootstrap,
+        **head(len(ids), count, alone, cleaner=cleaner, settings=settings, seed=seed),
         "draws": draws,
-        "seed": seed,
         "systems": {
             name: _system(name, systems[name], rows[name], generated[name], bootstrap, settings) for name in systems
         },

@@ -120,16 +120,32 @@ def evaluate(
     )
     found = _metrics(scored, groups, settings, seed)
     n, count = len(ids), int(groups.max()) + 1
-    told = {
-        **(notes or {}),
-        **sets.notes,
-        **caveats.of_patients(n, count, alone),
-        **caveats.of_scores(found["scores"], n, sides=scored.sets[MODEL].sides is not None),
-        **scored.notes,
-    }
+    told = {**(notes or {}), **sets.notes, **caveats.of_scores(found["scores"], n, sides=_has_sides(scored))}
+    told |= {**caveats.of_patients(n, count, alone), **scored.notes}
     if not settings.meteor:
         told["METEOR"] = "switched off (evaluate.meteor)"
     metrics = {
+        **head(n, count, alone, cleaner=cleaner, settings=settings, seed=seed),
+        **found,
+        "warnings": caveats.warnings(found["scores"], found["baselines"], found["paired"], failed=pairs.failed, n=n),
+        "notes": told,
+        "n_failed": pairs.failed,
+        "n_without_reference": pairs.without_reference,
+        "model": pairs.models,
+        "constant_report": sets.constant,
+    }
+    return Evaluation(metrics, scored.sets[MODEL], pairs)
+
+
+def head(n: int, count: int, alone: int, *, cleaner: str, settings: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """What every result says of how it came about.
+
+    Args:
+        n: studies.
+        count: patients; a study without one counts as one.
+        alone: studies whose patient is not known.
+    """
+    return {
         "n": n,
         "n_patients": None if alone == n else count,
         "unit": "study",
@@ -142,18 +158,14 @@ def evaluate(
             "meteor": "1.5",
             "python": platform.python_version(),
         },
-        **found,
-        "warnings": caveats.warnings(found["scores"], found["baselines"], found["paired"], failed=pairs.failed, n=n),
-        "notes": told,
         "confidence": settings.confidence,
         "bootstrap": settings.bootstrap,
         "seed": seed,
-        "n_failed": pairs.failed,
-        "n_without_reference": pairs.without_reference,
-        "model": pairs.models,
-        "constant_report": sets.constant,
     }
-    return Evaluation(metrics, scored.sets[MODEL], pairs)
+
+
+def _has_sides(scored: Scored) -> bool:
+    return scored.sets[MODEL].sides is not None
 
 
 def _sets(
