@@ -56,13 +56,17 @@ def number_words(*sides: Sequence[str], separator: str | None = None) -> list[Wo
 
 def _number(texts: Sequence[str], vocabulary: defaultdict[str, int], separator: str | None) -> Words:
     rows, distinct = pd.factorize(np.array(texts, dtype=object)) if len(texts) else (np.zeros(0, np.int64), [])
-    split = [text.split(separator) for text in distinct]
-    words = map(vocabulary.__getitem__, itertools.chain.from_iterable(split))
-    return Words(
-        np.fromiter(words, dtype=np.int64),
-        np.array([len(own) for own in split], dtype=np.int64),
-        np.asarray(rows, dtype=np.int64),
-    )
+    lengths: list[int] = []
+
+    def split() -> Iterator[list[str]]:
+        # One text at a time: all words of a large set as strings would be most of the memory.
+        for text in distinct:
+            words = text.split(separator)
+            lengths.append(len(words))
+            yield words
+
+    flat = np.fromiter(map(vocabulary.__getitem__, itertools.chain.from_iterable(split())), dtype=np.int64)
+    return Words(flat, np.array(lengths, dtype=np.int64), np.asarray(rows, dtype=np.int64))
 
 
 def ngrams(generated: Words, references: Words) -> Iterator[NGrams]:
@@ -71,8 +75,8 @@ def ngrams(generated: Words, references: Words) -> Iterator[NGrams]:
     lengths = np.concatenate([generated.lengths, references.lengths])
     words = int(flat.max(initial=0)) + 1
     # Words of the text that begin here and later: an n-gram needs n of them.
-    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(flat))
-    texts = np.repeat(np.arange(len(lengths)), lengths)
+    left = (np.repeat(np.cumsum(lengths), lengths) - np.arange(len(flat))).astype(np.int32)
+    texts = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     keys = flat
     starts = np.arange(len(flat))
     for order in range(1, ORDERS + 1):
@@ -90,6 +94,6 @@ def ngrams(generated: Words, references: Words) -> Iterator[NGrams]:
 def _counts(rows: np.ndarray, columns: np.ndarray, *, shape: tuple[int, int]) -> Any:
     """(U, V) counts; `rows` ascend."""
     pointers = np.searchsorted(rows, np.arange(shape[0] + 1))
-    counts = csr_array((np.ones(len(columns)), columns.astype(np.int32), pointers.astype(np.int64)), shape=shape)
+    counts = csr_array((np.ones(len(columns)), columns.astype(np.int32), pointers.astype(np.int32)), shape=shape)
     counts.sum_duplicates()
     return counts
