@@ -23,10 +23,12 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from memory import pss
 from record import record, save
 
+from megpt.config import EvaluateConfig
 from megpt.data.studies import write_studies
+from megpt.evaluation import evaluate
+from megpt.evaluation.pairs import read_pairs, training_reports
 from megpt.study import PREDICTIONS_SCHEMA, Study
 
 SECONDS, GIB = 40, 2.0
@@ -81,7 +83,7 @@ def measured(command: list[str]) -> dict[str, Any]:
         with contextlib.suppress(psutil.NoSuchProcess):
             own = psutil.Process(process.pid)
             family = [own, *own.children(recursive=True)]
-            peak = max(peak, sum(pss(member.pid) for member in family) / 1024)
+            peak = max(peak, sum(member.memory_full_info().pss for member in family) / 2**30)
             for member in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     worked[member.pid] = sum(member.cpu_times()[:2])
@@ -96,20 +98,38 @@ def measured(command: list[str]) -> dict[str, Any]:
     }
 
 
+def score(folder: Path) -> None:
+    """The library alone, in one process: no Ray, no page."""
+    pairs = read_pairs(folder / "predictions")
+    training = list(training_reports(folder / "studies", "report"))
+    settings = EvaluateConfig(meteor=False)
+    found = evaluate(pairs, training_reports=training, cleaner="r2gen-iu", settings=settings, seed=42)
+    (folder / "out").mkdir()
+    (folder / "out/metrics.json").write_text(json.dumps(found.metrics))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reports", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=40_000)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--loop", action="store_true", help="one generated report is a word 12,000 times")
+    parser.add_argument("--library", action="store_true", help="one process, without Ray and the page")
+    parser.add_argument("--score", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.score:
+        score(options.score)
+        return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_inputs(folder, options)
         command = [sys.executable, "-m", "ray_jobs", "evaluate", f"predictions={folder / 'predictions'}"]
         command += [f"studies={folder / 'studies'}", f"output={folder / 'out'}", "evaluate.meteor=false"]
-        figures = measured([*command, "evaluate.films=0", "data.cleaner=r2gen-iu"])
+        command += ["evaluate.films=0", "data.cleaner=r2gen-iu"]
+        if options.library:
+            command = [sys.executable, __file__, "--reports", str(options.reports), "--score", str(folder)]
+        figures = measured(command)
         metrics = json.loads((folder / "out/metrics.json").read_text())
     result = record("evaluation.py", "numpy", "scipy", "rapidfuzz", "ray") | {
         "pairs": options.pairs,
