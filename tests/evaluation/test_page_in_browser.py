@@ -61,7 +61,7 @@ def write(folder: Path, count: int, films: int) -> Path:
         seed=0,
     )
     extras = Extras(
-        films={pair.study_id: [film(i)] for i, pair in enumerate(pairs[:films])},
+        films=((pair.study_id, [film(i)]) for i, pair in enumerate(pairs[:films])),
         prompts={0: "Describe the heart.", 1: "Describe the lungs.", 2: "Describe the pleura."},
         curves={"loss": [(step, 3.0 / (1 + step)) for step in range(50)]},
     )
