@@ -24,7 +24,7 @@ import numpy as np
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Inside, Source, split_name
-from megpt.data.sources.reading import Report, csv_header, csv_rows, parse_report
+from megpt.data.sources.reading import SectionedReport, csv_header, csv_rows, parse_report
 from megpt.errors import InputError
 from megpt.study import CHEXPERT, Study, View
 
@@ -180,7 +180,7 @@ class MimicCxrSource(Source):
                 f"{path} cannot be read as a zip archive", cause=type(error).__name__, next="download it again"
             ) from None
 
-    def _report(self, subject_id: str, study_id: str) -> Report | None:
+    def _report(self, subject_id: str, study_id: str) -> SectionedReport | None:
         name = f"files/p{subject_id[:2]}/p{subject_id}/s{study_id}.txt"
         raw = self._zipped(name) if self._zip is not None else self._extracted(name)
         return None if raw is None else parse_report(raw.decode("utf-8", errors="replace"))
