@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from megpt.evaluation.clinical import label_findings
 from record import record, save
 
 from megpt.evaluation import nlg
+from megpt.evaluation.clinical import label_findings
 from megpt.evaluation.intervals import Bootstrap
 from megpt.evaluation.meteor import meteor_statistics
 from megpt.evaluation.statistics import SCORES, Rows, Statistics
@@ -61,13 +61,9 @@ def population(reports: list[str], patients: int, rng: np.random.Generator, *, m
             right = " .".join(kept).strip() + " ." if kept else own_usual
             generated.append(right if rng.random() < skill else own_usual)
     texts = nlg.text_statistics(generated, references, np.arange(len(references))[None])
-    codes = label_codes(generated + references)
-    found, truth = codes[: len(generated)], codes[len(generated) :]
-    # A made-up side for what both call present, right more often for patients the model knows.
-    both = ((found == 1) & (truth == 1)).sum(1)
-    sides = np.stack([rng.binomial(both, 0.5 + 0.5 * texts.rouge[0]), both], axis=1)
+    found, truth = label_findings(generated), label_findings(references)
     counted = meteor_statistics(generated, references) if meteor else None
-    statistics = Statistics(texts.bleu[0], texts.rouge[0], texts.cider[0], counted, found, truth, sides)
+    statistics = Statistics(texts.bleu[0], texts.rouge[0], texts.cider[0], counted, found, truth)
     return Population(generated, references, np.concatenate([[0], np.cumsum(sizes)]), statistics)
 
 
@@ -80,7 +76,7 @@ def draw(people: Population, patients: int, rng: np.random.Generator) -> tuple[R
     own = people.statistics
     parts = {
         name: None if (column := getattr(own, name)) is None else column[rows]
-        for name in ("bleu", "rouge", "meteor", "found", "truth", "sides")
+        for name in ("bleu", "rouge", "meteor", "found", "truth")
     }
     return replace(own, **parts, cider=nlg.cider(*texts)).rows(), groups
 

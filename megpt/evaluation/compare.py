@@ -108,15 +108,7 @@ def compare(
     scored = _score(systems, pairs, cleaner, settings, run)
     rows = {name: own.rows().grouped(groups) for name, own in scored.sets.items()}
     bootstrap = Bootstrap(rows, resamples=settings.bootstrap, seed=seed) if count > 1 else None
-    first = next(iter(scored.sets.values()))
-    notes = {
-        **caveats.of_patients(len(ids), count, alone),
-        **caveats.of_scores(first.scores(), len(ids)),
-        **caveats.of_labels(first),
-        **scored.notes,
-    }
-    if not settings.meteor:
-        notes["METEOR"] = "switched off (evaluate.meteor)"
+    notes = _notes(scored, len(ids), count, alone, settings)
     shared = head(len(ids), count, alone, cleaner=cleaner, settings=settings, seed=seed)
     evaluations = {}
     for name, own in systems.items():
@@ -140,6 +132,21 @@ def compare(
         "notes": notes,
     }
     return Comparison(result, evaluations)
+
+
+def _notes(scored: Scored, n: int, count: int, alone: int, settings: EvaluateConfig) -> dict[str, str]:
+    first = next(iter(scored.sets.values()))
+    off = {} if settings.meteor else {"METEOR": "switched off (evaluate.meteor)"}
+    labels = {}
+    for name, own in scored.sets.items():
+        labels |= {f"clinical of {name}": text for text in caveats.of_labels(own).values()}
+    return {
+        **caveats.of_patients(n, count, alone),
+        **caveats.of_scores(first.scores(), n),
+        **labels,
+        **scored.notes,
+        **off,
+    }
 
 
 def _score(

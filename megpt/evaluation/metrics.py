@@ -122,10 +122,14 @@ def evaluate(
     assert scored.findings is not None
     found = figures(scored, groups, settings, seed)
     n, count = len(ids), int(groups.max()) + 1
-    told = {**(notes or {}), **sets.notes, **caveats.of_scores(found["scores"], n)}
-    told |= {**caveats.of_patients(n, count, alone), **caveats.of_labels(scored.sets[MODEL]), **scored.notes}
-    if not settings.meteor:
-        told["METEOR"] = "switched off (evaluate.meteor)"
+    off = {} if settings.meteor else {"METEOR": "switched off (evaluate.meteor)"}
+    told = {
+        **(notes or {}),
+        **sets.notes,
+        **caveats.of_scores(found["scores"], n),
+        **caveats.of_patients(n, count, alone),
+    }
+    told |= {**caveats.of_labels(scored.sets[MODEL]), **scored.notes, **off}
     warnings = caveats.warnings(found["scores"], found["baselines"], found["paired"], failed=pairs.failed, n=n)
     metrics = {
         **head(n, count, alone, cleaner=cleaner, settings=settings, seed=seed),

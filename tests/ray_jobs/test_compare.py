@@ -1,7 +1,7 @@
 """compare: predictions/ folders → compare.json, per_study.parquet.
 
 - `megpt compare A B output=…` takes paths and overrides in any order; a folder against itself differs by nothing
-- what was found is said; running again finds nothing to do; other predictions on the same output are refused
+- the page has the systems side by side, and their differences; what was found is said; running again finds nothing to do; other predictions on the same output are refused
 - one path, a folder that is not finished, no study in common: exit code 2, nothing written; --dry-run writes nothing
 """
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_evaluate import predictions, row
 
+from megpt.study import CHEXPERT
 from ray_jobs.__main__ import main
 
 FEW = ["evaluate.meteor=false", "evaluate.bootstrap=50"]
@@ -43,6 +44,9 @@ def test_compare(
     )
     table = pq.read_table(out / "per_study.parquet")
     assert table[f"generated:{second}"].to_pylist() == ["No."] * 8
+    assert set(table["labels:" + first].to_pylist()[0]) == set(CHEXPERT)
+    html = (out / "index.html").read_text()
+    assert "Differences" in html and "p, corrected (Holm)" in html and f"{first} [95 % interval]" in html
     said = capfd.readouterr().err
     assert f"compare: ROUGE_L: {first} - {second} = +" in said.replace("\n", "") and "effusion" not in said
     assert main(command) == 0 and "nothing to do" in capfd.readouterr().err

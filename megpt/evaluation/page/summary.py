@@ -54,12 +54,12 @@ class Summary:
     study_scores: list[str]
     score_table: PageTable
     score_notes: list[str]
-    signature: str | None
+    signature: str
     finding_table: PageTable
-    labeller: str | None
+    labeller: str
     prompts: list[dict[str, Any]]
     curves: bool
-    differences: list[tuple[str, Table]]
+    differences: list[tuple[str, PageTable]]
     method: list[str]
 
 
@@ -78,7 +78,7 @@ def summarised(systems: Sequence[System], extras: Extras) -> Summary:
             *([BASELINE_NOTE] if any(metrics["baselines"].values()) else []),
             *(f"{name}: {note}" for name, note in metrics["notes"].items()),
         ],
-        signature=metrics.get("signature"),
+        signature=metrics["signature"],
         finding_table=finding_table({system.name: system.evaluation.metrics for system in systems}),
         labeller=_labeller(metrics),
         prompts=_prompts(systems[0], extras),
@@ -110,25 +110,30 @@ def score_table(metrics: Mapping[str, Mapping[str, Any]]) -> PageTable:
 
 
 def finding_table(metrics: Mapping[str, Mapping[str, Any]]) -> PageTable:
-    """A row an observation: how many reports state it, precision, recall, and F1 with its interval where known."""
-    several = len(metrics) > 1
+    """A row an observation: how many reports state it, precision, recall, and F1 with its interval where known.
+
+    One model's F1 stands beside that of each baseline.
+    """
+    several, found = len(metrics) > 1, next(iter(metrics.values()))["clinical"]
     columns = ["finding", "reference"]
     for name in metrics:
         prefix = f"{name}: " if several else ""
         columns += [f"{prefix}{column}" for column in ("generated", "both", "precision", "recall", "F1")]
+    baselines = [] if several else list(next(iter(found.values()))["baselines"])
     rows = []
-    for finding, row in next(iter(metrics.values()))["clinical"].items():
+    for finding, row in found.items():
         cells = [Cell(str(row["reference"]))]
         for one in metrics.values():
             mine = one["clinical"][finding]
             cells += [Cell(str(mine["generated"])), Cell(str(mine["both"]))]
             cells += [Cell(_number(mine[key], 2)) for key in ("precision", "recall")]
-            cells.append(Cell(_number(mine["f1"], 2), _range(mine.get("interval"), 2)))
+            cells.append(Cell(_number(mine["f1"], 2), _range(mine["interval"], 2)))
+        cells += [Cell(_number(row["baselines"][name], 2)) for name in baselines]
         rows.append(Row(finding, cells))
-    return PageTable(columns, rows)
+    return PageTable([*columns, *(f"F1: {name}" for name in baselines)], rows)
 
 
-def difference_table(pair: Mapping[str, Any]) -> Table:
+def difference_table(pair: Mapping[str, Any]) -> PageTable:
     """A row for each score and observation of two systems: difference with interval, p, and p by Holm."""
     rows = []
     for name, row in {**pair["scores"], **pair["observations"]}.items():
@@ -136,7 +141,7 @@ def difference_table(pair: Mapping[str, Any]) -> Table:
             found = [Cell(f"{row['difference']:+.3f}", _range(row["interval"]))]
             found += [Cell("" if row[key] is None else f"{row[key]:.4f}") for key in ("p", "p_holm")]
             rows.append(Row(TITLES.get(name, name), found))
-    return Table(["score", "difference", "p", "p, corrected (Holm)"], rows)
+    return PageTable(["score", "difference", "p", "p, corrected (Holm)"], rows)
 
 
 def study_scores(systems: Sequence[System]) -> list[str]:
@@ -161,10 +166,8 @@ def _facts(metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     return facts
 
 
-def _labeller(metrics: Mapping[str, Any]) -> str | None:
-    quality = metrics.get("labeller")
-    if not quality:
-        return None
+def _labeller(metrics: Mapping[str, Any]) -> str:
+    quality = metrics["labeller"]
     low, high = quality["interval"]
     return f"micro-F1 {quality['micro_f1']:.3f} [{low:.3f}, {high:.3f}] against human codes of {quality['n']} reports"
 
@@ -175,7 +178,7 @@ def _prompts(system: System, extras: Extras) -> list[dict[str, Any]]:
 
 
 def _method(metrics: Mapping[str, Any]) -> list[str]:
-    unit = metrics.get("interval_unit", metrics["unit"])
+    unit = metrics["interval_unit"]
     versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())
     lines = [
         f"Each study counts once. Intervals come from {metrics['bootstrap']}"
