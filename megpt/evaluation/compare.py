@@ -20,10 +20,9 @@ import pyarrow as pa
 
 from megpt.config import EvaluateConfig
 from megpt.errors import InputError
-from megpt.evaluation import caveats
 from megpt.evaluation.clinical import Findings, label_findings
 from megpt.evaluation.intervals import Bootstrap, holm, patients, randomisation
-from megpt.evaluation.metrics import Evaluation, head, observations
+from megpt.evaluation.metrics import Evaluation, head, observations, told
 from megpt.evaluation.pairs import Pair, Pairs
 from megpt.evaluation.scoring import Reports, Runner, Scored, run_here, score_sets
 from megpt.evaluation.statistics import Rows
@@ -108,7 +107,7 @@ def compare(
     scored = _score(systems, pairs, cleaner, settings, run)
     rows = {name: own.rows().grouped(groups) for name, own in scored.sets.items()}
     bootstrap = Bootstrap(rows, resamples=settings.bootstrap, seed=seed) if count > 1 else None
-    notes = _notes(scored, len(ids), count, alone, settings)
+    notes = told(scored, [*systems], len(ids), count, alone, settings)
     shared = head(len(ids), count, alone, cleaner=cleaner, settings=settings, seed=seed)
     evaluations = {}
     for name, own in systems.items():
@@ -116,12 +115,12 @@ def compare(
         theirs = Pairs([replace(pair, generated=generated[pair.study_id]) for pair in pairs], models=own.models)
         metrics = {**shared, **_system(name, theirs, rows[name], bootstrap, settings.confidence), "notes": notes}
         evaluations[name] = Evaluation(metrics, scored.sets[name], theirs, label_findings([]))
-    told = ("n_failed", "model", "scores", "intervals", "clinical")
+    kept = ("n_failed", "model", "scores", "intervals", "clinical")
     result = {
         **shared,
         "draws": draws,
         "systems": {
-            name: {"n": len(systems[name].pairs)} | {key: own.metrics[key] for key in told}
+            name: {"n": len(systems[name].pairs)} | {key: own.metrics[key] for key in kept}
             for name, own in evaluations.items()
         },
         "comparisons": [
@@ -132,21 +131,6 @@ def compare(
         "notes": notes,
     }
     return Comparison(result, evaluations)
-
-
-def _notes(scored: Scored, n: int, count: int, alone: int, settings: EvaluateConfig) -> dict[str, str]:
-    first = next(iter(scored.sets.values()))
-    off = {} if settings.meteor else {"METEOR": "switched off (evaluate.meteor)"}
-    labels = {}
-    for name, own in scored.sets.items():
-        labels |= {f"clinical of {name}": text for text in caveats.of_labels(own).values()}
-    return {
-        **caveats.of_patients(n, count, alone),
-        **caveats.of_scores(first.scores(), n),
-        **labels,
-        **scored.notes,
-        **off,
-    }
 
 
 def _score(

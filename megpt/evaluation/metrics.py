@@ -109,39 +109,35 @@ def evaluate(
     others, first_other = [pair.generated or "" for pair in pairs.unscored], len(sets.raw)
     texts, raw = [*sets.texts, *[""] * len(others)], [*sets.raw, *others]
     reports = Reports(texts, raw, references, [pair.reference for pair in pairs.pairs])
-    scored = score_sets(
-        reports,
-        sets.picks,
-        orders=sets.orders,
-        ids=ids,
-        meteor=settings.meteor,
-        clinical=True,
-        further=settings.scores,
-        run=run,
-    )
+    ask = {"meteor": settings.meteor, "clinical": True, "further": settings.scores}
+    scored = score_sets(reports, sets.picks, orders=sets.orders, ids=ids, run=run, **ask)
     assert scored.findings is not None
     found = figures(scored, groups, settings, seed)
     n, count = len(ids), int(groups.max()) + 1
-    off = {} if settings.meteor else {"METEOR": "switched off (evaluate.meteor)"}
-    told = {
-        **(notes or {}),
-        **sets.notes,
-        **caveats.of_scores(found["scores"], n),
-        **caveats.of_patients(n, count, alone),
-    }
-    told |= {**caveats.of_labels(scored.sets[MODEL]), **scored.notes, **off}
     warnings = caveats.warnings(found["scores"], found["baselines"], found["paired"], failed=pairs.failed, n=n)
     metrics = {
         **head(n, count, alone, cleaner=cleaner, settings=settings, seed=seed),
         **found,
         "warnings": [*warnings, *full_stop_warnings(sets.texts[:n], references, cleaner)],
-        "notes": told,
+        "notes": {**(notes or {}), **sets.notes, **told(scored, [MODEL], n, count, alone, settings)},
         "n_failed": pairs.failed,
         "n_without_reference": pairs.without_reference,
         "model": pairs.models,
         "constant_report": sets.constant,
     }
     return Evaluation(metrics, scored.sets[MODEL], pairs, scored.findings[first_other:])
+
+
+def told(
+    scored: Scored, models: Sequence[str], n: int, count: int, alone: int, settings: EvaluateConfig
+) -> dict[str, str]:
+    """Notes on what the scores of the sets `models` hold; see `head` for the counts."""
+    notes = caveats.of_patients(n, count, alone) | caveats.of_scores(scored.sets[models[0]].scores(), n)
+    for name in models:
+        of = f" of {name}" if len(models) > 1 else ""
+        notes |= {key + of: text for key, text in caveats.of_labels(scored.sets[name]).items()}
+    off = {} if settings.meteor else {"METEOR": "switched off (evaluate.meteor)"}
+    return notes | scored.notes | off
 
 
 def head(n: int, count: int, alone: int, *, cleaner: Cleaning, settings: EvaluateConfig, seed: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """compare: predictions/ folders → compare.json, per_study.parquet.
 
 - `megpt compare A B output=…` takes paths and overrides in any order; a folder against itself differs by nothing
-- the page has the systems side by side, and their differences; what was found is said; running again finds nothing to do; other predictions on the same output are refused
+- the page has the systems side by side, and their differences
+- what was found is said; running again finds nothing to do; other predictions on the same output are refused
 - one path, a folder that is not finished, no study in common: exit code 2, nothing written; --dry-run writes nothing
 """
 
