@@ -83,7 +83,7 @@ def summarised(systems: Sequence[System], extras: Extras) -> Summary:
         labeller=_labeller(metrics),
         prompts=_prompts(systems[0], extras),
         curves=bool(extras.curves),
-        differences=[(f"{pair['a']} less {pair['b']}", difference_table(pair)) for pair in extras.differences],
+        differences=[(f"{pair['a']} − {pair['b']}", difference_table(pair)) for pair in extras.differences],
         method=_method(metrics),
     )
 
