@@ -183,7 +183,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def run_on_ray(tasks: Sequence[Task], *, gpus: float = 0) -> Iterator[Any]:
-    """Run tasks on the cluster, a few at a time; their results in order.
+    """Run tasks on the cluster, a few at a time; their results in order, each as soon as it is asked for and there.
 
     Args:
         gpus: GPUs of a task that one helps.
@@ -195,16 +195,17 @@ def run_on_ray(tasks: Sequence[Task], *, gpus: float = 0) -> Iterator[Any]:
     running: dict[Any, int] = {}
     results: dict[int, Any] = {}
     with Progress("evaluate", total=len(tasks), unit="parts") as progress:
-        while waiting or running:
-            while waiting and len(running) < slots:
-                number, (function, arguments) = waiting.pop()
-                wanted = gpus if function in ON_GPU else 0
-                running[call.options(num_gpus=wanted).remote(function, arguments)] = number
-            done, _ = ray.wait(list(running), num_returns=1)
-            for reference in done:
-                results[running.pop(reference)] = ray.get(reference)
-                progress.advance()
-    return iter([results[i] for i in range(len(tasks))])
+        for number in range(len(tasks)):
+            while number not in results:
+                while waiting and len(running) < slots:
+                    later, (function, arguments) = waiting.pop()
+                    wanted = gpus if function in ON_GPU else 0
+                    running[call.options(num_gpus=wanted).remote(function, arguments)] = later
+                done, _ = ray.wait(list(running), num_returns=1)
+                for reference in done:
+                    results[running.pop(reference)] = ray.get(reference)
+                    progress.advance()
+            yield results.pop(number)
 
 
 def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
