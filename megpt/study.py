@@ -109,6 +109,11 @@ STUDIES_SCHEMA = pa.schema(
 )
 """studies/split=…/part-*.parquet: one row a study."""
 
+LABELS = pa.struct([(name, pa.int8()) for name in CHEXPERT])
+"""What a report says of each observation: 1 present, 0 absent, -1 uncertain, null where it is not mentioned."""
+SIDES = pa.struct([(name, pa.string()) for name in CHEXPERT])
+"""On which side: left, right, both, or null where that is not said."""
+
 FAILED_SCHEMA = STUDIES_SCHEMA.append(pa.field("split", pa.string())).append(pa.field("error", pa.string()))
 """failed.parquet: the studies that could not be used, and why; itself a source that any job accepts."""
 

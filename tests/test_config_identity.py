@@ -47,6 +47,7 @@ ANOTHER = {
     "train.betas": [0.8, 0.9],
     "train.loggers": [],
     "generate.do_sample": {"do_sample": True, "num_beams": 1},
+    "evaluate.scores": ["another"],
     "ablate.variants": {"no_fem": {"model.fem": False}},
 }
 

@@ -80,7 +80,9 @@ class EvaluateConfig(Section):
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Coverage of the intervals."""
     baselines: bool = True
-    """Whether to score the constant and the permuted report too."""
+    """Whether to score reports that come from no film too: constant, permuted and nearest ones."""
+    scores: tuple[str, ...] = ()
+    """Further scores by name: radgraph, f1chexbert, green, … of RadEval, or those of an installed package."""
     meteor: bool = True
     """Whether to compute METEOR, which needs Java 8 or newer."""
     films: int = Field(default=1000, ge=0)
