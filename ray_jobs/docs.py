@@ -27,7 +27,7 @@ Every setting of a config file, with its default. `megpt JOB --help` lists those
 `megpt JOB --config FILE --print-config` shows what a command would use.
 
 - A value on the command line, `section.key=value`, overrides the files. Several `--config` are merged in order, and
-  later ones win; a file may begin with `extends: OTHER`. The configs and DeepSpeed files that come with megpt are found
+  later ones win; a file may begin with `extends: OTHER`. The configs and DeepSpeed files that megpt ships are found
   by name.
 - A setting that a job does not read is refused on the command line; in a file it is allowed, since one file may serve
   all jobs.
