@@ -47,6 +47,8 @@ ANOTHER = {
     "train.loggers": [],
     "generate.do_sample": {"do_sample": True, "num_beams": 1},
     "ablate.variants": {"no_fem": {"model.fem": False}},
+    "ablate.grid": {"train.lr": [1.0]},
+    "ablate.seeds": [1],
 }
 
 

@@ -72,11 +72,11 @@ class Ablate(Job):
 
     def work(self, folder: Path) -> None:
         """Do every run that is not finished, then compare the variants study by study."""
-        self.outcomes: dict[AblationRun, Outcome] = {}
+        self.outcomes: dict[str, Outcome] = {}
         steps = _Steps()
         for number, run in enumerate(self.planned.runs, start=1):
             log(f"ablate: {run.title} ({number} of {len(self.planned.runs)})")
-            self.outcomes[run] = outcome = steps.through(run)
+            self.outcomes[run.title] = outcome = steps.through(run)
             if outcome.error:
                 log(f"ablate: {run.title}: {outcome.status}: {outcome.error}")
             self._results().write(folder)
@@ -96,14 +96,14 @@ class Ablate(Job):
         results.write(folder)
         if failures:
             console.print(screen_table(results.summary, self.config.evaluate.confidence))
-            failed = [run.title for run, outcome in self.outcomes.items() if outcome.raised]
+            failed = [title for title, outcome in self.outcomes.items() if outcome.raised]
             raise TooManyFailed(
                 f"{len(failed)} of {len(self.outcomes)} runs failed: {_listed(failed)}",
                 where=str(folder / PAGE),
                 cause=failures[0].what,
                 next="repair the cause and run the same command again: it tries the failed runs only",
             )
-        poor = [run.title for run, outcome in self.outcomes.items() if outcome.error]
+        poor = [title for title, outcome in self.outcomes.items() if outcome.error]
         return {"runs": len(self.outcomes), "poor": poor}
 
     def kept(self, folder: Path) -> bool:
@@ -131,14 +131,16 @@ class Ablate(Job):
         for line in self.planned.lines():
             log(f"ablate: {line}")
         if self.config.prompts is not None and not self.given:
-            log(f"ablate: no run can use prompts={self.config.prompts}: they belong to another encoder or setting")
+            dynamic = any(variant.config.model.dynamic_prompt for variant in self.planned.variants)
+            reason = "they belong to another encoder" if dynamic else "no variant has model.dynamic_prompt"
+            log(f"ablate: no run uses prompts={self.config.prompts}: {reason}")
 
     def _results(self, patients: dict[str, Any] | None = None) -> Results:
         return Results(self.planned, self.outcomes, self.config, patients or {})
 
     def _compared(self) -> Iterator[tuple[str, Any]]:
         """Variant → its difference from the base over patients, from the seeds that both have."""
-        done = {(run.variant, run.seed): run for run, outcome in self.outcomes.items() if outcome.metrics}
+        done = {(run.variant, run.seed): run for run in self.planned.runs if self.outcomes[run.title].metrics}
         for variant in self.planned.variants[1:]:
             seeds = [seed for name, seed in done if name == variant.name and (BASE, seed) in done]
             if seeds:

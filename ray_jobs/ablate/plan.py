@@ -95,15 +95,15 @@ class Plan:
     @cached_property
     def steps(self) -> dict[str, int]:
         """Job → how often it runs."""
-        folders = {step.folder: step.job.name for run in self.runs for step in run.steps}
-        return dict(Counter(folders.values()))
+        counts = Counter({step.folder: step.job.name for run in self.runs for step in run.steps}.values())
+        return {job.name: counts[job.name] for job in (FitPrompts, Train, Generate, Evaluate) if counts[job.name]}
 
     def lines(self) -> list[str]:
         """The plan in words."""
         seeds = sorted({run.seed for run in self.runs})
-        counts = ", ".join(f"{name} {count} times" for name, count in self.steps.items())
+        counts = ", ".join(f"{name} {'once' if n == 1 else f'{n} times'}" for name, n in self.steps.items())
         lines = [
-            f"{len(self.runs)} runs: {len(self.variants)} variants × {len(seeds)} seeds "
+            f"{len(self.runs)} runs: {len(self.variants)} variants × {len(seeds)} seed{'s' if len(seeds) > 1 else ''} "
             f"({', '.join(map(str, seeds))}); {counts}",
             *(f"{variant.name}: {'; '.join(variant.changes) or 'the config as it is'}" for variant in self.variants),
             *(f"{name} equals {other} and is not run again" for name, other in self.merged.items()),

@@ -19,7 +19,7 @@ from megpt.evaluation.page.ablation import AblationPage, write_ablation_page
 from megpt.evaluation.seeds import OverSeeds, over_seeds, paired
 from megpt.evaluation.statistics import SCORES
 from megpt.output import write_aside
-from ray_jobs.ablate.plan import BASE, AblationRun, Plan
+from ray_jobs.ablate.plan import BASE, Plan
 from ray_jobs.evaluate import HEADLINE, Evaluate
 from ray_jobs.evaluate import PAGE as RUN_PAGE
 
@@ -55,10 +55,13 @@ WAITING = Outcome("waiting")
 
 @dataclass(frozen=True)
 class Results:
-    """The runs so far. `patients`: variant → the differences of `differences_over_patients`, or why there are none."""
+    """The runs so far, by their titles.
+
+    `patients`: variant → the differences of `differences_over_patients`, or why there are none.
+    """
 
     planned: Plan
-    outcomes: dict[AblationRun, Outcome]
+    outcomes: dict[str, Outcome]
     config: Config
     patients: dict[str, Any] = field(default_factory=dict)
 
@@ -74,7 +77,7 @@ class Results:
         changes = {variant.name: "; ".join(variant.changes) for variant in self.planned.variants}
         rows = []
         for run in self.planned.runs:
-            outcome = self.outcomes.get(run, WAITING)
+            outcome = self.outcomes.get(run.title, WAITING)
             metrics = outcome.metrics or {"scores": {}}
             rows.append(
                 {
@@ -133,8 +136,8 @@ class Results:
         return {row["seed"]: row[score] for row in rows if row[score] is not None}
 
     def _page(self) -> AblationPage:
-        pages = {run: run.folder(Evaluate) / RUN_PAGE for run in self.planned.runs}
-        links = [self._relative(page) if page.is_file() else None for page in pages.values()]
+        pages = [run.folder(Evaluate) / RUN_PAGE for run in self.planned.runs]
+        links = [self._relative(page) if page.is_file() else None for page in pages]
         return AblationPage(
             changes={variant.name: variant.changes for variant in self.planned.variants},
             runs=[{**row, "page": link} for row, link in zip(self.rows, links, strict=True)],
@@ -148,7 +151,8 @@ class Results:
 
     def _baselines(self) -> dict[str, dict[str, OverSeeds | None]]:
         """Baseline → score → its mean over the seeds of the base, which is read beside the variants."""
-        metrics = [o.metrics for run, o in self.outcomes.items() if run.variant == BASE and o.metrics]
+        runs = [self.outcomes.get(run.title, WAITING) for run in self.planned.runs if run.variant == BASE]
+        metrics = [outcome.metrics for outcome in runs if outcome.metrics]
         names = dict.fromkeys(name for one in metrics for name, values in one["baselines"].items() if values)
         return {
             name: {
