@@ -128,7 +128,10 @@ class Ablate(Job):
         self.verdict(output.path, output.summary())
 
     def _tell_plan(self) -> None:
-        for line in self.planned.lines():
+        log(f"ablate: {self.planned.counts()}")
+        for variant in self.planned.variants:
+            log(f"ablate: {variant.name}: {'; '.join(variant.changes) or 'the config as it is'}")
+        for line in self.planned.done_once():
             log(f"ablate: {line}")
         if self.config.prompts is not None and not self.given:
             dynamic = any(variant.config.model.dynamic_prompt for variant in self.planned.variants)

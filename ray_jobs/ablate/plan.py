@@ -98,21 +98,25 @@ class Plan:
         counts = Counter({step.folder: step.job.name for run in self.runs for step in run.steps}.values())
         return {job.name: counts[job.name] for job in (FitPrompts, Train, Generate, Evaluate) if counts[job.name]}
 
-    def lines(self) -> list[str]:
-        """The plan in words."""
+    def counts(self) -> str:
+        """How many runs there are, and how often each job runs for them."""
         seeds = sorted({run.seed for run in self.runs})
         counts = ", ".join(f"{name} {'once' if n == 1 else f'{n} times'}" for name, n in self.steps.items())
-        lines = [
+        return (
             f"{len(self.runs)} runs: {len(self.variants)} variants × {len(seeds)} seed{'s' if len(seeds) > 1 else ''} "
-            f"({', '.join(map(str, seeds))}); {counts}",
-            *(f"{variant.name}: {'; '.join(variant.changes) or 'the config as it is'}" for variant in self.variants),
-            *(f"{name} equals {other} and is not run again" for name, other in self.merged.items()),
-        ]
+            f"({', '.join(map(str, seeds))}); {counts}"
+        )
+
+    def done_once(self) -> list[str]:
+        """What is not done again, in words. A step's result depends on the seed, so sharing runs have the same one."""
+        shared: dict[tuple[str, str], dict[str, None]] = {}
         for run in self.runs:
-            taken = [f"{step.folder.name} of {step.owner}" for step in run.shared]
-            if taken:
-                lines.append(f"{run.title} uses {', '.join(taken)}")
-        return lines
+            for step in run.shared:
+                shared.setdefault((run.variant, _variant_of(step)), {})[step.folder.name] = None
+        return [
+            *(f"{name} equals {other} and is not run again" for name, other in self.merged.items()),
+            *(f"{one} shares {', '.join(names)} with {owner}, seed by seed" for (one, owner), names in shared.items()),
+        ]
 
 
 def plan(config: Config) -> Plan:
@@ -216,7 +220,7 @@ class _Work:
     def twin(self, variant: Variant, seed: int) -> str | None:
         """The earlier variant that has the same result; None, with this one's steps planned, where there is none."""
         last = self.steps(variant, seed)[-1]
-        return None if last.owner == _title(variant, seed) else last.owner.rpartition(",")[0]
+        return None if last.owner == _title(variant, seed) else _variant_of(last)
 
     def steps(self, variant: Variant, seed: int) -> tuple[Step, ...]:
         config = variant.config.updated(seed=seed, source=None, references=None, training=None, prompts=None)
@@ -261,6 +265,10 @@ def settings_of(job: type[Job], config: Config) -> dict[str, Any]:
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _variant_of(step: Step) -> str:
+    return step.owner.rpartition(",")[0]
 
 
 def _title(variant: Variant, seed: int) -> str:

@@ -145,7 +145,7 @@ class Results:
             scores=[name for name in HEADLINE if any(row[name] is not None for row in self.rows)],
             confidence=self.config.evaluate.confidence,
             baselines=self._baselines(),
-            notes=[*self._notes(), *self.planned.lines()],
+            notes=[*self._notes(), self.planned.counts(), *self.planned.done_once()],
             signatures=sorted({s for o in self.outcomes.values() if (s := (o.metrics or {}).get("signature"))}),
         )
 

@@ -166,7 +166,7 @@ def test_the_shipped_ablation_is_the_paper_s() -> None:
         "all": (True, True, True, 1e-5),
     }
     assert found.steps == {"fit-prompts": 3, "train": 18, "generate": 18, "evaluate": 18}
-    assert "all, seed 2 uses prompts of dynamic_prompt, seed 2" in found.lines()
+    assert found.done_once() == ["all shares prompts with dynamic_prompt, seed by seed"]
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_dry_run_says_what_differs(tiny: list[str], capfd: pytest.CaptureFixtu
         "ablate: 2 runs: 2 variants × 1 seed (1); train once, generate 2 times, evaluate 2 times",
         "ablate: base: the config as it is",
         "ablate: greedy: generate.num_beams: 3 → 1",
-        "ablate: greedy, seed 1 uses checkpoint of base, seed 1",
+        "ablate: greedy shares checkpoint with base, seed by seed",
         "ablate: would do 2 runs under out, 0 are finished",
     ]
     assert main(["ablate", *tiny, "output=out", "generate.split=val", "--dry-run"]) == 2

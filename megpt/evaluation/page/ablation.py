@@ -6,7 +6,7 @@ It needs no program: plain tables with the style sheet of the evaluation's page,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,16 @@ def warnings(page: AblationPage) -> list[str]:
     """What a reader must know before quoting a number."""
     found = []
     for status, text in (
-        ("failed", "failed and counts nowhere"),
-        ("poor", "has more failed studies than allowed"),
-        ("waiting", "is not done yet"),
+        ("failed", "failed, and counted nowhere"),
+        ("poor", "more studies failed than allowed"),
+        ("waiting", "not done yet"),
     ):
         named = [f"{run['variant']} with seed {run['seed']}" for run in page.runs if run["status"] == status]
         if named:
-            found.append(f"{', '.join(named)}: {'each ' if len(named) > 1 else ''}{text}")
+            found.append(f"{text}: {', '.join(named)}")
+    behind = [variant for variant in page.changes if any(_behind(page, variant, score) for score in page.scores)]
+    if behind:
+        found.append(f"not above every baseline in each score, see the red means: {', '.join(behind)}")
     if len({run["seed"] for run in page.runs}) == 1:
         found.append("one seed only: whether another training run would give the same is not known")
     if len(page.signatures) > 1:
@@ -106,6 +109,9 @@ def tables(page: AblationPage) -> list[tuple[str, str, str, PageTable]]:
         )
 
     means = table(variants, "mean", "low", "high")
+    for row in means.rows:
+        marks = ["bad" if _behind(page, row.title, score) else "" for score in page.scores]
+        row.cells[:] = [replace(cell, mark=mark) for cell, mark in zip(row.cells, marks, strict=True)]
     means.rows.extend(
         Row(f"baseline: {name}", [Cell(_number(one.mean if (one := scores.get(s)) else None)) for s in page.scores])
         for name, scores in page.baselines.items()
@@ -115,7 +121,7 @@ def tables(page: AblationPage) -> list[tuple[str, str, str, PageTable]]:
             "means",
             "Means over seeds",
             f"Mean of the runs, with Student's t interval of {level} over seeds: where another training run would end."
-            f" Baselines are those of the {base} runs.",
+            f" Baselines are those of the {base} runs, constant being the same for all; red: not above every baseline.",
             means,
         ),
         (
@@ -139,6 +145,13 @@ def tables(page: AblationPage) -> list[tuple[str, str, str, PageTable]]:
             )
         )
     return found
+
+
+def _behind(page: AblationPage, variant: str, score: str) -> bool:
+    """Whether the mean of a variant's runs is not above every baseline."""
+    mean = next(row["mean"] for row in page.summary if (row["variant"], row["score"]) == (variant, score))
+    against = [one.mean for scores in page.baselines.values() if (one := scores.get(score)) is not None]
+    return mean is not None and bool(against) and mean <= max(against)
 
 
 def _cell(row: Mapping[str, Any], value: str, low: str, high: str, p: str | None, *, sign: str) -> Cell:
