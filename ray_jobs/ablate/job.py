@@ -107,7 +107,8 @@ class Ablate(Job):
         return {"runs": len(self.outcomes), "poor": poor}
 
     def kept(self, folder: Path) -> bool:
-        return any(folder.glob(f"*/*/*/{SUCCESS}"))
+        # A step that met a bad input has deleted its own folder; whatever is left there is work.
+        return any(folder.glob("*/*/*/*"))
 
     def tell(self, folder: Path, summary: dict[str, Any]) -> None:
         console.print(screen_table(read_summary(folder), self.config.evaluate.confidence))

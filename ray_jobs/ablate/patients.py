@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megpt.config import Config
-from megpt.errors import InputError
-from megpt.evaluation.pairs import read_pairs
+from megpt.errors import MegptError
+from megpt.evaluation.pairs import Pairs, read_pairs
 from megpt.evaluation.seeds import pooled
 from ray_jobs.evaluate import run_on_ray
 
@@ -24,9 +25,9 @@ def differences_over_patients(
         variant, base: seed → predictions/ folder, the same seeds.
     """
     try:
-        from megpt.evaluation.compare import compare
+        compare = importlib.import_module("megpt.evaluation.compare").compare
     except ImportError:
-        return "megpt.evaluation.compare is not installed"
+        return "this megpt has no megpt.evaluation.compare"
     try:
         systems = {
             name: pooled((seed, _pairs(folder, config)) for seed, folder in folders.items())
@@ -35,11 +36,11 @@ def differences_over_patients(
         found = compare(
             systems, cleaner=config.data.cleaner, settings=config.evaluate, seed=config.seed, run=run_on_ray
         )
-    except InputError as error:
+    except MegptError as error:
         return error.what
     scores = found.result["comparisons"][0]["scores"]
     return {name: row for name, row in scores.items() if row is not None}
 
 
-def _pairs(folder: Path, config: Config) -> Any:
+def _pairs(folder: Path, config: Config) -> Pairs:
     return read_pairs(str(folder), studies=config.studies, section=config.data.section, limit=config.limit)
