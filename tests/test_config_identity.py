@@ -49,6 +49,8 @@ ANOTHER = {
     "generate.do_sample": {"do_sample": True, "num_beams": 1},
     "evaluate.scores": ["another"],
     "ablate.variants": {"no_fem": {"model.fem": False}},
+    "ablate.grid": {"train.lr": [1.0]},
+    "ablate.seeds": [1],
 }
 
 

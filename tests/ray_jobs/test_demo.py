@@ -1,11 +1,10 @@
-"""The whole flow at tiny size, and the ablation built on it.
+"""The whole flow at tiny size.
 
 - `megpt demo` leaves every job's output under its folder: one report per readable or unreadable study, an honest score;
 - every study of the archive is in studies/ or in failed.parquet, none in both;
 - the same command again, dry or not, finds nothing to do; another config on the same output is refused;
 - a job that fails ends it, and what that job took is kept;
-- README's Python and its commands run as they are printed, on the demo's own output;
-- an ablation trains, generates and evaluates each variant, and a variant that shares the encoder shares the prompts.
+- README's Python and its commands run as they are printed, on the demo's own output.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from megpt.config import SHIPPED, Config, load_config
 from megpt.data.studies import count_studies, read_studies
 from megpt.errors import TooManyFailed
 from ray_jobs.__main__ import main
-from ray_jobs.ablate import Ablate
-from ray_jobs.demo.job import STAGES, Demo, resolve
+from ray_jobs.demo.job import STAGES, Demo
 
 pytestmark = pytest.mark.slow
 
@@ -125,20 +123,3 @@ def test_the_commands_of_the_readme(beside_the_demo: Path, capfd: pytest.Capture
     for line in lines[1:]:
         assert main(line[1:]) == 0, " ".join(line)
     assert "parameters" in capfd.readouterr().out
-
-
-def test_an_ablation_has_a_row_per_variant(finished: Config, tmp_path: Path) -> None:
-    config = resolve(finished).overridden(
-        {
-            "output": str(tmp_path / "ablation"),
-            "ablate.variants": {"no_fem": {"model.fem": False}},
-            "cluster.num_workers": 1,
-        }
-    )
-    assert Ablate.run(config) == 0
-    rows = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
-    assert list(rows) == ["full", "no_fem"]
-    assert Ablate.run(config) == 0
-    table = (tmp_path / "ablation" / "ablation.md").read_text()
-    assert "| no_fem |" in table and "baseline: constant" in table
-    assert not (tmp_path / "ablation" / "no_fem" / "prompts").exists()
