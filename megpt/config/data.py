@@ -38,6 +38,27 @@ class ClusterConfig(Section):
         return self
 
 
+class DataColumnsConfig(Section):
+    """Columns of a manifest, a JSONL file or a Parquet table of studies; recognised by their names by default."""
+
+    study: str | None = None
+    """The column that names a study; without one, each row is a study."""
+    subject: str | None = None
+    """The column that names the patient."""
+    image: str | None = None
+    """The column of film paths, or of the films themselves."""
+    position: str | None = None
+    """The column of projections: PA, AP, LATERAL, …"""
+    report: str | None = None
+    """The column of whole reports."""
+    findings: str | None = None
+    """The column of findings."""
+    impression: str | None = None
+    """The column of impressions."""
+    split: str | None = None
+    """The column of splits."""
+
+
 class DataConfig(Section):
     """How an archive is read."""
 
@@ -47,6 +68,13 @@ class DataConfig(Section):
     """Where the reports are, if they are not inside the archive (MIMIC-CXR keeps them apart)."""
     annotations: str | None = None
     """A table or JSON of studies to use instead of the archive's own."""
+    columns: DataColumnsConfig = DataColumnsConfig()
+    encoding: str | None = None
+    """Encoding of the archive's tables and report files (utf-8, cp1252, utf-16, …); detected by default."""
+    delimiter: str | None = None
+    """Delimiter of the archive's CSV tables, one character; detected from their first line by default."""
+    roots: tuple[str, ...] = ()
+    """Folders outside the archive that its symbolic links and absolute paths may lead into."""
     cleaner: str = "none"
     """How report text is normalised before it is used or scored (docs/reports.md); a score names its cleaner."""
     section: Literal["report", "findings", "impression"] = "report"
@@ -76,5 +104,9 @@ class PrepareConfig(Section):
     """JPEG quality of a stored film (`films: resize`)."""
     shard_size: Positive = 500
     """Studies in one Parquet file."""
+    lateral_alone: bool = False
+    """Whether a study keeps its report when its frontal film is unreadable and only a lateral one is left."""
     max_failed_fraction: Annotated[Fraction, Indifferent] = 0.05
     """If a larger fraction of studies is unreadable, the finished job ends with exit code 3."""
+    max_failed_films_fraction: Annotated[Fraction, Indifferent] = 0.05
+    """If a larger fraction of films is dropped from studies that stay, the finished job ends with exit code 3."""

@@ -31,7 +31,7 @@ class RexrankSource(Source):
         super().__init__(root, data)
         if not _files(root, data):
             raise InputError(f"no ReXRank*.json in {root}", next="give the file itself, or set data.annotations=PATH")
-        self._images = ImageFolder(root if root.is_dir() else root.parent, ("images", "files"))
+        self._images = ImageFolder(root if root.is_dir() else root.parent, ("images", "files"), data.roots)
 
     def tables(self) -> Iterable[Path]:
         return _files(self.root, self.data)
