@@ -57,7 +57,7 @@ class VindrSource(TabularSource):
     def film_rows(self) -> Iterator[FilmRow]:
         self.rule = "a study per film"
         labels = self._labels()
-        films = False
+        films, seen = False, set[str]()
         for split in SPLITS:
             folder = self.root / split
             names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
@@ -67,12 +67,15 @@ class VindrSource(TabularSource):
                     self.ignored[f"files of {split}/ that are no films, {path.suffix or 'without a suffix'}"] += 1
                     continue
                 films = True
+                # the release's ids are unique; copies of it are not always
+                study_id = f"{split}/{path.stem}" if path.stem in seen else path.stem
+                seen.add(path.stem)
                 yield FilmRow(
-                    path.stem,
+                    study_id,
                     f"{split}/{name}",
                     position="PA",  # the data set holds postero-anterior films only
                     split=split,
-                    labels=labels.pop(path.stem, None),
+                    labels=labels.pop((split, path.stem), None),
                     where=str(folder),
                     image_id=path.stem,
                 )
@@ -81,25 +84,26 @@ class VindrSource(TabularSource):
         if labels:
             self.ignored["films with labels that are in neither train/ nor test/"] += len(labels)
 
-    def _labels(self) -> dict[str, dict[str, int]]:
-        """image_id → its observations: a majority of the readers who saw it. 18,000 films take 20 MB."""
-        votes: dict[str, Counter[str]] = {}
+    def _labels(self) -> dict[tuple[str, str], dict[str, int]]:
+        """(split, image_id) → its observations: a majority of the readers who saw it. 18,000 films take 20 MB."""
+        votes: dict[tuple[str, str], Counter[str]] = {}
         columns: set[str] = set()
         for table in self.tables():
             present = [name for name in csv_header(table, self.form) if name in OBSERVATIONS]
+            split = "test" if "test" in table.name else "train"
             columns |= {OBSERVATIONS[name] for name in present}
             for line, row in csv_rows(table, ("image_id", "No finding"), self.form):
                 where = f"{table}, line {line}"
                 image = id_cell(row["image_id"], where=where)
                 if image is None:
                     raise InputError(f"{table} has an empty image_id", where=f"column 'image_id', line {line}")
-                found = votes.setdefault(image, Counter())
+                found = votes.setdefault((split, image), Counter())
                 found["readers"] += 1
                 for name in {OBSERVATIONS[name] for name in present if _is_one(row[name], name, where)}:
                     found[name] += 1
         return {
-            image: {name: int(2 * found[name] > found["readers"]) for name in sorted(columns)}
-            for image, found in votes.items()
+            film: {name: int(2 * found[name] > found["readers"]) for name in sorted(columns)}
+            for film, found in votes.items()
         }
 
 
