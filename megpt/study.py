@@ -136,6 +136,16 @@ STUDIES_SCHEMA = pa.schema(
 FAILED_SCHEMA = STUDIES_SCHEMA.append(pa.field("split", pa.string())).append(pa.field("error", pa.string()))
 """failed.parquet: the studies that could not be used, and why; itself a source that any job accepts."""
 
+FILMS_FAILED_SCHEMA = pa.schema(
+    [
+        pa.field("study_id", pa.string(), nullable=False),
+        ("image_id", pa.string()),
+        ("split", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+"""films_failed.parquet: the films that could not be read, of studies that were kept and of studies that failed."""
+
 PREDICTIONS_SCHEMA = pa.schema(
     [
         pa.field("study_id", pa.string(), nullable=False),

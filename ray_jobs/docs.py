@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from megpt.config import SHIPPED, Config, json_schema
 from megpt.config.reference import default_text
@@ -51,12 +52,19 @@ def config_page(jobs: Mapping[str, Sequence[str]]) -> str:
     for leaf in SETTINGS:
         groups.setdefault(leaf.key.rpartition(".")[0], []).append(leaf)
     for section, group in groups.items():
-        about = Config.model_fields[section].annotation.__doc__ if section else None
-        lines += [f"## {section}", "", about or "", ""] if section else ["## Top level", ""]
+        lines += [f"## {section}", "", about(section), ""] if section else ["## Top level", ""]
         lines += ["| key | type | default | range | jobs | changes the result | meaning |", "|" + " --- |" * 7]
         lines += ["| " + " | ".join(_cells(leaf, jobs)) + " |" for leaf in group]
         lines.append("")
     return "\n".join(lines)
+
+
+def about(section: str) -> str:
+    """The sentence of a section, which may be inside another."""
+    model: Any = Config
+    for name in section.split("."):
+        model = model.model_fields[name].annotation
+    return model.__doc__ or ""
 
 
 def schema_text() -> str:

@@ -49,7 +49,8 @@ class Evaluate(Job):
         *("predictions", "references", "training", "studies", "source", "limit", "seed", "evaluate"),
         *("data.section", "data.cleaner"),
         # how the films of the page are found
-        *("data.format", "data.reports", "data.annotations", "data.max_pixels"),
+        *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
+        *("data.roots", "data.max_pixels"),
     )
     needs = ("predictions",)
 

@@ -24,7 +24,9 @@ from megpt.study import Study, View
 # No film is larger; a member that claims more is not one.
 MAX_MEMBER_BYTES = 1 << 30
 _TAR = re.compile(r"(?P<file>/.+)#offset=(?P<offset>\d{1,18})&size=(?P<size>\d{1,18})", re.DOTALL)
-_CELL = re.compile(r"(?P<file>/.+)#column=(?P<column>[^#&]+)&row=(?P<row>\d{1,12})(?:&item=(?P<item>\d{1,6}))?", re.DOTALL)
+_CELL = re.compile(
+    r"(?P<file>/.+)#column=(?P<column>[^#&]+)&row=(?P<row>\d{1,12})(?:&item=(?P<item>\d{1,6}))?", re.DOTALL
+)
 
 
 def tar_uri(file: Path, offset: int, size: int) -> str:

@@ -16,12 +16,14 @@ from megpt.config import DataConfig
 from megpt.data.sources.columns import split_name
 from megpt.data.sources.reading import TextForm
 from megpt.data.studies import Listed
-from megpt.errors import InputError, MegptError
+from megpt.errors import MegptError
 from megpt.study import Study, View
 
 __all__ = ["FILM_SUFFIXES", "ImageFolder", "Inside", "Source", "check_mounted", "split_name"]
 
 FILM_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".dic", ".ima"})
+
+
 class Source(ABC):
     """An archive. `studies()` streams its list of studies and opens no film, so an absent film is not noticed here.
 

@@ -1,6 +1,6 @@
 """CheXpert: train.csv and valid.csv (and test.csv) with 14 labels a study, no reports.
 
-    CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg      Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,…
+CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg      Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,…
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class ChexpertSource(TabularSource):
                 path = row["Path"].strip().replace("\\", "/")
                 study_id, patient = study_of(path)
                 if not study_id:
-                    raise InputError(f"{table} has a path without a patient's folder", where=f"column 'Path', line {line}")
+                    raise InputError(
+                        f"{table} has a path without a patient's folder", where=f"column 'Path', line {line}"
+                    )
                 yield FilmRow(
                     study_id,
                     film_path(self.root, path),

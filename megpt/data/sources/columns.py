@@ -1,7 +1,7 @@
 """What the columns of radiology tables mean, whoever named them: their roles, labels, splits, ids and blanks.
 
-    columns = find_columns(["Image Index", "Report_Text"], {"image": "Image Index"})     # Columns(image="Image Index", …)
-    observations(row, label_columns(row), where="list.csv, line 7")                        # {"Edema": 1}
+    columns = find_columns(["Image Index", "Report_Text"])             # Columns(image="Image Index", …)
+    observations(row, label_columns(row), where="list.csv, line 7")    # {"Edema": 1}
 
 All table-shaped formats share this, so that a blank, an id or a label is read alike in each of them.
 """
@@ -131,7 +131,7 @@ def observations(row: Mapping[str, Any], columns: Mapping[str, str], *, where: s
             value = {"true": 1.0, "false": 0.0}.get(text.lower()) if text.isalpha() else float(text)
         except ValueError:
             value = None
-        if value not in (-1.0, 0.0, 1.0):
+        if value is None or value not in (-1.0, 0.0, 1.0):
             table, _, line = where.rpartition(", ")
             raise InputError(f"{table}: a label is not 1, 0, -1 or blank", where=f"column {column!r}, {line}")
         labels[name] = int(value)

@@ -1,10 +1,10 @@
 """Films in folders without tables: one study per folder of films, or per film in a folder that holds many patients'.
 
     p1/s1/a.png, b.png, report.txt     one study of two films, with its report
-    train/0001.png, 0001.txt           a study per film: the folder is called train, images, png …, or holds over 16 films
+    train/0001.png, 0001.txt           a study per film: the folder is called train, images, … or has over 16 films
 
-A film is known by its first bytes, not by its suffix. Reports are NAME.txt beside NAME.png, report.txt (or the only .txt)
-beside a study's films, and s1.txt beside the folder s1. Nothing else is read, and all of it is counted.
+A film is known by its first bytes, not by its suffix. Reports are NAME.txt beside NAME.png, report.txt (or the only
+.txt) beside a study's films, and s1.txt beside the folder s1. Nothing else is read, and all of it is counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ MAX_FILMS_PER_STUDY = 16
 # Folders that hold films of many patients, however few these are: what they are called says nothing of a patient.
 _HEAP = re.compile(
     r"(?:(?:stage[-_ ]?\d[-_ ]?)?(?:train|training|val|valid|validate|validation|dev|test|testing)"
-    r"|images?|imgs?|films?|pictures?|pngs?|jpe?gs?|jpg|dicoms?|dcms?|tiffs?|data|dataset|raw|all|files|x[-_ ]?rays?|cxrs?|scans"
+    r"|images?|imgs?|films?|pictures?|pngs?|jpe?gs?|jpg|dicoms?|dcms?|tiffs?"
+    r"|data|dataset|raw|all|files|x[-_ ]?rays?|cxrs?|scans"
     r"|normal|abnormal|healthy|pneumonia|(?:viral|bacterial)[-_ ]pneumonia|covid(?:[-_ ]?19)?|tuberculosis|tb"
     r"|lung[-_ ]opacity|" + "|".join(name.lower().replace(" ", "[-_ ]") for name in CHEXPERT) + r")"
     r"(?:[-_ ](?:images?|imgs?|films?|pngs?|jpe?gs?|jpg|dicoms?|dcms?|set|data|split|normalized))*(?:[-_ ]?\d{1,4})?"
@@ -40,7 +41,7 @@ ARCHIVES = ("zip", "tar", "tgz", "tar.gz", "tar.bz2", "tar.xz", "7z", "rar")
 _UNREAD = re.compile(rf"\.(?:(?:{'|'.join(TABLES)})(?:\.gz)?|{'|'.join(map(re.escape, ARCHIVES))})$", re.IGNORECASE)
 MAX_REPORT_BYTES = 1 << 20
 # Texts that come with an archive and report nothing.
-_NO_REPORT = re.compile(r"(?:readme|licen[cs]e|index|sha256sums|md5sums?|changelog|notes?|info|version)\b.*", re.IGNORECASE)
+_NO_REPORT = re.compile(r"(?:readme|licen[cs]e|index|sha256sums|md5sums?|changelog|version)\b.*", re.IGNORECASE)
 NAMED = 3
 
 

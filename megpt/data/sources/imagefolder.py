@@ -1,6 +1,6 @@
 """Hugging Face's ImageFolder: metadata.csv, .jsonl or .parquet beside the films, once or in each split's folder.
 
-    train/metadata.csv: file_name,text      train/0000.png …      test/metadata.jsonl: {"file_name": "0000.png", …}
+train/metadata.csv: file_name,text      train/0000.png …      test/metadata.jsonl: {"file_name": "0000.png", …}
 """
 
 from __future__ import annotations

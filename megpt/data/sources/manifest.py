@@ -2,9 +2,9 @@
 
     study_id, image_path, subject_id, position, report, findings, impression, split, Atelectasis, …
 
-Only films are required: a column of paths, or of the films themselves (Parquet). Other names of these columns are known
-(`ALIASES`), and `data.columns.*` names any other. Paths are relative to the table's folder; `|` separates several in one
-cell. Rows of one study may be anywhere. Columns named like CheXpert observations hold 1, 0, -1 or nothing.
+Only films are required: a column of paths, or of the films themselves (Parquet). Other names of these columns are
+known (`ALIASES`), and `data.columns.*` names any other. Paths are relative to the table's folder; `|` separates several
+in one cell. Rows of one study may be anywhere. Columns named like CheXpert observations hold 1, 0, -1 or nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ManifestSource(TabularSource):
             table = Path(data.annotations) if data.annotations else path
             if not table.is_file() or kind_of_table(table) is None:
                 return False
-            # a CSV given by name is meant to be a manifest: an error about its columns helps more than "no known format"
+            # a CSV given by name is meant to be a manifest: an error about its columns helps more than "unknown format"
             return TableFile(table, _form(data)).kind == "csv" or fits(table, data)
         return bool(cls.find(path, data))
 

@@ -4,8 +4,8 @@
     files/p10/p10000032/s50414267/<dicom_id>.dcm       cxr-record-list.csv.gz
     files/p10/p10000032/s50414267.txt                  … inside mimic-cxr-reports.zip, or extracted
 
-The source is the folder that holds files/, files/ itself, or any folder of p10/…, with films as JPEG, DICOM or PNG; any
-table may be missing. `mimic_cxr_sectioned.csv` (of MIT-LCP's mimic-cxr repository) is read in place of the report files.
+The source is the folder that holds files/, files/ itself, or any folder of p10/…, with films as JPEG, DICOM or PNG;
+any table may be missing. `mimic_cxr_sectioned.csv` (of MIT-LCP's mimic-cxr repository) is read in place of the reports.
 
 Memory holds the id columns of the tables (some 250 MB for all 377,110 films) and the zip's directory. Report texts
 are streamed. `data.reports` names the zip or folder of the reports and `data.annotations` the folder of the tables, if

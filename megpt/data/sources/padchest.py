@@ -101,7 +101,9 @@ class PadchestSource(TabularSource):
     @cached_property
     def _bases(self) -> list[str]:
         base = self.root if self.root.is_dir() else self.root.parent
-        return [name for name in ("", "images", "images-224", "image_zips", "BIMCV-PadChest-FULL") if (base / name).is_dir()]
+        return [
+            name for name in ("", "images", "images-224", "image_zips", "BIMCV-PadChest-FULL") if (base / name).is_dir()
+        ]
 
     def _path_of(self, image: str, folder: str) -> str:
         base = self.root if self.root.is_dir() else self.root.parent

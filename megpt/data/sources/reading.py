@@ -112,9 +112,7 @@ def csv_rows(path: Path, required: Sequence[str], form: TextForm = TextForm()) -
             next="save it as UTF-8, or set data.encoding=NAME",
         ) from None
     except csv.Error as error:
-        raise InputError(
-            f"{path} is not a CSV table", where=f"after line {line}", cause=type(error).__name__
-        ) from None
+        raise InputError(f"{path} is not a CSV table", where=f"after line {line}", cause=type(error).__name__) from None
     except (OSError, EOFError) as error:
         raise InputError(
             f"{path} cannot be read", cause=f"{type(error).__name__}: the file is damaged or was cut off"

@@ -1,8 +1,8 @@
 """ReXGradient-160K: a JSON of studies a split, beside deid_png/.
 
-    metadata/train_metadata_view_position.json:
-        {"<id>": {"StudyInstanceUid", "PatientID", "ImagePath": ["../deid_png/…"], "ImageViewPosition": ["PA", …],
-                  "Indication", "Comparison", "Findings", "Impression", …}, …}
+metadata/train_metadata_view_position.json:
+    {"<id>": {"StudyInstanceUid", "PatientID", "ImagePath": ["../deid_png/…"], "ImageViewPosition": ["PA", …],
+              "Indication", "Comparison", "Findings", "Impression", …}, …}
 """
 
 from __future__ import annotations

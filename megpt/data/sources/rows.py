@@ -1,7 +1,7 @@
 """Formats that list films in a table: one row a film, in any order, gathered into studies.
 
-A format gives its rows as `FilmRow`s; `TabularSource` gathers those of one study, wherever they are in the table, checks
-that they agree, and makes the `Study`. The rows wait in a temporary database on disk, so memory does not depend on them.
+A format gives its rows as `FilmRow`s; `TabularSource` gathers those of one study, wherever they are in the table,
+checks that they agree, and makes the `Study`. The rows wait in a temporary database on disk, so memory does not grow.
 """
 
 from __future__ import annotations

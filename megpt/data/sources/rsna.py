@@ -1,7 +1,7 @@
 """RSNA Pneumonia Detection Challenge (2018): films of 30,227 patients with boxes and classes, no reports.
 
-    stage_2_train_labels.csv: patientId,x,y,width,height,Target     stage_2_detailed_class_info.csv: patientId,class
-    stage_2_train_images/<patientId>.dcm                            stage_2_test_images/<patientId>.dcm
+stage_2_train_labels.csv: patientId,x,y,width,height,Target     stage_2_detailed_class_info.csv: patientId,class
+stage_2_train_images/<patientId>.dcm                            stage_2_test_images/<patientId>.dcm
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class RsnaSource(TabularSource):
                 where = f"{table}, line {line}"
                 patient, value = id_cell(row["patientId"], where=where), text_cell(row[column])
                 if patient is None or value is None:
-                    raise InputError(f"{table} has an empty cell", where=f"column 'patientId' or {column!r}, line {line}")
+                    raise InputError(
+                        f"{table} has an empty cell", where=f"column 'patientId' or {column!r}, line {line}"
+                    )
                 labels = found.setdefault(patient, {})
                 if column == "class":
                     labels["No Finding"] = int(value.lower() == "normal")

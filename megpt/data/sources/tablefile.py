@@ -92,7 +92,10 @@ class TableFile:
         yield from self._entries()
 
     def where(self, number: int) -> str:
-        return f"{self.path}, {'row' if self.kind == 'parquet' else 'entry' if self.kind == 'json' else 'line'} {number}"
+        """The place of a row, for errors."""
+        return (
+            f"{self.path}, {'row' if self.kind == 'parquet' else 'entry' if self.kind == 'json' else 'line'} {number}"
+        )
 
     def _demand(self, required: Sequence[str]) -> None:
         for column in required:
@@ -109,7 +112,9 @@ class TableFile:
         entries = enumerate(json_items(self.path, "item")) if self.kind == "json" else self._lines()
         for number, entry in entries:
             if not isinstance(entry, dict):
-                raise InputError(f"{self.path} has an entry that is no object", where=self.where(number).split(", ")[-1])
+                raise InputError(
+                    f"{self.path} has an entry that is no object", where=self.where(number).split(", ")[-1]
+                )
             yield number, entry
 
     def _lines(self) -> Iterator[tuple[int, Any]]:
@@ -164,7 +169,9 @@ class TableFile:
     def _parquet_rows(self) -> Iterator[dict[str, Any]]:
         with open_parquet(self.path) as file:
             leaves = _leaves(file)
-            kept = [leaf for leaf in leaves if leaf.partition(".")[0] not in self.film_columns or leaf.endswith(".path")]
+            kept = [
+                leaf for leaf in leaves if leaf.partition(".")[0] not in self.film_columns or leaf.endswith(".path")
+            ]
             # a film column without paths has to be read whole, to see which rows have a film
             bare = [c for c in self.film_columns if not any(leaf.startswith(f"{c}.") for leaf in kept)]
             kept += [leaf for leaf in leaves if leaf.partition(".")[0] in bare]

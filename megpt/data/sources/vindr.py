@@ -1,7 +1,7 @@
 """VinDr-CXR: train/ and test/ of DICOM (or PNG) films, and the labels of three radiologists a film; no reports.
 
-    train/<image_id>.dicom      annotations/image_labels_train.csv: image_id,rad_id,Aortic enlargement,…,No finding
-    test/<image_id>.dicom       annotations/image_labels_test.csv:  image_id,…   (a consensus)
+train/<image_id>.dicom      annotations/image_labels_train.csv: image_id,rad_id,Aortic enlargement,…,No finding
+test/<image_id>.dicom       annotations/image_labels_test.csv:  image_id,…   (a consensus)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """WebDataset shards: tar files whose members share a key; films are read where they lie, nothing is unpacked.
 
-    train-000000.tar:  000000.png  000000.txt  000000.json  000001.png …     (also 000000.frontal.png, 000000.lateral.png)
+    train-000000.tar:  000000.png  000000.txt  000000.json  000001.png …     (or 000000.frontal.png, 000000.lateral.png)
 
 Members of one key follow one another and make a study. `.txt` (or .report, .caption) is its report; a .json may hold
 report, findings, impression, split, patient and labels. Only regular members are read, none is written anywhere, and
@@ -137,7 +137,7 @@ def _members(shard: Path, ignored: Any) -> Iterator[tuple[tarfile.TarFile, tarfi
     try:
         with tarfile.open(shard, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # tarfile keeps every header it has seen
+                tar.members = []  # type: ignore  # tarfile keeps every header it has seen
                 last = member.name.rpartition("/")[2]
                 if member.name.startswith("/") or ".." in member.name.split("/"):
                     ignored["members whose path leads out"] += 1
