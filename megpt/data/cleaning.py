@@ -23,7 +23,7 @@ _QUOTES = str.maketrans("", "", "\"'/\\")
 
 
 @dataclass(frozen=True)
-class Rule:
+class CleaningRule:
     """The rules in which one convention differs from another."""
 
     folds: bool
@@ -37,10 +37,12 @@ class Rule:
 
 
 RULES = {
-    "r2gen-iu": Rule(folds=False, dot_passes=3, removed=re.compile(PUNCTUATION)),
-    "r2gen-mimic": Rule(folds=True, dot_passes=8, removed=re.compile(PUNCTUATION)),
-    "r2gengpt-iu": Rule(folds=False, dot_passes=3, removed=re.compile(PUNCTUATION)),
-    "r2gengpt-mimic": Rule(folds=True, dot_passes=8, removed=re.compile(PUNCTUATION_KEEPING_COLON), spaced_colon=True),
+    "r2gen-iu": CleaningRule(folds=False, dot_passes=3, removed=re.compile(PUNCTUATION)),
+    "r2gen-mimic": CleaningRule(folds=True, dot_passes=8, removed=re.compile(PUNCTUATION)),
+    "r2gengpt-iu": CleaningRule(folds=False, dot_passes=3, removed=re.compile(PUNCTUATION)),
+    "r2gengpt-mimic": CleaningRule(
+        folds=True, dot_passes=8, removed=re.compile(PUNCTUATION_KEEPING_COLON), spaced_colon=True
+    ),
 }
 UNDERSCORE_PASSES, SPACE_PASSES = 7, 6
 
@@ -94,7 +96,7 @@ def published(text: str, base: str) -> str:
     return " . ".join(sentences) + " ."
 
 
-def _sentence(sentence: str, rule: Rule) -> str:
+def _sentence(sentence: str, rule: CleaningRule) -> str:
     return rule.removed.sub("", sentence.translate(_QUOTES).strip().lower())
 
 

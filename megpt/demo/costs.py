@@ -19,17 +19,19 @@ COSTS = "costs.json"
 SAMPLE_EVERY_S = 2.0
 
 
-class Cost(NamedTuple):
+class StageCost(NamedTuple):
     """What a stage took, over all its starts that were not killed: seconds, and the most memory at one time in GiB."""
 
     seconds: float
     gib: float
 
 
-def read_costs(folder: Path) -> dict[str, Cost]:
+def read_costs(folder: Path) -> dict[str, StageCost]:
     """The costs so far; none where there is no readable file of them."""
     try:
-        return {name: Cost(**cost) for name, cost in json.loads((folder / COSTS).read_text(encoding="utf-8")).items()}
+        return {
+            name: StageCost(**cost) for name, cost in json.loads((folder / COSTS).read_text(encoding="utf-8")).items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
@@ -43,13 +45,13 @@ def measured(folder: Path, stage: str, memory: PeakMemory) -> Iterator[None]:
         yield
     finally:
         spent = read_costs(folder)
-        before = spent.get(stage, Cost(0, 0))
-        spent[stage] = Cost(before.seconds + time.monotonic() - began, max(before.gib, memory.gib))
+        before = spent.get(stage, StageCost(0, 0))
+        spent[stage] = StageCost(before.seconds + time.monotonic() - began, max(before.gib, memory.gib))
         rows = {name: {"seconds": round(cost.seconds, 1), "gib": round(cost.gib, 2)} for name, cost in spent.items()}
         write_json(folder / COSTS, rows)
 
 
-def costs_table(spent: dict[str, Cost]) -> Table:
+def costs_table(spent: dict[str, StageCost]) -> Table:
     """Where time and memory went."""
     table = Table(title="what it took", show_footer=True)
     table.add_column("job", footer="all")

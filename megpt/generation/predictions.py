@@ -208,7 +208,7 @@ class Predictions:
                 continue
         return found
 
-    def status(self) -> Status:
+    def status(self) -> RunStatus:
         """The progress of the run, from its files alone: no process is asked, so it works after a kill as well."""
         finished = self.finished()
         failed = sum(map(self.count_failed, finished))
@@ -217,7 +217,7 @@ class Predictions:
         else:
             state = "running" if is_locked(self.folder) else "stopped"
         rate = self._rate(finished, running=state == "running")
-        return Status(self.shards.studies, self.count(finished), failed, rate, state)
+        return RunStatus(self.shards.studies, self.count(finished), failed, rate, state)
 
     def _rate(self, finished: list[int], *, running: bool) -> float | None:
         """Studies per second since the last start, until now if the job runs, else until the last file."""
@@ -231,7 +231,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Status:
+class RunStatus:
     """Numbers of studies. `rate` is that of the last start, in studies per second; None before its first shard."""
 
     total: int

@@ -19,7 +19,7 @@ from megpt.config import DataConfig
 from megpt.data.positions import side_of_name
 from megpt.data.sources.base import FILM_SUFFIXES, Source
 from megpt.data.sources.columns import SPLIT_NAMES
-from megpt.data.sources.reading import Report, decode_text, parse_report
+from megpt.data.sources.reading import SectionedReport, decode_text, parse_report
 from megpt.errors import InputError
 from megpt.films.decode import HEADER_BYTES, film_type
 from megpt.progress import log
@@ -176,7 +176,7 @@ class FolderSource(Source):
             if _UNREAD.search(name):
                 self._unread.append(utf8_name(name if relative == "." else f"{relative}/{name}"))
 
-    def _report(self, relative: str) -> Report | None:
+    def _report(self, relative: str) -> SectionedReport | None:
         uri = self._inside.resolve(relative)
         if uri is None or not os.path.isfile(uri):  # noqa: PTH113
             return None
@@ -184,7 +184,9 @@ class FolderSource(Source):
             raise InputError(f"{utf8_name(uri)} is too large to be a report")
         return parse_report(decode_text(Path(uri).read_bytes(), self.form))
 
-    def _study(self, study_id: str, films: list[str], subject: str = "", report: Report | None = None) -> Study:
+    def _study(
+        self, study_id: str, films: list[str], subject: str = "", report: SectionedReport | None = None
+    ) -> Study:
         views = tuple(self._view(film) for film in films)
         split = next((SPLIT_NAMES[p] for p in films[0].lower().split("/")[:-1] if SPLIT_NAMES.get(p)), "")
         name, patient = utf8_name(study_id), utf8_name(subject or study_id)

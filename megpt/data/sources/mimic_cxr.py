@@ -26,7 +26,7 @@ import numpy as np
 from megpt.config import DataConfig
 from megpt.data.sources.base import Inside, Source, split_name
 from megpt.data.sources.mimic_tables import SECTIONED, LabelLookup, Sections
-from megpt.data.sources.reading import Report, csv_header, csv_rows, parse_report
+from megpt.data.sources.reading import SectionedReport, csv_header, csv_rows, parse_report
 from megpt.errors import InputError
 from megpt.study import Study, View
 
@@ -202,7 +202,7 @@ class MimicCxrSource(Source):
     def _sections(self) -> Sections | None:
         return None if self._sectioned_at is None else Sections(self._sectioned_at)
 
-    def _report(self, subject_id: str, study_id: str) -> Report | None:
+    def _report(self, subject_id: str, study_id: str) -> SectionedReport | None:
         if self._sections is not None:
             return self._sections.get(study_id)
         name = f"files/p{subject_id[:2]}/p{subject_id}/s{study_id}.txt"

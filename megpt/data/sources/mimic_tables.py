@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from megpt.data.shards import scratch
 from megpt.data.sources.columns import text_cell
-from megpt.data.sources.reading import Report, csv_rows, fold, join
+from megpt.data.sources.reading import SectionedReport, csv_rows, fold, join
 from megpt.errors import InputError
 from megpt.study import CHEXPERT
 
@@ -29,13 +29,13 @@ class Sections:
             study_id = row["study"].strip().removeprefix("s").removesuffix(".txt")
             self._texts.execute("INSERT OR IGNORE INTO texts VALUES (?, ?, ?, ?)", (study_id, *parts))
 
-    def get(self, study_id: str) -> Report | None:
+    def get(self, study_id: str) -> SectionedReport | None:
         query = "SELECT findings, impression, last FROM texts WHERE study = ?"
         found = self._texts.execute(query, (study_id,)).fetchone()
         if found is None:
             return None
         findings, impression, last = found
-        return Report(join(findings, impression) or last, findings, impression)
+        return SectionedReport(join(findings, impression) or last, findings, impression)
 
 
 class LabelLookup:

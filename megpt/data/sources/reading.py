@@ -228,7 +228,7 @@ def list_of(entry: dict[str, Any], field: str, path: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Report:
+class SectionedReport:
     """A report's parts; None for a missing one. `text` is the part that a model learns."""
 
     text: str | None
@@ -236,7 +236,7 @@ class Report:
     impression: str | None
 
 
-def parse_report(raw: str) -> Report:
+def parse_report(raw: str) -> SectionedReport:
     """Find the FINDINGS and IMPRESSION sections of a report such as MIMIC-CXR's.
 
     White space is folded. `text` is the findings followed by the impression. If a report has neither section, it is the
@@ -254,7 +254,7 @@ def parse_report(raw: str) -> Report:
     if text is None:
         paragraphs = [p for p in re.split(r"\n[ \t]*\n", raw[headings[-1].end() :] if headings else raw) if p.strip()]
         text = fold(paragraphs[-1]) if paragraphs else None
-    return Report(text, findings, impression)
+    return SectionedReport(text, findings, impression)
 
 
 def fold(text: str | None) -> str | None:

@@ -3,13 +3,13 @@
 from megpt.demo.phantom.archive import write_archive, write_films, write_tables
 from megpt.demo.phantom.drawing import draw_film
 from megpt.demo.phantom.patient import OBSERVATIONS, Finding, Patient, draw_patient
-from megpt.demo.phantom.wording import Report, write_report
+from megpt.demo.phantom.wording import DrawnReport, write_report
 
 __all__ = [
     "OBSERVATIONS",
+    "DrawnReport",
     "Finding",
     "Patient",
-    "Report",
     "draw_film",
     "draw_patient",
     "write_archive",

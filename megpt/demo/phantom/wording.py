@@ -81,7 +81,7 @@ NEGATIVE_FRACTION = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DrawnReport:
     """`findings` is the body, `impression` its one-line conclusion; `denied` are the observations it rules out."""
 
     findings: str
@@ -89,7 +89,7 @@ class Report:
     denied: tuple[str, ...]
 
 
-def write_report(patient: Patient, seed: int) -> Report:
+def write_report(patient: Patient, seed: int) -> DrawnReport:
     """The report of one patient; the same text for the same arguments."""
     rng = generator(seed, patient.index, 3)
     present = {finding.observation for finding in patient.findings}
@@ -108,7 +108,7 @@ def write_report(patient: Patient, seed: int) -> Report:
     body = " ".join(f"{s[0].upper()}{s[1:]}." for s in (sentences[i] for i in order))
     if rng.random() < XXXX_FRACTION:
         body = _remove_word(body, rng)
-    return Report(findings=body, impression=_impression(patient), denied=tuple(sorted(denied)))
+    return DrawnReport(findings=body, impression=_impression(patient), denied=tuple(sorted(denied)))
 
 
 def _pick(phrases: tuple[str, ...], rng: np.random.Generator) -> str:

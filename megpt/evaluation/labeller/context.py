@@ -134,15 +134,15 @@ class _Sentence:
     def _is_asked(self, modifier: Match) -> bool:
         return modifier.start > 0 and self.words[modifier.start - 1] in (":", "-", "–", "?", "(", "=")
 
-    def _back(self, modifier: Match, rule: rules.Rule) -> tuple[str, int, int]:
+    def _back(self, modifier: Match, rule: rules.ModifierRule) -> tuple[str, int, int]:
         """The scope of a modifier behind its findings."""
         return rule.effect, self._first(modifier, rule), modifier.start
 
-    def _ahead(self, modifier: Match, rule: rules.Rule) -> tuple[str, int, int]:
+    def _ahead(self, modifier: Match, rule: rules.ModifierRule) -> tuple[str, int, int]:
         """The scope of a modifier before its findings."""
         return rule.effect, modifier.end, self._end(modifier, rule)
 
-    def _first(self, modifier: Match, rule: rules.Rule) -> int:
+    def _first(self, modifier: Match, rule: rules.ModifierRule) -> int:
         """The first word that a modifier behind its findings reaches."""
         position = modifier.start
         least = max(0, modifier.start - rule.reach)
@@ -164,7 +164,7 @@ class _Sentence:
     def _is_relative(self, position: int) -> bool:
         return position > 0 and self.words[position - 1] in ("which", "that", "previously")
 
-    def _end(self, modifier: Match, rule: rules.Rule) -> int:
+    def _end(self, modifier: Match, rule: rules.ModifierRule) -> int:
         """The end of the words that a modifier before its findings reaches."""
         end = min(len(self.words), modifier.end + rule.reach)
         passed = False
@@ -176,7 +176,7 @@ class _Sentence:
             passed = passed or i in self.inside
         return end
 
-    def _starts_anew(self, i: int, rule: rules.Rule) -> bool:
+    def _starts_anew(self, i: int, rule: rules.ModifierRule) -> bool:
         """Whether word `i`, behind a governed finding, begins a statement of its own."""
         word, before = self.words[i], self.words[i - 1]
         if word in (",", "and") and self.opens_clause[i + 1]:
@@ -209,5 +209,5 @@ class _Sentence:
         return opens
 
 
-def _rule(name: str) -> rules.Rule:
+def _rule(name: str) -> rules.ModifierRule:
     return rules.RULES[int(name)]

@@ -19,7 +19,7 @@ BEFORE, BEHIND, AROUND, THROUGHOUT = "before", "behind", "around", "throughout"
 PSEUDO, STOP = "pseudo", "stop"
 
 
-class Rule(NamedTuple):
+class ModifierRule(NamedTuple):
     """What some phrases make of the findings within `reach` words."""
 
     effect: str
@@ -48,7 +48,7 @@ _SURGERY = "(resection|lobectomy|pneumonectomy|segmentectomy|mastectomy|surgery|
 _RAISE = "(raise|raises|raising|raised)"
 
 RULES = (
-    Rule(
+    ModifierRule(
         DENIED,
         BEFORE,
         200,
@@ -65,7 +65,7 @@ RULES = (
             *("did not (show|demonstrate|reveal|see)", "not (consistent|compatible) with", "no longer", "never (had|)"),
         ),
     ),
-    Rule(
+    ModifierRule(
         DENIED,
         BEFORE,
         7,
@@ -76,7 +76,7 @@ RULES = (
             *("evacuation of", "(explanted|extracted|withdrawn)"),
         ),
     ),
-    Rule(
+    ModifierRule(
         DENIED,
         BEHIND,
         14,
@@ -95,12 +95,12 @@ RULES = (
             *("no longer (remains|remain|persists|persist)", "(does|do) not (exist|persist)", "not any more"),
         ),
     ),
-    Rule(DENIED, BEFORE, 2, ("clear", "clear no")),
-    Rule(
+    ModifierRule(DENIED, BEFORE, 2, ("clear", "clear no")),
+    ModifierRule(
         DENIED, BEHIND, 2, ("(is|are|appears|appear) (within|) (normal|normal limits|limits of normal|unremarkable)",)
     ),
-    Rule(DENIED, BEHIND, 3, (f"(complete|interval|) {_REMOVAL}",)),
-    Rule(
+    ModifierRule(DENIED, BEHIND, 3, (f"(complete|interval|) {_REMOVAL}",)),
+    ModifierRule(
         DOUBTED,
         BEFORE,
         12,
@@ -128,13 +128,13 @@ RULES = (
             *("either", "(thought|believed|felt) to (be|represent|reflect)", "impression of"),
         ),
     ),
-    Rule(
+    ModifierRule(
         DOUBTED,
         BEFORE,
         25,
         ("differential (diagnosis|) (includes|include|including|considerations include|would include|of|)",),
     ),
-    Rule(
+    ModifierRule(
         DOUBTED,
         BEHIND,
         8,
@@ -152,9 +152,11 @@ RULES = (
             *("questionable", "probable", "is in the differential", "could have this appearance", "suspected"),
         ),
     ),
-    Rule(DOUBTED, AROUND, 6, ("versus", "vs", "cannot be (distinguished|differentiated) from")),
-    Rule(DOUBTED, THROUGHOUT, 20, ("in the (appropriate|proper|correct|right) clinical (setting|context|scenario)",)),
-    Rule(
+    ModifierRule(DOUBTED, AROUND, 6, ("versus", "vs", "cannot be (distinguished|differentiated) from")),
+    ModifierRule(
+        DOUBTED, THROUGHOUT, 20, ("in the (appropriate|proper|correct|right) clinical (setting|context|scenario)",)
+    ),
+    ModifierRule(
         SET_ASIDE,
         BEFORE,
         8,
@@ -173,7 +175,7 @@ RULES = (
             *("clinical (concern|suspicion|question) (for|of)", "(vaccination|immunization) (for|against)"),
         ),
     ),
-    Rule(
+    ModifierRule(
         SET_ASIDE,
         BEHIND,
         6,

@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     columns: list[str]
     rows: list[Row]
 
@@ -52,10 +52,10 @@ class Summary:
     facts: list[tuple[str, str]]
     warnings: list[str]
     study_scores: list[str]
-    score_table: Table
+    score_table: PageTable
     score_notes: list[str]
     signature: str | None
-    finding_table: Table
+    finding_table: PageTable
     labeller: str | None
     prompts: list[dict[str, Any]]
     curves: bool
@@ -84,7 +84,7 @@ def summarised(systems: Sequence[System], extras: Extras) -> Summary:
     )
 
 
-def score_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+def score_table(metrics: Mapping[str, Mapping[str, Any]]) -> PageTable:
     """A row a score: each model's value and interval, and the first model's baselines with the paired differences."""
     first = next(iter(metrics.values()))
     baselines = [name for name, values in first["baselines"].items() if values]
@@ -102,10 +102,10 @@ def score_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
         rows.append(Row(TITLES.get(name, name), cells))
     names = list(metrics) if len(metrics) > 1 else ["model"]
     level = f"{100 * first['confidence']:g} % interval"
-    return Table(["score", *(f"{name} [{level}]" for name in names), *baselines], rows)
+    return PageTable(["score", *(f"{name} [{level}]" for name in names), *baselines], rows)
 
 
-def finding_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+def finding_table(metrics: Mapping[str, Mapping[str, Any]]) -> PageTable:
     """A row an observation: how many reports state it, precision, recall, and F1 with its interval where known."""
     several = len(metrics) > 1
     columns = ["finding", "reference"]
@@ -121,7 +121,7 @@ def finding_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
             cells += [Cell(_number(mine[key], 2)) for key in ("precision", "recall")]
             cells.append(Cell(_number(mine["f1"], 2), _range(mine.get("interval"), 2)))
         rows.append(Row(finding, cells))
-    return Table(columns, rows)
+    return PageTable(columns, rows)
 
 
 def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
