@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -48,7 +49,7 @@ class DataColumnsConfig(Section):
     image: str | None = None
     """The column of film paths, or of the films themselves."""
     position: str | None = None
-    """The column of projections: PA, AP, LATERAL, …"""
+    """The column of projections, such as PA, AP or LATERAL."""
     report: str | None = None
     """The column of whole reports."""
     findings: str | None = None
@@ -68,7 +69,6 @@ class DataConfig(Section):
     """Where the reports are, if they are not inside the archive (MIMIC-CXR keeps them apart)."""
     annotations: str | None = None
     """A table or JSON of studies to use instead of the archive's own."""
-    columns: DataColumnsConfig = DataColumnsConfig()
     encoding: str | None = None
     """Encoding of the archive's tables and report files (utf-8, cp1252, utf-16, …); detected by default."""
     delimiter: str | None = None
@@ -83,6 +83,22 @@ class DataConfig(Section):
     """Largest number of films used per study, in the archive's order; all of them by default."""
     max_pixels: Positive = 200_000_000
     """A film that declares more pixels is refused before it is decoded (a decompression bomb)."""
+    columns: DataColumnsConfig = DataColumnsConfig()
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str | None) -> str | None:
+        try:
+            return name if name is None else codecs.lookup(name).name
+        except LookupError:
+            raise ValueError(f"unknown encoding {name!r}; use utf-8, cp1252, utf-16, …") from None
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, text: str | None) -> str | None:
+        if text is not None and len(text) != 1:
+            raise ValueError(f"{text!r} is not one character; a tab is $'\\t' in bash")
+        return text
 
     @field_validator("cleaner")
     @classmethod

@@ -114,4 +114,6 @@ def unreadable(path: Path, error: Exception) -> InputError:
     """What the system says of a file, as an error for the screen."""
     if isinstance(error, FileNotFoundError):
         return InputError(f"no file at {path}", next="check the path")
-    return InputError(f"{path} cannot be read", cause=f"{type(error).__name__}: damaged, cut off, or not ours to read")
+    return InputError(
+        f"{path} cannot be read", cause=f"{type(error).__name__}: the file is damaged, was cut off, or may not be read"
+    )

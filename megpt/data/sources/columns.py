@@ -1,6 +1,6 @@
 """What the columns of radiology tables mean, whoever named them: their roles, labels, splits, ids and blanks.
 
-    columns = find_columns(["Image Index", "Report_Text"])             # Columns(image="Image Index", …)
+    columns = find_columns(["Image Index", "Report_Text"])             # TableColumns(image="Image Index", …)
     observations(row, label_columns(row), where="list.csv, line 7")    # {"Edema": 1}
 
 All table-shaped formats share this, so that a blank, an id or a label is read alike in each of them.
@@ -35,7 +35,7 @@ BLANKS = frozenset({"", "nan", "na", "n/a", "#n/a", "#na", "<na>", "none", "null
 
 
 @dataclass(frozen=True)
-class Columns:
+class TableColumns:
     """The column of each role; None if the table has none."""
 
     study: str | None = None
@@ -55,7 +55,17 @@ class Columns:
 
 # The likeliest names first, in the form that `plain` gives.
 ALIASES = {
-    "study": ("study_id", "studyid", "study", "study_instance_uid", "studyinstanceuid", "exam_id", "case_id"),
+    "study": (
+        "study_id",
+        "studyid",
+        "study",
+        "study_instance_uid",
+        "studyinstanceuid",
+        "exam_id",
+        "case_id",
+        "id",
+        "uid",
+    ),
     "subject": ("subject_id", "subjectid", "patient_id", "patientid", "deid_patient_id", "patient", "subject"),
     "image": (
         *("image_path", "image_paths", "imagepath", "path_to_image", "image", "images", "file_name", "file_names"),
@@ -83,7 +93,9 @@ def plain(name: str) -> str:
     return re.sub(r"[^0-9a-z]+", "_", name.strip().lower()).strip("_")
 
 
-def find_columns(names: Iterable[str], wanted: Mapping[str, str | None] | None = None, *, where: str = "") -> Columns:
+def find_columns(
+    names: Iterable[str], wanted: Mapping[str, str | None] | None = None, *, where: str = ""
+) -> TableColumns:
     """The column of each role: the one that the user named, else the likeliest known name.
 
     Args:
@@ -98,7 +110,7 @@ def find_columns(names: Iterable[str], wanted: Mapping[str, str | None] | None =
     for name in names:
         known.setdefault(plain(name), name)
     found: dict[str, str | None] = {}
-    for role in (field.name for field in fields(Columns)):
+    for role in (field.name for field in fields(TableColumns)):
         chosen = (wanted or {}).get(role)
         if chosen is not None and chosen not in names:
             raise InputError(
@@ -108,7 +120,7 @@ def find_columns(names: Iterable[str], wanted: Mapping[str, str | None] | None =
                 next=did_you_mean(chosen, names) if names else None,
             )
         found[role] = chosen or next((known[alias] for alias in ALIASES[role] if alias in known), None)
-    return Columns(**found)
+    return TableColumns(**found)
 
 
 def label_columns(names: Iterable[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from megpt.config import DataConfig
 from megpt.data.positions import side_of_name
 from megpt.data.sources.base import FILM_SUFFIXES, Source
-from megpt.data.sources.columns import SPLIT_NAMES
+from megpt.data.sources.columns import SPLIT_NAMES, SYNONYMS, plain
 from megpt.data.sources.reading import SectionedReport, decode_text, parse_report
 from megpt.errors import InputError
 from megpt.films.decode import HEADER_BYTES, film_type
@@ -43,6 +43,7 @@ MAX_REPORT_BYTES = 1 << 20
 # Texts that come with an archive and report nothing.
 _NO_REPORT = re.compile(r"(?:readme|licen[cs]e|index|sha256sums|md5sums?|changelog|version)\b.*", re.IGNORECASE)
 NAMED = 3
+_CLASSES = {**SYNONYMS, "normal": "No Finding", "healthy": "No Finding"}
 
 
 class FolderSource(Source):
@@ -188,11 +189,14 @@ class FolderSource(Source):
         self, study_id: str, films: list[str], subject: str = "", report: SectionedReport | None = None
     ) -> Study:
         views = tuple(self._view(film) for film in films)
-        split = next((SPLIT_NAMES[p] for p in films[0].lower().split("/")[:-1] if SPLIT_NAMES.get(p)), "")
+        above = films[0].lower().split("/")[:-1]
+        split = next((SPLIT_NAMES[name] for name in above if SPLIT_NAMES.get(name)), "")
+        # a folder named after an observation holds films that show it, as in Hugging Face's ImageFolder
+        shown = _CLASSES.get(plain(above[-1])) if above else None
+        labels = {shown: 1} if shown else None
         name, patient = utf8_name(study_id), utf8_name(subject or study_id)
-        if report is None:
-            return Study(name, patient, views, split=split)
-        return Study(name, patient, views, report.text, report.findings, report.impression, split=split)
+        report = report or SectionedReport(None, None, None)
+        return Study(name, patient, views, report.text, report.findings, report.impression, labels, split=split)
 
     def _view(self, film: str) -> View:
         return self.view(film, image_id=utf8_name(film), position=side_of_name(Path(film).stem).upper())

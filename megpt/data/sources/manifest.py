@@ -4,7 +4,7 @@
 
 Only films are required: a column of paths, or of the films themselves (Parquet). Other names of these columns are
 known (`ALIASES`), and `data.columns.*` names any other. Paths are relative to the table's folder; `|` separates several
-in one cell. Rows of one study may be anywhere. Columns named like CheXpert observations hold 1, 0, -1 or nothing.
+in one cell. Rows of one study may be anywhere. TableColumns named like CheXpert observations hold 1, 0, -1 or nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megpt.data.members import cell_uri
 from megpt.data.positions import side_of_name
 from megpt.data.shards import digest
 from megpt.data.sources.columns import (
-    Columns,
+    TableColumns,
     find_columns,
     id_cell,
     label_columns,
@@ -167,7 +167,7 @@ class ManifestSource(TabularSource):
     def _study_id(
         self,
         table: TableFile,
-        columns: Columns,
+        columns: TableColumns,
         number: int,
         row: dict[str, Any],
         films: list[Film],
@@ -210,7 +210,7 @@ def fits(path: Path, data: DataConfig, *, strict: bool = False) -> bool:
     return not strict or any(roles) or bool(label_columns(table.names))
 
 
-def film_columns(table: TableFile, columns: Columns) -> list[str]:
+def film_columns(table: TableFile, columns: TableColumns) -> list[str]:
     """The columns of films: those that hold films themselves, else the one of paths, or all `…_file_name`s."""
     if columns.image in table.film_columns:
         return [str(columns.image)]

@@ -62,7 +62,7 @@ def csv_header(path: Path, form: TextForm = TextForm()) -> list[str]:
         encoding = form.encoding or guess_encoding(start)
         first = start.decode(encoding, errors="replace").lstrip("\ufeff")
         return _header(next(iter(first.splitlines()), ""), form)[1]
-    except (InputError, csv.Error, LookupError):
+    except (InputError, csv.Error):
         return []
 
 
@@ -121,8 +121,6 @@ def csv_rows(path: Path, required: Sequence[str], form: TextForm = TextForm()) -
 
 def _header(first: str, form: TextForm) -> tuple[str, list[str]]:
     """(delimiter, column names) of a table's first line."""
-    if form.delimiter is not None and len(form.delimiter) != 1:
-        raise InputError(f"data.delimiter={form.delimiter!r} is not one character", next="set data.delimiter=';' or so")
     choices = (form.delimiter,) if form.delimiter else DELIMITERS
     cut = {choice: next(csv.reader([first], delimiter=choice), []) for choice in choices}
     best = max(choices, key=lambda choice: len(cut[choice]))

@@ -64,8 +64,9 @@ class WebDatasetSource(TabularSource):
         base = self.root if self.root.is_dir() else self.root.parent
         for shard in shards:
             relative = shard.relative_to(base).with_suffix("").as_posix()
+            split = split_of_path(relative)
             for key, sample in self._samples(shard):
-                yield from self._rows_of(shard, key if len(shards) == 1 else f"{relative}/{key}", sample)
+                yield from self._rows_of(shard, key if len(shards) == 1 else f"{relative}/{key}", sample, split)
 
     def _samples(self, shard: Path) -> Iterator[tuple[str, _Sample]]:
         """(key, films, texts) of each run of members with one key."""
@@ -76,7 +77,7 @@ class WebDatasetSource(TabularSource):
                 self._take(shard, tar, member, sample)
             if sample.films:
                 yield key, sample
-            elif sample.text is not None or sample.fields:
+            else:
                 self.ignored["keys without a film"] += 1
 
     def _take(self, shard: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, sample: _Sample) -> None:
@@ -101,12 +102,12 @@ class WebDatasetSource(TabularSource):
         else:
             self.ignored[f"members .{extension}"] += 1
 
-    def _rows_of(self, shard: Path, study_id: str, sample: _Sample) -> Iterator[FilmRow]:
+    def _rows_of(self, shard: Path, study_id: str, sample: _Sample, split: str) -> Iterator[FilmRow]:
         where = f"{shard}, key {study_id.rpartition('/')[2]}"
         columns = find_columns(sample.fields)
         parts = parse_report(sample.text) if sample.text else None
         subject = None if columns.subject is None else id_cell(sample.fields[columns.subject], where=where)
-        split = split_name(columns.text(sample.fields, "split"), where=where) or split_of_path(shard.name)
+        split = split_name(columns.text(sample.fields, "split"), where=where) or split
         labels = observations(sample.fields, label_columns(sample.fields), where=where)
         for name, offset, size in sample.films:
             yield FilmRow(
