@@ -364,7 +364,7 @@ def test_rexrank_object_and_list(tmp_path):
 def test_rexrank_entry_without_an_id(tmp_path):
     path = write(tmp_path / "list.json", json.dumps([{"image_path": ["a.png", "b.png"]}]))
     with pytest.raises(InputError, match=r"list.json: entry 0 has no study id"):
-        read(path)
+        read(path, format="rexrank")
 
 
 # --- NIH
