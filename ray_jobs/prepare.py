@@ -100,6 +100,7 @@ class Prepare(Job):
     def _studies(self) -> Iterator[Listed]:
         studies = itertools.islice(self.source.listed(), self.config.limit)
         if (first := next(studies, None)) is None:
+            self.source.check(reports=0, labels=0)
             raise InputError(
                 f"no studies in {self.source.root}",
                 where=f"read as {self.source.format}",

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,6 +88,13 @@ def test_chexpert_plus(tmp_path):
     assert {s.subject_id for s in (first, second)} == {"patient1"}
 
 
+def test_an_archive_inside_the_only_folder(tmp_path):
+    write(tmp_path / "down/loaded/manifest.csv", "study_id,image,report\n1,a.png,Clear.\n")
+    write(tmp_path / "down/loaded/a.png", png())
+    source, studies = read(tmp_path)
+    assert (source.format, source.root) == ("manifest", tmp_path / "down/loaded") and readable(studies)
+
+
 def test_padchest(tmp_path):
     table = (
         "ImageID,ImageDir,StudyID,PatientID,Projection,Report,Labels\n"
@@ -124,6 +134,21 @@ def test_vindr(tmp_path):
     assert dict(source.ignored) == {
         "files of train/ that are no films, .txt": 1,
         "films with labels that are in neither train/ nor test/": 1,
+    }
+
+
+def test_vindr_with_boxes_alone(tmp_path):
+    for name in "ab":
+        write(tmp_path / f"train/{name}.png", png())
+    boxes = (
+        "a,Cardiomegaly,R1\na,Cardiomegaly,R1\na,Nodule/Mass,R1\na,Cardiomegaly,R2\na,No finding,R3\nb,No finding,R1\n"
+    )
+    write(tmp_path / "train.csv", "image_id,class_name,rad_id\n" + boxes)
+    source, studies = read(tmp_path)
+    assert source.format == "vindr"
+    assert {name: s.labels for name, s in studies.items()} == {
+        "a": {"Cardiomegaly": 1, "Lung Lesion": 0, "No Finding": 0},
+        "b": {"Cardiomegaly": 0, "Lung Lesion": 0, "No Finding": 1},
     }
 
 
@@ -269,6 +294,23 @@ def test_parquet_with_paths_alone(tmp_path):
     write(tmp_path / "a.png", png())
     _, studies = read(tmp_path / "t.parquet")
     assert readable(studies) and list(studies) == ["a"]
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/extending.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]:
+        exec(block, names)
+    write(tmp_path / "clinic.csv", "Case;File;Patient;Set;Edema\n007;a.png;1.0;valid;1\n8;b.png;;;\n007;c.png;1.0;;\n")
+    studies = list(names["ClinicList"](tmp_path, DataConfig()).studies())
+    assert [(s.study_id, s.subject_id, s.split, s.labels, len(s.views)) for s in studies] == [
+        ("007", "1", "val", {"Edema": 1}, 2),
+        ("8", "8", "", None, 1),
+    ]
+    write(tmp_path / "a.png", png())
+    write(tmp_path / "a.txt", "Clear.")
+    (study,) = names["PacsExport"](tmp_path, DataConfig()).studies()
+    assert (study.study_id, study.report, study.views[0].uri) == ("a", "Clear.", str(tmp_path / "a.png"))
 
 
 # --- WebDataset

@@ -196,6 +196,18 @@ def test_splits_of_paths(path, wanted):
     assert split_of_path(path) == wanted
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("image,report\na.png,Heart, large.\n", r"a line of 3 cells under a header of 2\n  where: line 2\n"),
+        ("image,report,report\na.png,a,b\n", r"has two columns 'report'\n  next:  rename one of them"),
+    ],
+)
+def test_malformed_tables(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        read(write(tmp_path / "t.csv", text))
+
+
 def test_labels():
     assert merged([{"Edema": 0}, {"Edema": -1}, None]) == {"Edema": -1}
     assert merged([{"Edema": -1}, {"Edema": 1}]) == {"Edema": 1}

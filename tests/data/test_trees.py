@@ -80,6 +80,14 @@ def test_reports_beside_films(tmp_path):
     assert dict(source.ignored) == {".txt files": 4}, "README.txt, one.txt, two.txt, 9.txt"
 
 
+def test_a_report_beside_each_film_of_a_folder(tmp_path):
+    for name in "ab":
+        write(tmp_path / f"day1/{name}.png", png())
+        write(tmp_path / f"day1/{name}.txt", f"Film {name}.")
+    _, studies = read(tmp_path)
+    assert {name: s.report for name, s in studies.items()} == {"day1/a": "Film a.", "day1/b": "Film b."}
+
+
 def test_films_by_their_first_bytes(tmp_path):
     names = {"A.JPG": jpeg(), "B.jfif": jpeg(), "C.dcm30": dicom_bytes(), "D": dicom_bytes(), "E.img": dicom_bytes()}
     for name, data in {**names, "F.v2": png(), "G.pdf": b"%PDF-1.7", "DICOMDIR": dicom_bytes()}.items():

@@ -17,7 +17,7 @@ from megpt.data.sources.columns import split_name
 from megpt.data.sources.reading import TextForm
 from megpt.data.studies import Listed
 from megpt.errors import MegptError
-from megpt.study import Study, View
+from megpt.study import Study, View, utf8_name
 
 __all__ = ["FILM_SUFFIXES", "ImageFolder", "Inside", "Source", "check_mounted", "split_name"]
 
@@ -91,7 +91,7 @@ class Source(ABC):
 
     def view(self, relative: str, *, image_id: str | None = None, position: str = "") -> View:
         """The view of a film that a table names; it has no `uri` if the path leads out of the archive."""
-        return View(image_id or relative, position, uri=self._inside.resolve(relative))
+        return View(utf8_name(image_id or relative), position, uri=self._inside.resolve(relative))
 
 
 class Inside:

@@ -1,7 +1,8 @@
 """Films in folders without tables: one study per folder of films, or per film in a folder that holds many patients'.
 
     p1/s1/a.png, b.png, report.txt     one study of two films, with its report
-    train/0001.png, 0001.txt           a study per film: the folder is called train, images, … or has over 16 films
+    train/0001.png, 0001.txt           a study per film: the folder is called train, images, …, holds over 16 films, or
+                                       each film has its own .txt
 
 A film is known by its first bytes, not by its suffix. Reports are NAME.txt beside NAME.png, report.txt (or the only
 .txt) beside a study's films, and s1.txt beside the folder s1. Nothing else is read, and all of it is counted.
@@ -98,7 +99,8 @@ class FolderSource(Source):
                 # s50414267.txt beside the folder s50414267 is taken with that folder
                 self._count(relative, {t for t in texts if not Path(folder, t[:-4]).is_dir()})
                 continue
-            heap = relative == "." or len(films) > MAX_FILMS_PER_STUDY or is_heap(relative.rpartition("/")[2])
+            named = is_heap(relative.rpartition("/")[2]) or _each_has_a_report(films, texts)
+            heap = relative == "." or len(films) > MAX_FILMS_PER_STUDY or named
             kinds["film" if heap else "folder"] += 1
             self.rule = "a study per " + " or ".join(sorted(kinds, reverse=True))
             used: set[str] = set()
@@ -200,6 +202,11 @@ class FolderSource(Source):
 
     def _view(self, film: str) -> View:
         return self.view(film, image_id=utf8_name(film), position=side_of_name(Path(film).stem).upper())
+
+
+def _each_has_a_report(films: list[str], texts: set[str]) -> bool:
+    """Whether several films lie beside a report each, so that they are not one study's."""
+    return len(films) > 1 and len(texts) > 1 and all(f"{Path(film).stem}.txt" in texts for film in films)
 
 
 def is_heap(name: str) -> bool:

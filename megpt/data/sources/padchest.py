@@ -17,7 +17,7 @@ from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
 
-PATTERNS = ("PADCHEST*.csv", "PADCHEST*.csv.gz", "padchest*.csv", "padchest*.csv.gz")
+PATTERNS = ("PADCHEST*.csv", "PADCHEST*.csv.gz", "padchest*.csv", "*chest_x_ray_images_labels*.csv*")
 NEEDED = ("ImageID", "StudyID", "PatientID")
 # PadChest's labels and their counterparts in CheXpert; the table names all findings, so an absent one is negative.
 OBSERVATIONS = {

@@ -9,6 +9,7 @@ import csv
 import functools
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -81,6 +82,8 @@ def csv_rows(path: Path, required: Sequence[str], form: TextForm = TextForm()) -
             delimiter, _ = _header(first.lstrip("\ufeff"), form)
             reader = csv.reader(chain([first.lstrip("\ufeff")], file), delimiter=delimiter)
             names = [name.strip() for name in next(reader, [])]
+            if twice := next((name for name, times in Counter(names).items() if name and times > 1), None):
+                raise InputError(f"{path} has two columns {twice!r}", next="rename one of them")
             for column in required:
                 if column not in names:
                     raise InputError(
@@ -92,6 +95,13 @@ def csv_rows(path: Path, required: Sequence[str], form: TextForm = TextForm()) -
                 line = reader.line_num
                 if not cells:
                     continue
+                if len(cells) > len(names) and any(map(str.strip, cells[len(names) :])):
+                    raise InputError(
+                        f"{path} has a line of {len(cells)} cells under a header of {len(names)}",
+                        where=f"line {line}",
+                        cause="an unquoted delimiter inside a text",
+                        next="quote the texts, or set data.delimiter if it was found wrongly",
+                    )
                 # This does what csv.DictReader does in half the time: MIMIC-CXR's tables have a million lines.
                 short = [None] * (len(names) - len(cells))
                 row: dict[str, Any] = dict(zip(names, [*cells, *short], strict=False))

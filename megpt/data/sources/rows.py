@@ -21,7 +21,7 @@ from megpt.data.sources.columns import merged
 from megpt.data.sources.reading import join
 from megpt.data.studies import Listed
 from megpt.errors import InputError
-from megpt.study import Study, View
+from megpt.study import Study, View, utf8_name
 
 
 @dataclass(slots=True)
@@ -68,8 +68,8 @@ class TabularSource(Source):
         split = self._agreed("split", rows) or ""
         findings, impression = self._text("findings", rows), self._text("impression", rows)
         return Study(
-            first.study_id,
-            self._agreed("subject_id", rows) or first.study_id,
+            utf8_name(first.study_id),
+            utf8_name(self._agreed("subject_id", rows) or first.study_id),
             tuple(self._film(row) for row in rows if row.image),
             self._text("report", rows) or join(findings, impression),
             findings,
@@ -80,7 +80,7 @@ class TabularSource(Source):
 
     def _film(self, row: FilmRow) -> View:
         if row.member:
-            return View(row.image_id or row.image, row.position or "", uri=row.image)
+            return View(utf8_name(row.image_id or row.image), row.position or "", uri=row.image)
         return self.view(row.image, image_id=row.image_id, position=row.position or "")
 
     def _agreed(self, field: str, rows: list[FilmRow]) -> str | None:

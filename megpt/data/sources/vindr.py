@@ -37,6 +37,8 @@ OBSERVATIONS = {
     "No finding": "No Finding",
 }
 SPLITS = ("train", "test")
+# Where only the boxes are there (annotations_train.csv, or Kaggle's train.csv), they are counted instead.
+BOX_COLUMNS = {"image_id", "class_name", "rad_id"}
 
 
 class VindrSource(TabularSource):
@@ -49,7 +51,7 @@ class VindrSource(TabularSource):
     def detect(cls, path: Path, data: DataConfig) -> bool:
         if not path.is_dir() or not any((path / split).is_dir() for split in SPLITS):
             return False
-        return any({"image_id", "No finding"} <= set(csv_header(table)) for table in _tables(path, data))
+        return bool(_tables(path, data))
 
     def tables(self) -> Iterable[Path]:
         return _tables(self.root, self.data)
@@ -89,6 +91,9 @@ class VindrSource(TabularSource):
         votes: dict[tuple[str, str], Counter[str]] = {}
         columns: set[str] = set()
         for table in self.tables():
+            if set(csv_header(table, self.form)) >= BOX_COLUMNS:
+                columns |= self._count_boxes(table, votes)
+                continue
             present = [name for name in csv_header(table, self.form) if name in OBSERVATIONS]
             split = "test" if "test" in table.name else "train"
             columns |= {OBSERVATIONS[name] for name in present}
@@ -106,6 +111,21 @@ class VindrSource(TabularSource):
             for film, found in votes.items()
         }
 
+    def _count_boxes(self, table: Path, votes: dict[tuple[str, str], Counter[str]]) -> set[str]:
+        """Votes of a table with a line per box: a reader who drew a box of a class has seen it."""
+        seen: dict[str, set[tuple[str, str | None]]] = {}
+        for line, row in csv_rows(table, sorted(BOX_COLUMNS), self.form):
+            image = id_cell(row["image_id"], where=f"{table}, line {line}")
+            if image is None:
+                raise InputError(f"{table} has an empty image_id", where=f"column 'image_id', line {line}")
+            name = OBSERVATIONS.get(row["class_name"].strip())
+            seen.setdefault(image, set()).update({(row["rad_id"], None), (row["rad_id"], name)})
+        split = "test" if "test" in table.name else "train"
+        for image, pairs in seen.items():
+            found = Counter(name or "readers" for _, name in pairs)
+            votes[split, image] = found
+        return {name for pairs in seen.values() for _, name in pairs if name}
+
 
 def _is_one(cell: str | None, column: str, where: str) -> bool:
     text = text_cell(cell)
@@ -119,9 +139,14 @@ def _tables(path: Path, data: DataConfig) -> list[Path]:
     if data.annotations:
         given = Path(data.annotations)
         return [given] if given.is_file() else sorted(given.glob("image_labels_*.csv"))
-    return [
-        table
-        for split in SPLITS
-        for table in (path / "annotations" / f"image_labels_{split}.csv", path / f"image_labels_{split}.csv")
-        if table.is_file()
-    ]
+    tables = []
+    for split in SPLITS:
+        names = (f"image_labels_{split}.csv", f"annotations_{split}.csv", f"{split}.csv")
+        candidates = [folder / name for name in names for folder in (path / "annotations", path)]
+        tables += [table for table in candidates if table.is_file() and _is_vindr(table)][:1]
+    return tables
+
+
+def _is_vindr(table: Path) -> bool:
+    names = set(csv_header(table))
+    return names >= {"image_id", "No finding"} or names >= BOX_COLUMNS
