@@ -14,8 +14,8 @@ class GenerateConfig(Section):
 
     backend: Literal["engine", "hf"] = "engine"
     """`engine` for continuous batching, `hf` for plain transformers.generate, the reference."""
-    split: Literal["train", "val", "test", "all"] = "test"
-    """The split of a studies/ table to write reports for; an archive without splits is taken whole."""
+    split: Literal["train", "val", "test", "all"] = "all"
+    """The split to write reports for; studies without one belong to each. In ablations and the demo, all is test."""
     num_beams: Positive = 3
     """Beams of the beam search; 1 decodes greedily, or samples."""
     repetition_penalty: float = Field(default=2.0, gt=0)

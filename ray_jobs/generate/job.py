@@ -53,7 +53,8 @@ class Generate(Job):
     name = "generate"
     reads = (
         *("source", "studies", "checkpoint", "limit", "seed", "generate"),
-        *("data.format", "data.reports", "data.annotations", "data.section", "data.max_views", "data.max_pixels"),
+        *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
+        *("data.roots", "data.section", "data.max_views", "data.max_pixels"),
     )
     needs = ("checkpoint",)
 
@@ -83,7 +84,10 @@ class Generate(Job):
 
     def _list(self, folder: Path) -> Predictions:
         rules, limit = self.config.generate, self.config.limit
-        return Predictions.create(folder, self.source, split=rules.split, limit=limit, shard_size=rules.shard_size)
+        made = Predictions.create(folder, self.source, split=rules.split, limit=limit, shard_size=rules.shard_size)
+        for text in made.said():
+            log(f"generate: {text}")
+        return made
 
     def work(self, folder: Path) -> None:
         """Passes over the shards that have no file, until there are none."""
