@@ -47,6 +47,7 @@ class Prepare(Job):
     reads = (
         *("source", "limit", "seed", "prepare"),
         *("data.format", "data.reports", "data.annotations", "data.max_pixels"),
+        *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("source",)
 
@@ -61,6 +62,7 @@ class Prepare(Job):
         return one_cpu(self.config.cluster)
 
     def preview(self, folder: Path) -> None:
+        self.source.keep_in(folder.absolute(), write=False)
         with tempfile.TemporaryDirectory() as scratch:
             shards = ShardList.load(folder / LIST) or self._list(Path(scratch) / "plan", self._studies())
         left = sum(shard.studies for shard in unfinished(folder, shards))
@@ -70,6 +72,7 @@ class Prepare(Job):
         place = folder.absolute() / LIST  # the tasks, which read it, start in folders of their own
         shards = ShardList.load(place)
         if shards is None:
+            self.source.keep_in(folder.absolute())
             studies = self._studies()
             log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
             shards = self._list(place, studies)

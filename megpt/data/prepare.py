@@ -172,6 +172,8 @@ def prepare_study(study: Study, settings: PrepareConfig, *, max_pixels: int) -> 
     Raises:
         UnreadableFilm: the study has no films, or none that can be read.
     """
+    if study.error:
+        raise UnreadableFilm(study.error)
     if not study.views:
         raise UnreadableFilm("the study has no films")
     views, reasons = [], []

@@ -54,6 +54,7 @@ class Generate(Job):
     reads = (
         *("source", "studies", "checkpoint", "limit", "seed", "generate"),
         *("data.format", "data.reports", "data.annotations", "data.section", "data.max_views", "data.max_pixels"),
+        *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("checkpoint",)
 
@@ -68,6 +69,7 @@ class Generate(Job):
         return {"checkpoint": self.fingerprint, "source": source}
 
     def preview(self, folder: Path) -> None:
+        self.source.keep_in(folder.absolute(), write=False)
         with tempfile.TemporaryDirectory() as scratch:
             found = Predictions.open(folder) or self._list(Path(scratch))
         left = found.left()
@@ -76,6 +78,7 @@ class Generate(Job):
 
     def plan(self, folder: Path) -> bool:
         remove_leftovers(folder)
+        self.source.keep_in(folder.absolute())
         self.predictions = Predictions.open(folder.absolute()) or self._list(folder.absolute())
         studies = self.predictions.shards.studies
         self.predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=studies)

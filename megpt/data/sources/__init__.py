@@ -39,9 +39,10 @@ FORMATS = {
     "rexrank": "megpt.data.sources.rexrank:RexrankSource",
     "nih": "megpt.data.sources.nih:NihSource",
     "manifest": "megpt.data.sources.manifest:ManifestSource",
+    "dicom": "megpt.data.sources.dicom:DicomSource",
     "folder": "megpt.data.sources.folder:FolderSource",
 }
-GENERIC = ("manifest", "folder")
+GENERIC = ("manifest", "dicom", "folder")
 
 _warn_once = functools.cache(log)
 
