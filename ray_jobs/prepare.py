@@ -26,7 +26,17 @@ from typing import Any
 import ray.data
 
 from megpt.config import ClusterConfig
-from megpt.data.prepare import FAILED, WORK, clear, list_shards, marks, merge_failed, prepare_shard, unfinished
+from megpt.data.prepare import (
+    FAILED,
+    WORK,
+    clear,
+    count_left_out,
+    list_shards,
+    marks,
+    merge_failed,
+    prepare_shard,
+    unfinished,
+)
 from megpt.data.shards import Shard, ShardList
 from megpt.data.sources import open_source
 from megpt.data.studies import Listed
@@ -132,6 +142,7 @@ class Prepare(Job):
             "format": self.source.format,
             "split_by": shards.notes["split_by"],
             "counts": dict(counts),
+            "left_out": count_left_out(folder),
             "splits": {name: dict(numbers) for name, numbers in splits.items()},
             "reasons": dict(reasons.most_common()),
             "patients_in_two_splits": shards.notes["patients_in_two_splits"],

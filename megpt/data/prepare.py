@@ -38,13 +38,22 @@ from megpt.data.shards import (
     unique,
 )
 from megpt.data.sources.base import check_mounted
-from megpt.data.studies import Listed, RowWriter, part_path, read_rows, split_folders, with_films, write_rows
+from megpt.data.studies import (
+    Listed,
+    RowWriter,
+    open_parquet,
+    part_path,
+    read_rows,
+    split_folders,
+    with_films,
+    write_rows,
+)
 from megpt.errors import InputError
 from megpt.films.decode import MISSING, UnreadableFilm, check_film, load_film, read_film
 from megpt.output import write_aside
 from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
 
-WORK, FAILED = ".work", "failed.parquet"
+WORK, FAILED, LEFT_OUT = ".work", "failed.parquet", "left_out.parquet"
 # A film that is stored unchanged is decoded once, as small as its format allows, to see that it can be.
 PROBE_SIZE = 32
 # An archive without splits is divided by patient, so that no patient is in two of them.
@@ -228,6 +237,14 @@ def merge_failed(out: Path, shards: ShardList) -> Path:
     parts = (_failed_part(out, shard) for shard in shards)
     write_rows(out / FAILED, (row for part in parts if part.exists() for row in read_rows(part)), FAILED_SCHEMA)
     return out / FAILED
+
+
+def count_left_out(out: Path) -> int:
+    """The studies that the source left out, since they hold nothing that it reads; it lists them when it plans."""
+    if not (out / LEFT_OUT).exists():
+        return 0
+    with open_parquet(out / LEFT_OUT) as file:
+        return int(file.metadata.num_rows)
 
 
 def clear(out: Path) -> None:

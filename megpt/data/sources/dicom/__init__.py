@@ -147,7 +147,9 @@ class DicomSource(Source):
             f"dicom: {found.studies} studies, {found.films} films, {found.errors} files that cannot be used "
             f"({files} files, {opened} of them new)"
         )
-        kinds = ", ".join(f"{name} {count}" for name, count in found.kinds.most_common())
+        kinds = ", ".join(
+            f"{name} {count}" for name, count in sorted(found.kinds.items(), key=lambda kind: (-kind[1], kind[0]))
+        )
         if kinds:
             log(f"dicom: left out: {found.left_out_studies} studies without a chest film; files by kind: {kinds}")
         if others:

@@ -208,4 +208,4 @@ def _of_file(
     kind = film_type(head)
     if kind is None and name.lower().endswith(DICOM_SUFFIXES):
         return [Entry(relative, what="error", reason=UnreadableHeader().reason if head else "empty file")]
-    return [Entry(relative, what="other", reason=kind.upper() if kind in ("jpeg", "png") else "other")]
+    return [Entry(relative, what="other", reason=kind.upper() if kind else "other")]
