@@ -26,7 +26,7 @@ from megpt.config import DataConfig
 from megpt.data.sources.base import Source, check_mounted
 from megpt.data.sources.dicom.headers import Header
 from megpt.data.sources.dicom.identity import Pseudonyms, find_key
-from megpt.data.sources.dicom.index import INDEX_FILE, Entry, HeaderIndex
+from megpt.data.sources.dicom.index import INDEX_FILE, HeaderIndex, IndexEntry
 from megpt.data.sources.dicom.scan import holds_dicom, update
 from megpt.data.sources.dicom.words import CHEST, FOR_PROCESSING, UNKNOWN_MODALITY, side_of
 from megpt.data.studies import write_rows
@@ -116,12 +116,12 @@ class DicomSource(Source):
             self._key = find_key(self._folder, make=self._write)
         return Pseudonyms(self._key)
 
-    def _entry(self, path: bytes, header: Header, ids: Pseudonyms) -> Entry:
+    def _entry(self, path: bytes, header: Header, ids: Pseudonyms) -> IndexEntry:
         """The row of the index: identifiers that the settings do not make ids of are hashed or dropped here."""
         subject = header.patient
         if subject and self.data.subject_id == "hash":
             subject = ids.of("patient", subject)
-        return Entry(
+        return IndexEntry(
             path,
             sop=header.sop,
             study=header.study,
@@ -207,11 +207,11 @@ class _Reader:
                 view = self._view(entry)
                 yield Study(self._file_id(entry), "", (view,), split="", error=entry.reason or NO_UID)
 
-    def _groups(self) -> Iterator[tuple[str, list[Entry]]]:
+    def _groups(self) -> Iterator[tuple[str, list[IndexEntry]]]:
         for study, entries in groupby(self._index.by_study(), key=lambda entry: entry.study):
             yield study, list(entries)
 
-    def _kind(self, entry: Entry) -> str:
+    def _kind(self, entry: IndexEntry) -> str:
         """ "" for a chest film and for what may be one; else the kind under which it is left out."""
         if entry.what == "error":
             return ""
@@ -222,10 +222,10 @@ class _Reader:
             return entry.modality or UNKNOWN_MODALITY
         return "" if entry.body in ("", CHEST) else f"{entry.modality} {entry.body}"
 
-    def _sorted(self, entries: list[Entry]) -> tuple[list[Entry], Counter[str]]:
+    def _sorted(self, entries: list[IndexEntry]) -> tuple[list[IndexEntry], Counter[str]]:
         """The films of a study in their order, each SOPInstanceUID of a patient once; and the kinds of the rest."""
         kinds: Counter[str] = Counter()
-        films: dict[tuple[str, str], Entry] = {}
+        films: dict[tuple[str, str], IndexEntry] = {}
         for number, entry in enumerate(entries):
             if kind := self._kind(entry):
                 kinds[kind] += 1
@@ -236,7 +236,7 @@ class _Reader:
         ordered = sorted(films.values(), key=lambda film: (SIDES.index(side_of(film.position)), film.number, film.sop))
         return ordered, kinds
 
-    def _patients(self, study: str, films: list[Entry]) -> tuple[list[tuple[str, list[Entry]]], str]:
+    def _patients(self, study: str, films: list[IndexEntry]) -> tuple[list[tuple[str, list[IndexEntry]]], str]:
         """(patient, films) of one study, and what is wrong with it.
 
         A StudyInstanceUID of several patients is an error, unless a DICOMDIR lists it for each of them: then the medium
@@ -259,7 +259,7 @@ class _Reader:
         wrong = NO_ACCESSION if not accession else SHARED_ACCESSION if accession in self._shared else ""
         return (hashed, wrong) if wrong else (accession, "")
 
-    def _view(self, entry: Entry) -> View:
+    def _view(self, entry: IndexEntry) -> View:
         path = os.path.join(self._base, os.fsdecode(entry.path))  # noqa: PTH118 (of a million films)
         readable = entry.member is not None and entry.what != "error"
         uri = to_uri(path, os.fsdecode(entry.member) if readable and entry.member else None)
@@ -268,5 +268,5 @@ class _Reader:
         name = self._ids.of("film", entry.sop) if self._data.study_id == "hash" else entry.sop
         return View(name, entry.position, uri=uri)
 
-    def _file_id(self, entry: Entry) -> str:
+    def _file_id(self, entry: IndexEntry) -> str:
         return "file-" + self._ids.of("file", os.fsdecode(entry.path) + "!" + os.fsdecode(entry.member or b""))[:16]

@@ -34,7 +34,7 @@ CREATE INDEX IF NOT EXISTS by_study ON entries (study);
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class IndexEntry:
     """One file, or one member of an archive.
 
     `what` is `dicom`, `error` (with a `reason`), `other` (with what it is in `reason`: `JPEG`, `DICOMDIR` …), or
@@ -135,7 +135,7 @@ class HeaderIndex:
             ).rowcount
         )
 
-    def put(self, path: bytes, size: int, changed: int, entries: list[Entry]) -> None:
+    def put(self, path: bytes, size: int, changed: int, entries: list[IndexEntry]) -> None:
         """Replace what the index holds of a file."""
         self._database.execute("DELETE FROM entries WHERE path = ?", (path,))
         marks = ", ".join("?" * 14)
@@ -155,7 +155,7 @@ class HeaderIndex:
 
     # ---- when it is complete
 
-    def by_study(self) -> Iterator[Entry]:
+    def by_study(self) -> Iterator[IndexEntry]:
         """The DICOM entries, those of a study together, the studies in the order of their first files."""
         return self._entries(
             "SELECT e.* FROM entries e JOIN (SELECT study AS name, min(path) AS first, min(place) AS at FROM entries "
@@ -163,7 +163,7 @@ class HeaderIndex:
             "ORDER BY first, at, study, path, place"
         )
 
-    def without_study(self) -> Iterator[Entry]:
+    def without_study(self) -> Iterator[IndexEntry]:
         """Errors, and DICOM files without a StudyInstanceUID, in the order of their paths."""
         return self._entries(
             "SELECT * FROM entries WHERE what = 'error' OR (what = 'dicom' AND study = '') ORDER BY path, place"
@@ -187,5 +187,5 @@ class HeaderIndex:
         rows = self._database.execute("SELECT reason, count(*) FROM entries WHERE what = 'other' GROUP BY reason")
         return {str(name): int(count) for name, count in rows}
 
-    def _entries(self, query: str) -> Iterator[Entry]:
-        return (Entry(*row) for row in self._database.execute(query))
+    def _entries(self, query: str) -> Iterator[IndexEntry]:
+        return (IndexEntry(*row) for row in self._database.execute(query))

@@ -24,7 +24,7 @@ from megpt.data.sources.dicom.headers import (
     listed_studies,
     read_header,
 )
-from megpt.data.sources.dicom.index import Entry, HeaderIndex
+from megpt.data.sources.dicom.index import HeaderIndex, IndexEntry
 from megpt.data.sources.dicom.words import DICOMDIR as DICOMDIR_OBJECT
 from megpt.films.kinds import GZIP, HEADER_BYTES, film_type
 from megpt.films.members import DAMAGE, Member, archive_type, members
@@ -41,8 +41,8 @@ OTHER_SUFFIXES = (
 # Of an archive this many members are looked at.
 DETECT_MEMBERS = 64
 
-MakeEntry = Callable[[bytes, Header], Entry]
-Found = tuple[bytes, int, int, list[Entry]]
+MakeEntry = Callable[[bytes, Header], IndexEntry]
+Found = tuple[bytes, int, int, list[IndexEntry]]
 
 
 def holds_dicom(path: Path) -> bool:
@@ -64,7 +64,10 @@ def _is_dicom(path: bytes) -> bool:
             head = file.read(HEADER_BYTES)
         if not _is_archive(head):
             return film_type(head) == "dicom"
-        heads = (member.read(HEADER_BYTES) for _, member in zip(range(DETECT_MEMBERS), members(os.fsdecode(path)), strict=False))
+        heads = (
+            member.read(HEADER_BYTES)
+            for _, member in zip(range(DETECT_MEMBERS), members(os.fsdecode(path)), strict=False)
+        )
         return any(film_type(head) == "dicom" for head in heads)
     except Exception:  # whatever is wrong with it is for the scan to say
         return False
@@ -94,10 +97,10 @@ def update(index: HeaderIndex, root: Path, make_entry: MakeEntry) -> tuple[int, 
                 linked = stat.S_ISLNK(about.st_mode)
                 about = os.stat(path) if linked else about  # noqa: PTH116
             except OSError:
-                index.put(relative, -1, -1, [Entry(relative, what="other", reason="broken link")])
+                index.put(relative, -1, -1, [IndexEntry(relative, what="other", reason="broken link")])
                 continue
             if linked and inside.resolve(os.fsdecode(relative)) is None:
-                index.put(relative, -1, -1, [Entry(relative, what="other", reason="link that leads out")])
+                index.put(relative, -1, -1, [IndexEntry(relative, what="other", reason="link that leads out")])
                 continue
             if index.known(relative, about.st_size, about.st_mtime_ns):
                 continue
@@ -124,10 +127,10 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _read(path: bytes, relative: bytes, about: os.stat_result, make_entry: MakeEntry) -> Found:
     """What a file holds; errors become entries."""
-    entries: list[Entry]
+    entries: list[IndexEntry]
     try:
         if not stat.S_ISREG(about.st_mode):
-            entries = [Entry(relative, what="other", reason="not a file")]
+            entries = [IndexEntry(relative, what="other", reason="not a file")]
         else:
             with open(path, "rb") as file:  # noqa: PTH123
                 head = file.read(HEAD_BYTES)
@@ -137,7 +140,7 @@ def _read(path: bytes, relative: bytes, about: os.stat_result, make_entry: MakeE
                 found = iter(_of_file(relative, relative, head, lambda: _first(path), make_entry))
             entries = [replace(entry, place=place) for place, entry in enumerate(found)]
     except OSError as error:
-        entries = [Entry(relative, what="error", reason=f"file that cannot be read ({type(error).__name__})")]
+        entries = [IndexEntry(relative, what="error", reason=f"file that cannot be read ({type(error).__name__})")]
     return relative, about.st_size, about.st_mtime_ns, entries
 
 
@@ -146,7 +149,7 @@ def _first(path: bytes) -> bytes:
         return file.read(MOST_BYTES)
 
 
-def _of_archive(path: bytes, relative: bytes, make_entry: MakeEntry) -> Iterator[Entry]:
+def _of_archive(path: bytes, relative: bytes, make_entry: MakeEntry) -> Iterator[IndexEntry]:
     """The entries of an archive, up to where it is damaged."""
     count = 0
     try:
@@ -156,24 +159,24 @@ def _of_archive(path: bytes, relative: bytes, make_entry: MakeEntry) -> Iterator
                 yield replace(entry, member=name, place=count)
                 count += 1
     except UnreadableFilm as error:
-        yield Entry(relative, place=count, what="error", reason=error.reason)
+        yield IndexEntry(relative, place=count, what="error", reason=error.reason)
         return
     if not count:
-        yield Entry(relative, what="other", reason="empty archive")
+        yield IndexEntry(relative, what="other", reason="empty archive")
 
 
-def _of_member(relative: bytes, member: Member, make_entry: MakeEntry) -> list[Entry]:
+def _of_member(relative: bytes, member: Member, make_entry: MakeEntry) -> list[IndexEntry]:
     if member.refused:
-        return [Entry(relative, what="error", reason=member.refused)]
+        return [IndexEntry(relative, what="error", reason=member.refused)]
     try:
         head = member.read(HEAD_BYTES)
         if _is_archive(head):
-            return [Entry(relative, what="other", reason="archive inside an archive")]
+            return [IndexEntry(relative, what="other", reason="archive inside an archive")]
         return _of_file(relative, os.fsencode(member.name), head, lambda: member.read(MOST_BYTES), make_entry)
     except UnreadableFilm as error:
-        return [Entry(relative, what="error", reason=error.reason)]
+        return [IndexEntry(relative, what="error", reason=error.reason)]
     except DAMAGE:
-        return [Entry(relative, what="error", reason="damaged archive member")]
+        return [IndexEntry(relative, what="error", reason="damaged archive member")]
 
 
 def _is_archive(head: bytes) -> bool:
@@ -187,7 +190,7 @@ def _unzipped(data: bytes, most: int) -> bytes:
 
 def _of_file(
     relative: bytes, name: bytes, head: bytes, whole: Callable[[], bytes], make_entry: MakeEntry
-) -> list[Entry]:
+) -> list[IndexEntry]:
     """One entry; more for a DICOMDIR, which also says whose studies there are."""
     if head.startswith(GZIP):
         packed, cut = whole, len(head) >= HEAD_BYTES
@@ -195,17 +198,20 @@ def _of_file(
         try:
             head = whole()[:HEAD_BYTES] if cut else _unzipped(head, HEAD_BYTES)
         except zlib.error:
-            return [Entry(relative, what="error", reason=UnreadableHeader().reason)]
+            return [IndexEntry(relative, what="error", reason=UnreadableHeader().reason)]
     try:
         header = read_header(head, whole)
     except UnreadableHeader as error:
-        return [Entry(relative, what="error", reason=error.reason)]
+        return [IndexEntry(relative, what="error", reason=error.reason)]
     if header is not None and header.object == DICOMDIR_OBJECT:
         listed = [make_entry(relative, Header(patient=who, study=study)) for who, study in listed_studies(whole())]
-        return [Entry(relative, what="other", reason="DICOMDIR"), *(replace(entry, what="listed") for entry in listed)]
+        return [
+            IndexEntry(relative, what="other", reason="DICOMDIR"),
+            *(replace(entry, what="listed") for entry in listed),
+        ]
     if header is not None:
         return [make_entry(relative, header)]
     kind = film_type(head)
     if kind is None and name.lower().endswith(DICOM_SUFFIXES):
-        return [Entry(relative, what="error", reason=UnreadableHeader().reason if head else "empty file")]
-    return [Entry(relative, what="other", reason=kind.upper() if kind else "other")]
+        return [IndexEntry(relative, what="error", reason=UnreadableHeader().reason if head else "empty file")]
+    return [IndexEntry(relative, what="other", reason=kind.upper() if kind else "other")]
