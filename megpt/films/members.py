@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 from urllib.parse import quote, unquote_to_bytes
 
+from megpt.films.unfolded import BOMB, BoundedFile, UnfoldedFile
 from megpt.films.unreadable import UnreadableFilm
 
 MAX_MEMBER = 1 << 30
@@ -37,10 +38,8 @@ MAX_RATIO = 200
 # Small files may be packed as densely as they like.
 RATIO_FROM = 64 << 20
 MAX_MEMBERS = 1_000_000
-# tarfile reads a long name or an extended header in one piece, whatever length it claims.
-MAX_TAR_HEADER = 1 << 20
-OPEN_ARCHIVES = 4
-BOMB, LEADS_OUT = "archive member that unfolds to too many bytes", "archive member whose path leads out of the archive"
+OPEN_ARCHIVES = 2
+LEADS_OUT = "archive member whose path leads out of the archive"
 DAMAGED = "damaged archive"
 ENCRYPTED = "encrypted archive member"
 PACKERS: dict[bytes, Callable[[BinaryIO], Any]] = {
@@ -165,14 +164,14 @@ class _Archive:
         stream: Any = self._file
         if kind == "packed":
             opened = next(opener for magic, opener in PACKERS.items() if head.startswith(magic))
-            stream = _Bounded(opened(self._file), max(RATIO_FROM, MAX_RATIO * size))
+            stream = UnfoldedFile(opened(self._file), max(RATIO_FROM, MAX_RATIO * size))
             head = stream.read(512)
             stream.seek(0)
             if archive_type(head) != "tar":
                 self._rest = iter([Member(_inner_name(path), 0, 0, "", functools.partial(_read_at, stream, 0, None))])
                 return
         else:
-            stream = _Bounded(self._file, None)
+            stream = BoundedFile(self._file)
         self._rest = self._tar(tarfile.open(fileobj=cast(Any, stream), mode="r:"), stream)  # noqa: SIM115
 
     def close(self) -> None:
@@ -231,29 +230,3 @@ def _refused(name: str, size: int, packed: int) -> str:
 
 def _inner_name(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]  # noqa: PTH119, PTH122 (a name that may not be UTF-8)
-
-
-class _Bounded:
-    """A stream that ends in an error after `most` bytes, and never gives tarfile a huge header in one piece."""
-
-    def __init__(self, file: Any, most: int | None):
-        self._file, self._most = file, most
-
-    def read(self, count: int = -1) -> bytes:
-        if not 0 <= count <= MAX_TAR_HEADER:
-            raise UnreadableFilm(BOMB)
-        data = self._file.read(count)
-        self._check(self._file.tell())
-        return cast(bytes, data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_SET:
-            self._check(offset)
-        return cast(int, self._file.seek(offset, whence))
-
-    def tell(self) -> int:
-        return cast(int, self._file.tell())
-
-    def _check(self, position: int) -> None:
-        if self._most is not None and position > self._most:
-            raise UnreadableFilm(BOMB)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from make_films import gradient, png
 
 from megpt.films import members as module
+from megpt.films import unfolded
 from megpt.films.decode import UnreadableFilm, load_film
 from megpt.films.members import from_uri, members, to_uri
 from megpt.study import View
@@ -60,6 +61,26 @@ def test_films_of_an_archive(tmp_path, kind):
         assert load(f"{name}!day/{number}.png").size == (48, 20 + number)
     with pytest.raises(UnreadableFilm, match=r"^no such member in the archive$"):
         load(f"{name}!day/9.png")
+
+
+@given(st.integers(0, 2 * 2**20 + 99), st.lists(st.tuples(st.integers(0, 2 * 2**20 + 200), st.integers(0, 2**20))))
+def test_an_unfolded_stream_reads_as_a_file_does(size, steps):
+    data = os.urandom(1000) * (size // 1000) + os.urandom(size % 1000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unfolded, "REMEMBERED", 1)
+        plain, stream = io.BytesIO(data), unfolded.UnfoldedFile(io.BytesIO(data), 1 << 30)
+        for offset, count in steps:
+            plain.seek(offset)
+            stream.seek(offset)
+            assert (stream.read(count), stream.tell()) == (plain.read(count), plain.tell())
+
+
+def test_going_back_a_little_unfolds_nothing_again(tmp_path, monkeypatch):
+    path, sought = make_tar(tmp_path / "a.tgz", mode="w:gz"), []
+    monkeypatch.setattr(gzip.GzipFile, "seek", lambda *args: sought.append(args))
+    for number in (3, 0, 2):
+        load(f"{path}!day/{number}.png")
+    assert sought == []
 
 
 def test_a_film_that_is_packed_alone(tmp_path):
