@@ -312,8 +312,12 @@ def test_links_that_lead_out_are_counted(tmp_path, capsys):
     put(tmp_path / "in/a", film("1.1", 1))
     (tmp_path / "in/b").symlink_to(tmp_path / "secret")
     (tmp_path / "in/c").symlink_to(tmp_path / "nowhere")
+    put(tmp_path / "in/sub/.hidden", film("1.8", 1))
+    (tmp_path / "in/d").symlink_to(tmp_path / "in/sub")
     assert list(views(read(tmp_path / "in"))) == ["1.1"]
-    assert "not DICOM films: broken link 1, link that leads out 1" in capsys.readouterr().err
+    assert (
+        "not DICOM films: broken link 1, hidden 1, link that leads out 1, link to a folder 1" in capsys.readouterr().err
+    )
 
 
 @given(st.binary(max_size=400), st.booleans())

@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from megpt.data.sources.dicom.identity import KEY_FILE, KEY_VARIABLE
@@ -56,6 +57,9 @@ class IndexEntry:
     position: str = ""
     object: str = ""
     number: int = 0
+
+
+_values = attrgetter(*IndexEntry.__slots__)
 
 
 class HeaderIndex:
@@ -139,7 +143,7 @@ class HeaderIndex:
         """Replace what the index holds of a file."""
         self._database.execute("DELETE FROM entries WHERE path = ?", (path,))
         marks = ", ".join("?" * 14)
-        self._database.executemany(f"INSERT INTO entries VALUES ({marks})", map(astuple, entries))
+        self._database.executemany(f"INSERT INTO entries VALUES ({marks})", map(_values, entries))
         self._database.execute("INSERT OR REPLACE INTO paths VALUES (?, ?, ?, ?)", (path, size, changed, self.run))
 
     def commit(self) -> None:

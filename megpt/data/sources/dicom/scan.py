@@ -45,14 +45,17 @@ MakeEntry = Callable[[bytes, Header], IndexEntry]
 Found = tuple[bytes, int, int, list[IndexEntry]]
 
 
+NO_FOLDER = "folder that cannot be read"
+
+
 def holds_dicom(path: Path) -> bool:
     """Whether a file, an archive or a tree holds a DICOM file; stops at the first."""
     if path.is_file():
         return _is_dicom(os.fsencode(path))
     return any(
-        _is_dicom(os.path.join(folder, name))  # noqa: PTH118
-        for folder, name in _walk(os.fsencode(path))
-        if not os.fsdecode(name).lower().endswith(OTHER_SUFFIXES)
+        _is_dicom(path)
+        for relative, path, _, aside in _walk(os.fsencode(path))
+        if not aside and not os.fsdecode(relative).lower().endswith(OTHER_SUFFIXES)
     )
 
 
@@ -83,24 +86,23 @@ def update(index: HeaderIndex, root: Path, make_entry: MakeEntry) -> tuple[int, 
     Returns:
         How many files the tree has, and how many of them had to be opened.
     """
-    base, opened, total = os.fsencode(root), 0, 0
-    inside = Inside(root if root.is_dir() else root.parent)
+    folder, opened, total = root if root.is_dir() else root.parent, 0, 0
+    inside = Inside(folder)
     waiting: deque[Future[Found]] = deque()
-    names = _walk(base) if root.is_dir() else iter([(os.path.dirname(base), os.path.basename(base))])  # noqa: PTH119, PTH120
-    start = base if root.is_dir() else os.path.dirname(base)  # noqa: PTH120
+    files = (
+        _walk(os.fsencode(root)) if root.is_dir() else iter([(os.fsencode(root.name), os.fsencode(root), False, "")])
+    )
     with ThreadPoolExecutor(THREADS) as pool:
-        for folder, name in names:
-            path = os.path.join(folder, name)  # noqa: PTH118
-            relative, total = os.path.relpath(path, start), total + 1
-            try:
-                about = os.lstat(path)
-                linked = stat.S_ISLNK(about.st_mode)
-                about = os.stat(path) if linked else about  # noqa: PTH116
-            except OSError:
-                index.put(relative, -1, -1, [IndexEntry(relative, what="other", reason="broken link")])
-                continue
-            if linked and inside.resolve(os.fsdecode(relative)) is None:
-                index.put(relative, -1, -1, [IndexEntry(relative, what="other", reason="link that leads out")])
+        for relative, path, linked, aside in files:
+            total += 1
+            about = None if aside else _stat(path)
+            if about is None:
+                aside = aside or "broken link"
+            elif linked and inside.resolve(os.fsdecode(relative)) is None:
+                aside = "link that leads out"
+            if aside or about is None:
+                what = "error" if aside == NO_FOLDER else "other"
+                index.put(relative, -1, -1, [IndexEntry(relative, what=what, reason=aside)])
                 continue
             if index.known(relative, about.st_size, about.st_mtime_ns):
                 continue
@@ -118,11 +120,35 @@ def update(index: HeaderIndex, root: Path, make_entry: MakeEntry) -> tuple[int, 
     return total, opened
 
 
-def _walk(root: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(folder, name) of every file, sorted; hidden ones and links to folders are passed over."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith(b"."))
-        yield from ((folder, name) for name in sorted(files) if not name.startswith(b"."))
+def _walk(root: bytes) -> Iterator[tuple[bytes, bytes, bool, str]]:
+    """(path inside the root, whole path, whether it is a link, why it is not looked at) of every file, in order."""
+    waiting = [b""]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(os.path.join(root, folder)) as found:  # noqa: PTH118 (of a million files)
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError:
+            yield folder, os.path.join(root, folder), False, NO_FOLDER  # noqa: PTH118
+            continue
+        below = []
+        for entry in entries:
+            relative = folder + b"/" + entry.name if folder else entry.name
+            linked = entry.is_symlink()
+            if entry.name.startswith(b"."):
+                yield relative, entry.path, linked, "hidden"
+            elif entry.is_dir(follow_symlinks=False):
+                below.append(relative)
+            else:
+                yield relative, entry.path, linked, "link to a folder" if linked and entry.is_dir() else ""
+        waiting += reversed(below)
+
+
+def _stat(path: bytes) -> os.stat_result | None:
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
 
 
 def _read(path: bytes, relative: bytes, about: os.stat_result, make_entry: MakeEntry) -> Found:
