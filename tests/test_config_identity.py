@@ -43,6 +43,7 @@ ANOTHER = {
     "prepare.jpeg_quality": 96,
     "model.vision_args": {"depths": [2]},
     "model.extra_modules": ["another"],
+    "data.modalities": ["CR"],
     "fit_prompts.candidates": [2],
     "train.betas": [0.8, 0.9],
     "train.loggers": [],
