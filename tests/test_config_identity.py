@@ -47,6 +47,8 @@ ANOTHER = {
     "train.betas": [0.8, 0.9],
     "train.loggers": [],
     "generate.do_sample": {"do_sample": True, "num_beams": 1},
+    "export.dtype": "bf16",
+    "export.max_shard_size": "1MB",
     "ablate.variants": {"no_fem": {"model.fem": False}},
 }
 

@@ -6,22 +6,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from megpt.errors import InputError
 from megpt.model.vision import VisualFeatures
 
 
-class ReportGeneration(GenerationMixin):
+class ReportGeneration:
     """The method `generate` of a model with `encode`, `assemble`, `check_context` and a `language_model`."""
 
     encode: Any
     assemble: Any
     check_context: Any
     language_model: Any
+    generation_config: Any
 
     @torch.no_grad()
-    def generate(  # pyrefly: ignore[bad-override]
+    def generate(
         self,
         pixel_values: Tensor | None = None,
         view_mask: Tensor | None = None,

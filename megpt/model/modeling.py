@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import ModelOutput
 
 from megpt.errors import InputError
@@ -43,7 +43,7 @@ class MeGPTOutput(ModelOutput):
     prompt_id: Tensor | None = None
 
 
-class MeGPTForConditionalGeneration(Checkpointed, ReportGeneration):
+class MeGPTForConditionalGeneration(Checkpointed, ReportGeneration, GenerationMixin):
     """The whole model, as `build_model` or `from_pretrained` makes it; from a config alone, all weights are random.
 
     Trained parts have `requires_grad`: the projector with its feature modules always, LoRA in mode delta, the encoder
@@ -54,6 +54,7 @@ class MeGPTForConditionalGeneration(Checkpointed, ReportGeneration):
     config: MeGPTConfig
     base_model_prefix = "megpt"
     main_input_name = "pixel_values"
+    input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -173,9 +173,13 @@ def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | 
             next="name its folder: model.llm=FOLDER on the command line, from_pretrained(…, llm=FOLDER) in Python; "
             "`megpt export checkpoint=… output=… full=true` makes a folder that holds it",
         )
-    if llm:
-        config.llm = source
     _check_frozen("language model", named, files_fingerprint(language.weight_files(source)), source, "llm")
+    if llm:
+        # Where a checkpoint saved from this model will look for it.
+        place, pinned_at = language.located(source)
+        config.llm = str(Path(place).absolute()) if Path(place).is_dir() else place
+        entry = {"source": config.llm, "fingerprint": named["fingerprint"], **pinned_at}
+        config.frozen = {**cast(Any, config.frozen), "language_model": entry}
     return language.load_language_model(source, dtype)
 
 
