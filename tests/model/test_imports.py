@@ -69,7 +69,7 @@ def test_loading_is_a_straight_walk() -> None:
     order = [ast.unparse(call) for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset))]
     steps = (
         "local_folder(",
-        "MeGPTConfig.from_pretrained(",
+        "read_config(",
         "_read_tensors(",
         "PromptBank.load(",
         "_language_model(",

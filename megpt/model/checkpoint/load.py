@@ -28,7 +28,7 @@ from megpt.model.checkpoint.fingerprint import (
     local_folder,
     weight_files,
 )
-from megpt.model.checkpoint.places import check_format, locate
+from megpt.model.checkpoint.places import check_format, locate, read_config
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.prompts import PromptBank, tokenise_bank
 from megpt.model.vision import VisionEncoder, load_weights
@@ -88,14 +88,6 @@ def load_model(
         model.generation_config = model.language_model.generation_config = GenerationConfig.from_pretrained(folder)
     model.name_or_path = str(folder)
     return model.to(device=_device(device_map), dtype=dtype).eval()
-
-
-def read_config(folder: Path) -> MeGPTConfig:
-    """config.json of a checkpoint folder. Raises InputError if it cannot be read."""
-    try:
-        return MeGPTConfig.from_pretrained(folder)
-    except DAMAGE as error:
-        raise damaged(str(folder / "config.json"), error) from error
 
 
 def _dtype(dtype: torch.dtype | str | None, config: MeGPTConfig) -> torch.dtype:

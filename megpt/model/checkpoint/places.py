@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from megpt.errors import InputError
+from megpt.model.checkpoint.fingerprint import DAMAGE, damaged
 from megpt.model.configuration import FORMAT, MeGPTConfig
 
 RELATIVE = (".", "..")
 """The first component of a path in config.json that is relative to the checkpoint."""
+
+
+def read_config(folder: Path) -> MeGPTConfig:
+    """config.json of a checkpoint folder. Raises InputError if it cannot be read."""
+    try:
+        return MeGPTConfig.from_pretrained(folder)
+    except DAMAGE as error:
+        raise damaged(str(folder / "config.json"), error) from error
 
 
 def to_relative(place: str, folder: Path) -> str:
