@@ -49,6 +49,8 @@ ANOTHER = {
     "train.loggers": [],
     "generate.do_sample": {"do_sample": True, "num_beams": 1},
     "evaluate.scores": ["another"],
+    "export.dtype": "bf16",
+    "export.max_shard_size": "1MB",
     "ablate.variants": {"no_fem": {"model.fem": False}},
     "ablate.grid": {"train.lr": [1.0]},
     "ablate.seeds": [1],
