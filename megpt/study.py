@@ -6,8 +6,11 @@ megpt reads becomes a `Study`; everything it writes follows one of the schemas b
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote, unquote_to_bytes
 
 import pyarrow as pa
 
@@ -36,7 +39,8 @@ CHEXPERT = (
 class View:
     """One film. `data` holds the encoded file (JPEG, PNG or DICOM); without it the film lies at `uri`.
 
-    `uri` is an absolute path that the source has already checked to lie inside its archive.
+    `uri` is an absolute path that the source has already checked to lie inside its archive, or `PATH!MEMBER` for a
+    member of a zip or tar archive there (megpt/films/members.py).
     `position` is PA, AP, LATERAL, LL, … or empty when unknown.
     """
 
@@ -51,6 +55,7 @@ class Study:
     """One examination: its films and, where the archive has them, its report and labels.
 
     `labels` maps CheXpert observations to 1 (present), 0 (absent), -1 (uncertain); an unmentioned one is missing.
+    `error` says why a study cannot be used if its source knows that before a film is opened; it becomes an error row.
     """
 
     study_id: str
@@ -61,6 +66,7 @@ class Study:
     impression: str | None = None
     labels: dict[str, int] | None = field(default=None)
     split: str = "test"
+    error: str = ""
 
     def to_row(self) -> dict[str, Any]:
         """The row of a studies/ table (`split` lives in the folder's name, not in the row)."""
@@ -68,7 +74,8 @@ class Study:
             "study_id": self.study_id,
             "subject_id": self.subject_id,
             "views": [
-                {"image_id": v.image_id, "position": v.position, "bytes": v.data, "uri": v.uri} for v in self.views
+                {"image_id": v.image_id, "position": v.position, "bytes": v.data, "uri": to_uri(v.uri)}
+                for v in self.views
             ],
             "report": self.report,
             "findings": self.findings,
@@ -84,7 +91,8 @@ class Study:
             study_id=row["study_id"],
             subject_id=row.get("subject_id") or "",
             views=tuple(
-                View(v["image_id"], v.get("position") or "", v.get("bytes"), v.get("uri")) for v in row["views"]
+                View(v["image_id"], v.get("position") or "", v.get("bytes"), from_uri(v.get("uri")))
+                for v in row["views"]
             ),
             report=row.get("report"),
             findings=row.get("findings"),
@@ -92,6 +100,25 @@ class Study:
             labels=None if labels is None else {str(k): int(n) for k, n in dict(labels).items() if n is not None},
             split=row.get("split") or split,
         )
+
+
+_SURROGATE = re.compile("[\udc80-\udcff]")
+_FILE = "file://"
+
+
+def utf8_name(name: str) -> str:
+    """A file's name as valid Unicode; bytes that are not UTF-8 become %FC and so on, so that names stay different."""
+    return _SURROGATE.sub(lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
+
+
+def to_uri(path: str | None) -> str | None:
+    """A path for a table; one that is not UTF-8 becomes a file:// URI (RFC 8089), since Parquet's texts are UTF-8."""
+    return path if path is None or not _SURROGATE.search(path) else _FILE + quote(os.fsencode(path))
+
+
+def from_uri(uri: str | None) -> str | None:
+    """The inverse of `to_uri`."""
+    return uri if uri is None or not uri.startswith(_FILE + "/") else os.fsdecode(unquote_to_bytes(uri[len(_FILE) :]))
 
 
 _VIEW = pa.struct([("image_id", pa.string()), ("position", pa.string()), ("bytes", pa.binary()), ("uri", pa.string())])
@@ -116,6 +143,16 @@ SIDES = pa.struct([(name, pa.string()) for name in CHEXPERT])
 
 FAILED_SCHEMA = STUDIES_SCHEMA.append(pa.field("split", pa.string())).append(pa.field("error", pa.string()))
 """failed.parquet: the studies that could not be used, and why; itself a source that any job accepts."""
+
+FILMS_FAILED_SCHEMA = pa.schema(
+    [
+        pa.field("study_id", pa.string(), nullable=False),
+        ("image_id", pa.string()),
+        ("split", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+"""films_failed.parquet: the films that could not be read, of studies that were kept and of studies that failed."""
 
 PREDICTIONS_SCHEMA = pa.schema(
     [

@@ -55,7 +55,7 @@ JOBS = {
         several=True,
     ),
     "ablate": Entry(
-        "ray_jobs.ablate:Ablate", "train, generate and evaluate each variant of `ablate.variants`; one table"
+        "ray_jobs.ablate.job:Ablate", "train, generate and evaluate variants over seeds; one table and one page"
     ),
     "demo": Entry("ray_jobs.demo.job:Demo", "all of the above on drawn films, in minutes, without a GPU"),
     "import-checkpoint": Entry(

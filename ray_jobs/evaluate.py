@@ -55,8 +55,8 @@ class Evaluate(Job):
         *("predictions", "references", "training", "studies", "source", "checkpoint", "limit", "seed", "evaluate"),
         *("data.section", "data.cleaner"),
         # how films are found, for the page and for the nearest neighbours
-        *("data.format", "data.reports", "data.annotations", "data.max_pixels", "data.max_views"),
-        *("fit_prompts.max_studies", "model.vision_weights"),
+        *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
+        *("data.roots", "data.max_pixels", "data.max_views", "fit_prompts.max_studies", "model.vision_weights"),
     )
     needs = ("predictions",)
 

@@ -7,7 +7,7 @@ shard of it and writes that shard's files (megpt/data/prepare.py). Only shards' 
 memory does not depend on the archive. A killed job is resumed by the same command, which prepares the shards that are
 left.
 
-OUT/split=…/part-*.parquet, failed.parquet, run.json and _SUCCESS.
+OUT/split=…/part-*.parquet, failed.parquet, films_failed.parquet, run.json and _SUCCESS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,20 @@ from typing import Any
 import ray.data
 
 from megpt.config import ClusterConfig
-from megpt.data.prepare import FAILED, WORK, clear, list_shards, marks, merge_failed, prepare_shard, unfinished
+from megpt.data.listing import line
+from megpt.data.prepare import (
+    FAILED,
+    FILMS_FAILED,
+    WORK,
+    clear,
+    count_left_out,
+    list_shards,
+    marks,
+    merge_failed,
+    merge_failed_films,
+    prepare_shard,
+    unfinished,
+)
 from megpt.data.shards import Shard, ShardList
 from megpt.data.sources import open_source
 from megpt.data.studies import Listed
@@ -46,7 +59,9 @@ class Prepare(Job):
     name = "prepare"
     reads = (
         *("source", "limit", "seed", "prepare"),
-        *("data.format", "data.reports", "data.annotations", "data.max_pixels"),
+        *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
+        *("data.roots", "data.max_pixels"),
+        *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("source",)
 
@@ -61,8 +76,10 @@ class Prepare(Job):
         return one_cpu(self.config.cluster)
 
     def preview(self, folder: Path) -> None:
+        self.source.keep_in(folder.absolute(), write=False)
         with tempfile.TemporaryDirectory() as scratch:
             shards = ShardList.load(folder / LIST) or self._list(Path(scratch) / "plan", self._studies())
+            log(f"prepare: {line(shards.notes, shards.segments)}")
         left = sum(shard.studies for shard in unfinished(folder, shards))
         log(f"prepare: would read {left} studies ({self.source.format}) of {self.source.root} into {folder}")
 
@@ -70,20 +87,24 @@ class Prepare(Job):
         place = folder.absolute() / LIST  # the tasks, which read it, start in folders of their own
         shards = ShardList.load(place)
         if shards is None:
+            self.source.keep_in(folder.absolute())
             studies = self._studies()
             log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
             shards = self._list(place, studies)
+            log(f"prepare: {line(shards.notes, shards.segments)}")
             if twice := shards.notes["patients_in_two_splits"]:
                 log(f"prepare: {twice} patients are in more than one of the archive's own splits")
         self.shards, self.left = shards, unfinished(folder, shards)
         return bool(self.left)
 
     def _list(self, folder: Path, studies: Iterator[Listed]) -> ShardList:
-        return list_shards(folder, studies, shard_size=self.config.prepare.shard_size, seed=self.config.seed)
+        size, seed = self.config.prepare.shard_size, self.config.seed
+        return list_shards(folder, studies, shard_size=size, seed=seed, source=self.source)
 
     def _studies(self) -> Iterator[Listed]:
         studies = itertools.islice(self.source.listed(), self.config.limit)
         if (first := next(studies, None)) is None:
+            self.source.check(reports=0, labels=0)
             raise InputError(
                 f"no studies in {self.source.root}",
                 where=f"read as {self.source.format}",
@@ -124,11 +145,14 @@ class Prepare(Job):
         if counts["failed"] == counts["studies"]:
             raise self._nothing_readable(counts["studies"], reasons)
         merge_failed(folder, shards)
+        merge_failed_films(folder, shards)
         tree = {
             "job": "prepare",
             "format": self.source.format,
             "split_by": shards.notes["split_by"],
+            "found": {name: shards.notes.get(name) for name in ("found", "rule", "not_read")},
             "counts": dict(counts),
+            "left_out": count_left_out(folder),
             "splits": {name: dict(numbers) for name, numbers in splits.items()},
             "reasons": dict(reasons.most_common()),
             "patients_in_two_splits": shards.notes["patients_in_two_splits"],
@@ -158,7 +182,10 @@ class Prepare(Job):
         clear(folder)
 
     def tell(self, folder: Path, summary: dict[str, Any]) -> None:
-        log(f"prepare: {summary['studies'] - summary['failed']} studies in {folder}, {summary['failed']} failed")
+        dropped = summary["films_dropped"]
+        films = f", {dropped} films dropped ({FILMS_FAILED})" if dropped else ""
+        kept = summary["studies"] - summary["failed"]
+        log(f"prepare: {kept} studies in {folder}, {summary['failed']} failed{films}")
 
     def verdict(self, folder: Path, summary: dict[str, Any]) -> None:
         failed, allowed = summary["failed"], self.config.prepare.max_failed_fraction
@@ -169,4 +196,14 @@ class Prepare(Job):
                 where=str(folder / FAILED),
                 cause="see its column `error`; all other studies are in the table",
                 next="go on with the table as it is, or run again with a larger prepare.max_failed_fraction",
+            )
+        dropped, most = summary["films_dropped"], self.config.prepare.max_failed_films_fraction
+        films = summary["films"] + dropped
+        if dropped > most * films:
+            raise TooManyFailed(
+                f"{dropped} of {films} films are unreadable and were dropped, "
+                f"above prepare.max_failed_films_fraction={most:g}",
+                where=str(folder / FILMS_FAILED),
+                cause="see its column `reason`; the studies are in the table with their other films",
+                next="go on with the table as it is, or run again with a larger prepare.max_failed_films_fraction",
             )

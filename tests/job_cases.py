@@ -100,8 +100,11 @@ CASES = {
         results=("per_study.parquet", "compare.json"),
     ),
     "ablate": Case(
-        ("studies=studies", "model.llm=llm", *ENCODER, "ablate.variants={no_fem: {model.fem: false}}"),
-        bad=("ablate.variants={}", "`ablate.variants` is empty"),
+        (
+            *("studies=studies", "model.llm=llm", *ENCODER, "generate.split=val"),
+            "ablate.variants={no_fem: {model.fem: false}}",
+        ),
+        bad=("ablate.variants={}", "`ablate.variants` and `ablate.grid` are empty"),
         unread="phantom.broken=1",
     ),
     "demo": Case(

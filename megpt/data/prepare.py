@@ -3,9 +3,10 @@
     OUT/split=train/part-00000.parquet    the studies of shard train-00000, with their films
     OUT/.work/plan/                       the shard list (megpt/data/shards.py)
     OUT/.work/failed/train-00000.parquet  its unreadable studies, merged into OUT/failed.parquet at the end
+    OUT/.work/films/train-00000.parquet   its unreadable films, merged into OUT/films_failed.parquet at the end
     OUT/.work/done/train-00000.json       the mark: the shard is done; holds its counts
 
-Order of writes: the failed studies, then the table's file, then the mark. All three appear whole, by renames, and
+Order of writes: the failed films and studies, the table's file, then the mark. All appear whole, by renames, and
 preparing a shard again gives the same files. So a kill between any two of them is harmless: a shard without a mark is
 prepared again.
 """
@@ -26,6 +27,9 @@ from typing import Any
 from PIL import Image
 
 from megpt.config import PrepareConfig
+from megpt.data.listing import Found
+from megpt.data.members import is_member
+from megpt.data.positions import side_of
 from megpt.data.shards import (
     LIST_SCHEMA,
     Shard,
@@ -37,35 +41,50 @@ from megpt.data.shards import (
     to_row,
     unique,
 )
-from megpt.data.sources.base import check_mounted
-from megpt.data.studies import Listed, RowWriter, part_path, read_rows, split_folders, with_films, write_rows
+from megpt.data.sources.base import Source, check_mounted
+from megpt.data.studies import (
+    Listed,
+    RowWriter,
+    open_parquet,
+    part_path,
+    read_rows,
+    split_folders,
+    with_films,
+    write_rows,
+)
 from megpt.errors import InputError
 from megpt.films.decode import MISSING, UnreadableFilm, check_film, load_film, read_film
 from megpt.output import write_aside
-from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
+from megpt.study import FAILED_SCHEMA, FILMS_FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
 
-WORK, FAILED = ".work", "failed.parquet"
+WORK, FAILED, FILMS_FAILED, LEFT_OUT = ".work", "failed.parquet", "films_failed.parquet", "left_out.parquet"
 # A film that is stored unchanged is decoded once, as small as its format allows, to see that it can be.
 PROBE_SIZE = 32
 # An archive without splits is divided by patient, so that no patient is in two of them.
 SHARES = (("train", 0.8), ("val", 0.9), ("test", 1.0))
 
 
-def list_shards(folder: Path, studies: Iterable[Listed], *, shard_size: int, seed: int) -> ShardList:
+def list_shards(
+    folder: Path, studies: Iterable[Listed], *, shard_size: int, seed: int, source: Source | None = None
+) -> ShardList:
     """Stream the archive's studies into a list of shards by split.
 
     Its notes are `split_by` (archive: the archive has splits; patient: by hash of the patient's id; none: all is
-    `test`, because there are no reports) and `patients_in_two_splits`, which counts the archive's own overlaps.
+    `test`, because there are no reports), `patients_in_two_splits`, which counts the archive's own overlaps, and what
+    `megpt.data.listing.Found` counted.
+
+    Args:
+        source: the archive that the studies are from; it may refuse what it found.
 
     Raises:
-        InputError: two studies with one id, a study without an id, or no studies.
+        InputError: two studies with one id, a study without an id, no studies, or tables that nothing has read.
     """
-    assigner = _SplitAssigner(seed)
+    assigner, found = _SplitAssigner(seed), Found(source)
     unknown = folder / "unknown.parquet"
     with ShardListWriter(folder, shard_size) as writer, contextlib.closing(assigner):
 
         def without_split() -> Iterator[dict[str, Any]]:
-            for listed in unique(studies):
+            for listed in unique(found.counted(studies)):
                 assigner.see(listed.study)
                 if listed.study.split:
                     writer.add(listed, listed.study.split)
@@ -74,13 +93,14 @@ def list_shards(folder: Path, studies: Iterable[Listed], *, shard_size: int, see
 
         # Whether an archive without splits has reports is known only at its end, so its studies wait in a file.
         write_rows(unknown, without_split(), LIST_SCHEMA)
+        found.check()
         for row in read_rows(unknown):
             split = assigner.split_of(row["subject_id"] or row["study_id"])
             writer.add(from_row(row, split=split), split)
         unknown.unlink()
         if not writer.studies:
             raise InputError("the archive lists no studies", next="check source=PATH and data.format")
-        return writer.finish(**assigner.notes())
+        return writer.finish(**assigner.notes(), **found.notes())
 
 
 class _SplitAssigner:
@@ -134,18 +154,25 @@ def prepare_shard(
     counts: Counter[str] = Counter(studies=shard.studies, failed=0, films=0, films_dropped=0)
     reasons: Counter[str] = Counter()
     failed: list[dict[str, Any]] = []
+    bad_films: list[dict[str, Any]] = []
 
     def usable() -> Iterator[dict[str, Any]]:
         for study in with_films(shards.read(shard)):
+            dropped: list[tuple[View, str]] = []
             try:
-                ready = prepare_study(study, settings, max_pixels=max_pixels)
+                ready = prepare_study(study, settings, max_pixels=max_pixels, dropped=dropped)
             except UnreadableFilm as error:
                 counts["failed"] += 1
                 reasons[error.reason] += 1
-                failed.append({**study.to_row(), "split": shard.split, "error": error.reason})
+                failed.append({**_without_members(study).to_row(), "split": shard.split, "error": error.reason})
                 continue
+            finally:
+                bad_films.extend(
+                    {"study_id": study.study_id, "image_id": view.image_id, "split": shard.split, "reason": reason}
+                    for view, reason in dropped
+                )
             counts["films"] += len(ready.views)
-            counts["films_dropped"] += len(study.views) - len(ready.views)
+            counts["films_dropped"] += len(dropped)
             yield ready.to_row()
 
     # The table's file gets its name only after the failed studies are on disk.
@@ -156,6 +183,8 @@ def prepare_shard(
                 writer.write(row)
         if MISSING in reasons:
             check_mounted(archive)
+        if bad_films:
+            write_rows(_films_part(out, shard), bad_films, FILMS_FAILED_SCHEMA)
         if failed:
             write_rows(_failed_part(out, shard), failed, FAILED_SCHEMA)
     if counts["failed"] == shard.studies:
@@ -166,22 +195,40 @@ def prepare_shard(
     return content
 
 
-def prepare_study(study: Study, settings: PrepareConfig, *, max_pixels: int) -> Study:
+def prepare_study(
+    study: Study, settings: PrepareConfig, *, max_pixels: int, dropped: list[tuple[View, str]] | None = None
+) -> Study:
     """The study with its films in the form that `prepare.films` asks for; unreadable ones are left out.
 
+    Args:
+        dropped: gets each film that is left out, with its reason.
+
     Raises:
-        UnreadableFilm: the study has no films, or none that can be read.
+        UnreadableFilm: the study has no films, none that can be read, or a report and only a lateral film left of it.
     """
+    if study.error:
+        raise UnreadableFilm(study.error)
     if not study.views:
         raise UnreadableFilm("the study has no films")
-    views, reasons = [], []
+    views = []
+    dropped = [] if dropped is None else dropped
     for view in study.views:
         try:
             views.append(prepare_view(view, settings, max_pixels=max_pixels))
         except UnreadableFilm as error:
-            reasons.append(error.reason)
+            dropped.append((view, error.reason))
     if not views:
-        raise UnreadableFilm(reasons[0])
+        raise UnreadableFilm(dropped[0][1])
+    if not settings.lateral_alone and (study.report or study.findings or study.impression):
+        lost = next((reason for view, reason in dropped if side_of(view.position) == "frontal"), None)
+        if lost is not None and all(side_of(view.position) in ("lateral", "other") for view in views):
+            raise UnreadableFilm(f"the frontal film: {lost} (prepare.lateral_alone=true keeps the others)")
+    return replace(study, views=tuple(views))
+
+
+def _without_members(study: Study) -> Study:
+    """The study without the bytes of films that lie inside another file, since they can be fetched again."""
+    views = (replace(view, data=None) if is_member(view.uri) else view for view in study.views)
     return replace(study, views=tuple(views))
 
 
@@ -193,7 +240,8 @@ def prepare_view(view: View, settings: PrepareConfig, *, max_pixels: int) -> Vie
     """
     if settings.films == "link":
         check_film(view, max_pixels=max_pixels)
-        return view
+        # a film inside a tar or a table has no path that other readers know, so it is embedded
+        return replace(view, uri=None) if view.data is not None and is_member(view.uri) else view
     if settings.films == "embed":
         embedded = replace(view, data=read_film(view), uri=None)
         load_film(embedded, size=PROBE_SIZE, max_pixels=max_pixels)
@@ -228,6 +276,22 @@ def merge_failed(out: Path, shards: ShardList) -> Path:
     return out / FAILED
 
 
+def merge_failed_films(out: Path, shards: ShardList) -> Path:
+    """All unreadable films in OUT/films_failed.parquet, also those of failed studies; it is empty if there are none."""
+    parts = (_films_part(out, shard) for shard in shards)
+    rows = (row for part in parts if part.exists() for row in read_rows(part))
+    write_rows(out / FILMS_FAILED, rows, FILMS_FAILED_SCHEMA)
+    return out / FILMS_FAILED
+
+
+def count_left_out(out: Path) -> int:
+    """The studies that the source left out, since they hold nothing that it reads; it lists them when it plans."""
+    if not (out / LEFT_OUT).exists():
+        return 0
+    with open_parquet(out / LEFT_OUT) as file:
+        return int(file.metadata.num_rows)
+
+
 def clear(out: Path) -> None:
     """Remove what only a running job needs, and what killed jobs left behind."""
     shutil.rmtree(out / WORK, ignore_errors=True)
@@ -244,3 +308,7 @@ def _mark(out: Path, shard: Shard) -> Path:
 
 def _failed_part(out: Path, shard: Shard) -> Path:
     return out / WORK / "failed" / f"{shard.name}.parquet"
+
+
+def _films_part(out: Path, shard: Shard) -> Path:
+    return out / WORK / "films" / f"{shard.name}.parquet"

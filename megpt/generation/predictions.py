@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from megpt import __version__
+from megpt.data import listing
 from megpt.data.shards import ShardList, ShardListWriter, unique
 from megpt.data.sources import Source
 from megpt.data.studies import Listed, open_parquet, read_rows, with_films, write_rows
@@ -39,7 +40,11 @@ PACKAGES = ("torch", "transformers", "timm", "ray", "pyarrow", "pillow")
 
 def studies_of_split(source: Source, split: str) -> Iterator[Listed]:
     """The studies of one split; those without a split in the archive belong to every one."""
-    return (listed for listed in source.listed() if split == "all" or listed.study.split in ("", split))
+    return _of_split(source.listed(), split)
+
+
+def _of_split(studies: Iterable[Listed], split: str) -> Iterator[Listed]:
+    return (listed for listed in studies if split == "all" or listed.study.split in ("", split))
 
 
 @dataclass(frozen=True)
@@ -62,17 +67,33 @@ class Predictions:
         Raises:
             InputError: no study of that split, two studies with one id, or a study without an id.
         """
-        studies = unique(islice(studies_of_split(source, split), limit), where=str(source.root))
+        found, splits = listing.Found(source), Counter[str]()
+        studies = unique(islice(_of_split(found.counted(source.listed()), split), limit), where=str(source.root))
         with ShardListWriter(folder / LIST, shard_size) as writer:
             for listed in studies:
+                splits[listed.study.split] += 1
                 writer.add(listed)
+            # a limit ends the listing early, so that nothing is known of the rest
+            whole = limit is None or writer.studies < limit
+            if whole:
+                found.check()
             if not writer.studies:
                 raise InputError(
                     f"no study of split {split!r} in {source.root}",
                     cause="the archive is empty, or its studies belong to other splits",
                     next="set generate.split=all",
                 )
-            return cls(folder, writer.finish(format=source.format))
+            notes = {**found.notes(), "taken": writer.studies, "whole": whole, "split": split, "splits": dict(splits)}
+            return cls(folder, writer.finish(**notes))
+
+    def said(self) -> list[str]:
+        """What the archive holds, and how much of it is written: `597 of 4,991 studies, split=test`."""
+        notes = self.shards.notes
+        if "found" not in notes:
+            return []
+        taken, held = int(notes["taken"]), int(notes["found"]["studies"])
+        amount = f"{taken:,} of {held:,} studies" if notes["whole"] else f"the first {taken:,} studies"
+        return [listing.line(notes, notes["splits"].items()), f"{amount}, split={notes['split']}"]
 
     # ---- shards
 

@@ -22,7 +22,7 @@ from ray_jobs.demo.draw import Draw
 from ray_jobs.demo.language_model import LanguageModel
 from ray_jobs.evaluate import HEADLINE, PAGE, Evaluate, read_metrics
 from ray_jobs.fit_prompts import FitPrompts
-from ray_jobs.generate.job import Generate
+from ray_jobs.generate.job import Generate, held_out
 from ray_jobs.job import Job
 from ray_jobs.prepare import Prepare
 from ray_jobs.train.job import Train, check
@@ -100,7 +100,7 @@ def config_of(stage: Stage, config: Config) -> Config:
     """The stage's own output; `generate` reads the studies table, not the archive."""
     folder = str(Path(str(config.output)) / stage.folder)
     if stage.job is Generate:
-        return config.updated(output=folder, source=None)
+        return held_out(config).updated(output=folder, source=None)
     return config.updated(output=folder)
 
 

@@ -49,11 +49,18 @@ FRUITLESS_PASSES = 3
 DECODE_SHARE = 0.1
 
 
+def held_out(config: Config) -> Config:
+    """The config with the test split if none is chosen: a score of training studies says nothing."""
+    return config.overridden({"generate.split": "test"}) if config.generate.split == "all" else config
+
+
 class Generate(Job):
     name = "generate"
     reads = (
         *("source", "studies", "checkpoint", "limit", "seed", "generate"),
-        *("data.format", "data.reports", "data.annotations", "data.section", "data.max_views", "data.max_pixels"),
+        *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
+        *("data.roots", "data.section", "data.max_views", "data.max_pixels"),
+        *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("checkpoint",)
 
@@ -68,6 +75,7 @@ class Generate(Job):
         return {"checkpoint": self.fingerprint, "source": source}
 
     def preview(self, folder: Path) -> None:
+        self.source.keep_in(folder.absolute(), write=False)
         with tempfile.TemporaryDirectory() as scratch:
             found = Predictions.open(folder) or self._list(Path(scratch))
         left = found.left()
@@ -76,6 +84,7 @@ class Generate(Job):
 
     def plan(self, folder: Path) -> bool:
         remove_leftovers(folder)
+        self.source.keep_in(folder.absolute())
         self.predictions = Predictions.open(folder.absolute()) or self._list(folder.absolute())
         studies = self.predictions.shards.studies
         self.predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=studies)
@@ -83,7 +92,10 @@ class Generate(Job):
 
     def _list(self, folder: Path) -> Predictions:
         rules, limit = self.config.generate, self.config.limit
-        return Predictions.create(folder, self.source, split=rules.split, limit=limit, shard_size=rules.shard_size)
+        made = Predictions.create(folder, self.source, split=rules.split, limit=limit, shard_size=rules.shard_size)
+        for text in made.said():
+            log(f"generate: {text}")
+        return made
 
     def work(self, folder: Path) -> None:
         """Passes over the shards that have no file, until there are none."""

@@ -53,7 +53,7 @@ def test_shards_follow_the_archives_splits(tmp_path):
         "test-00000": ["s1"],
     }
     assert (shards.studies, len(shards)) == (6, 4)
-    assert shards.notes == {"split_by": "archive", "patients_in_two_splits": 0}
+    assert (shards.notes["split_by"], shards.notes["patients_in_two_splits"]) == ("archive", 0)
     assert ShardList.load(tmp_path / "plan") == shards
 
 

@@ -54,7 +54,8 @@ def rows(studies: Iterable[Study], failed: Iterable[str] = ()) -> Iterator[dict[
 def test_the_list_is_written_once(source: Source, tmp_path: Path) -> None:
     created = Predictions.create(tmp_path / "out", source, split="test", limit=20, shard_size=8)
     assert (created.shards.studies, len(created.shards), created.count([2])) == (20, 3, 4)
-    assert created.shards.notes == {"format": "table"}
+    assert created.shards.notes["format"] == "table"
+    assert created.said()[1] == "the first 20 studies, split=test"
     assert Predictions.open(tmp_path / "out") == created
     listed = created.studies(1)
     assert [entry.study.study_id for entry in listed] == [f"study{n:03d}" for n in range(8, 16)]
@@ -201,7 +202,12 @@ def test_archives_that_cannot_be_listed(source: Source, tmp_path: Path) -> None:
 def test_a_damaged_record(source: Source, tmp_path: Path) -> None:
     Predictions.create(tmp_path / "out", source, split="test", limit=4, shard_size=2)
     record = tmp_path / "out" / "plan" / "plan.json"
-    assert json.loads(record.read_text()) == {"studies": 4, "shard_size": 2, "format": "table"}
+    written = json.loads(record.read_text())
+    assert {name: written[name] for name in ("studies", "shard_size", "format")} == {
+        "studies": 4,
+        "shard_size": 2,
+        "format": "table",
+    }
     for text in ("", "[]", '{"studies": 4}', '{"studies": "x", "shard_size": 2}'):
         record.write_text(text)
         with pytest.raises(MegptError, match=r"plan\.json is damaged\n"):
