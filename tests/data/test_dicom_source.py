@@ -9,8 +9,14 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import stat
+import tarfile
+import tracemalloc
+import zipfile
+import zlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -297,6 +303,54 @@ def test_a_deflated_header_is_read_within_bounds(tmp_path):
     data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     put(tmp_path / "a", data)
     assert views(read(tmp_path)) == {"1.1": ["PA"]}
+
+
+def test_bad_archives_beside_good_films(tmp_path, capsys):
+    put(tmp_path / "in/a", film("1.1", 1))
+    with zipfile.ZipFile(tmp_path / "in/b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("SMITH/bomb.dcm", bytes(80 << 20))
+        archive.writestr("SMITH/IM1", encoded(film("1.2", 1)))
+        archive.writestr("inner.zip", b"PK\x03\x04")
+    with tarfile.open(tmp_path / "in/c.tar", "w") as archive:
+        for name, study in (("../SMITH", "1.3"), ("IM1", "1.4")):
+            data = encoded(film(study, 1))
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            archive.addfile(about, io.BytesIO(data))
+    packed = gzip.compress((tmp_path / "in/c.tar").read_bytes())
+    write(tmp_path / "in/d.tgz", packed[: len(packed) // 2])
+    write(tmp_path / "in/e.zip", b"PK\x03\x04 no archive")
+    write(tmp_path / "in/f.dcm.gz", gzip.compress(encoded(film("1.5", 1))))
+    studies = read(tmp_path / "in", tmp_path / "out")
+    good = {study.study_id for study in studies if not study.error}
+    assert good == {"1.1", "1.2", "1.4", "1.5"}
+    assert sorted((Path(s.views[0].uri).name, s.error) for s in studies if s.error) == [
+        ("b.zip", "archive member that unfolds to too many bytes"),
+        ("c.tar", "archive member whose path leads out of the archive"),
+        ("d.tgz", "damaged archive"),
+        ("e.zip", "damaged archive"),
+    ]
+    assert len({s.study_id for s in studies}) == len(studies)
+    assert all(load_films(s, size=8, max_views=None, max_pixels=10**6) for s in studies if not s.error)
+    said = capsys.readouterr().err
+    assert "dicom: not DICOM films: archive inside an archive 1" in said
+    assert "SMITH" not in said + "".join(s.study_id + s.error for s in studies)
+
+
+def test_a_deflated_header_that_unfolds_to_gigabytes(tmp_path):
+    data = film("1.1", 1)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    whole = encoded(data)
+    start = 144 + int.from_bytes(whole[140:144], "little")
+    # Eighty megabytes in one element before the identifiers, packed to less than a hundredth of that.
+    text = b"\x08\0\x05\0UC\0\0" + (80 << 20).to_bytes(4, "little") + bytes(80 << 20)
+    packer = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+    write(tmp_path / "a", whole[:start] + packer.compress(text) + packer.flush())
+    tracemalloc.start()
+    (study,) = read(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    tracemalloc.stop()
+    assert study.error == "DICOM header that cannot be read"
 
 
 def test_names_in_latin_1(tmp_path):
