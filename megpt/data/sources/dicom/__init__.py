@@ -53,7 +53,7 @@ ALOUD = {
 
 
 @dataclass
-class Found:
+class Contents:
     """What a tree holds, for the line that says so."""
 
     studies: int = 0
@@ -99,7 +99,7 @@ class DicomSource(Source):
         try:
             files, opened = update(index, self.root, lambda path, header: self._entry(path, header, ids))
             reader = _Reader(self.root, self.data, ids, index)
-            found = Found()
+            found = Contents()
             rows: Iterable[dict[str, Any]] = reader.left_out(found)
             if self._folder is not None and self._write:
                 write_rows(self._folder / LEFT_OUT, rows, LEFT_OUT_SCHEMA)
@@ -134,7 +134,7 @@ class DicomSource(Source):
             number=header.number,
         )
 
-    def _say(self, found: Found, files: int, opened: int, others: dict[str, int]) -> None:
+    def _say(self, found: Contents, files: int, opened: int, others: dict[str, int]) -> None:
         """Say once what was found, and what of it is left out."""
         if self._spoken:
             return
@@ -165,7 +165,7 @@ class _Reader:
         self._base = os.path.realpath(root if root.is_dir() else root.parent)
         self._shared = index.shared_accessions() if data.study_id == "accession" else set()
 
-    def left_out(self, found: Found) -> Iterator[dict[str, Any]]:
+    def left_out(self, found: Contents) -> Iterator[dict[str, Any]]:
         """Rows of left_out.parquet; `found` is complete at their end."""
         for study, entries in self._groups():
             films, kinds = self._sorted(entries)

@@ -42,7 +42,7 @@ OTHER_SUFFIXES = (
 DETECT_MEMBERS = 512
 
 MakeEntry = Callable[[bytes, Header], IndexEntry]
-Found = tuple[bytes, int, int, list[IndexEntry]]
+Scanned = tuple[bytes, int, int, list[IndexEntry]]
 
 
 NO_FOLDER = "folder that cannot be read"
@@ -88,7 +88,7 @@ def update(index: HeaderIndex, root: Path, make_entry: MakeEntry) -> tuple[int, 
     """
     folder, opened, total = root if root.is_dir() else root.parent, 0, 0
     inside = Inside(folder)
-    waiting: deque[Future[Found]] = deque()
+    waiting: deque[Future[Scanned]] = deque()
     files = (
         _walk(os.fsencode(root)) if root.is_dir() else iter([(os.fsencode(root.name), os.fsencode(root), False, "")])
     )
@@ -151,7 +151,7 @@ def _stat(path: bytes) -> os.stat_result | None:
         return None
 
 
-def _read(path: bytes, relative: bytes, about: os.stat_result, make_entry: MakeEntry) -> Found:
+def _read(path: bytes, relative: bytes, about: os.stat_result, make_entry: MakeEntry) -> Scanned:
     """What a file holds; errors become entries."""
     entries: list[IndexEntry]
     try:
