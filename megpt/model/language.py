@@ -31,7 +31,7 @@ from megpt.model.lora import ADAPTER, PEFT_PREFIX
 MAX_NEW_TOKENS = 100
 
 
-def located(name: str) -> tuple[str, dict[str, str]]:
+def located(name: str) -> tuple[str, dict[str, Any]]:
     """The folder or hub id in `name`, and the keywords for its revision: `org/name@revision` names one."""
     repository, at, revision = name.partition("@")
     return (repository, {"revision": revision}) if at and revision and not Path(name).exists() else (name, {})

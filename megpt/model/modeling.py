@@ -43,7 +43,9 @@ class MeGPTOutput(ModelOutput):
     prompt_id: Tensor | None = None
 
 
-class MeGPTForConditionalGeneration(Checkpointed, ReportGeneration, GenerationMixin):
+class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance]
+    Checkpointed, ReportGeneration, GenerationMixin
+):
     """The whole model, as `build_model` or `from_pretrained` makes it; from a config alone, all weights are random.
 
     Trained parts have `requires_grad`: the projector with its feature modules always, LoRA in mode delta, the encoder
@@ -54,7 +56,7 @@ class MeGPTForConditionalGeneration(Checkpointed, ReportGeneration, GenerationMi
     config: MeGPTConfig
     base_model_prefix = "megpt"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True

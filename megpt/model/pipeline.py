@@ -10,7 +10,7 @@ and gives every other model to it unchanged.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from transformers import GenerationConfig
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -38,7 +38,7 @@ class ReportPipeline(ImageTextToTextPipeline):
     def _is_megpt(self) -> bool:
         return isinstance(self.model.config, MeGPTConfig)
 
-    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:  # pyrefly: ignore[bad-override]
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """Reports for films. For any other model than MeGPT: as in transformers.
 
         Args:
@@ -85,13 +85,14 @@ class ReportPipeline(ImageTextToTextPipeline):
     def _write(self, studies: list[list[Any]], chats: list[Any], kwargs: dict[str, Any]) -> list[list[dict[str, Any]]]:
         generate = {**self._generate_kwargs, **{k: v for k, v in kwargs.items() if k in GENERATION}}
         generate |= kwargs.get("generate_kwargs") or {}
+        model, processor = cast(Any, self.model), cast(Any, self.processor)
         size = kwargs.get("batch_size") or self._batch_size or 1
         records = []
         for first in range(0, len(studies), size):
-            inputs = self.processor(images=studies[first : first + size]).to(self.model.device)
-            ids = self.model.generate(**inputs, **generate)
+            inputs = processor(images=studies[first : first + size]).to(self.model.device)
+            ids = model.generate(**inputs, **generate)
             each = len(ids) // len(inputs["pixel_values"])  # num_return_sequences
-            texts = self.processor.batch_decode(ids)
+            texts = processor.batch_decode(ids)
             for place in range(len(inputs["pixel_values"])):
                 rows = range(place * each, (place + 1) * each)
                 chat = chats[first + place]

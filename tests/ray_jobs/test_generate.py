@@ -268,3 +268,27 @@ def test_an_unforeseen_error_tells_kind_and_place_alone() -> None:
         told = from_json(to_json(workers.unforeseen(error, 7)))
     assert str(told).startswith("shard 7 failed with an unexpected KeyError\n  where: ")
     assert "test_generate.py:" in str(told) and SECRET not in str(told)
+
+
+def test_the_checkpoint_s_decoding_and_language_model(
+    archive: Path, tiny_checkpoint: Path, tiny_llm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from megpt.config import GenerateConfig, load_config
+    from megpt.model import MeGPTForConditionalGeneration, MeGPTProcessor
+    from megpt.model.checkpoint.decoding import carry
+
+    model = MeGPTForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    carry(model.generation_config, GenerateConfig(num_beams=2, min_new_tokens=3, max_new_tokens=33))
+    model.save_pretrained(tmp_path / "checkpoint")
+    MeGPTProcessor.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path / "checkpoint")
+    line = [f"source={archive}", f"checkpoint={tmp_path / 'checkpoint'}", f"output={tmp_path / 'out'}"]
+    plain = Generate(load_config(None, line))
+    plain.open()
+    plain.preview(tmp_path / "out")
+    assert "decoding: num_beams=2, repetition_penalty=2.0, " in capsys.readouterr().err.replace("\n", " ")
+    other = Generate(load_config(None, [*line, "generate.num_beams=1", f"model.llm={tiny_llm}"]))
+    other.open()
+    rules, identity = other.config.generate, other.identity()
+    assert (rules.num_beams, rules.min_new_tokens, rules.max_new_tokens) == (1, 3, 33)
+    assert (plain.llm, other.llm) == (None, str(tiny_llm))
+    assert "model" not in identity and identity["generate"]["max_new_tokens"] == 33

@@ -122,7 +122,7 @@ def add_scores(folder: str | Path, metrics: Mapping[str, Any], *, dataset: str |
     if not scores:
         raise InputError(f"no scores for the model card {path}", cause="the evaluation has scored no study")
     try:
-        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
+        card: Any = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise InputError(
             f"the model card {path} cannot be read",
@@ -185,8 +185,8 @@ def _with_section(text: str, name: str, table: str) -> str:
 def keep_scores(origin: Path, folder: Path) -> None:
     """Copy the scores of one model card to that of another folder with the same weights."""
     with contextlib.suppress(OSError, ValueError, TypeError, yaml.YAMLError):  # a card that was written by hand
-        old = ModelCard((origin / README).read_text(encoding="utf-8"))
-        new = ModelCard((folder / README).read_text(encoding="utf-8"))
+        old: Any = ModelCard((origin / README).read_text(encoding="utf-8"))
+        new: Any = ModelCard((folder / README).read_text(encoding="utf-8"))
         if not old.data.eval_results:
             return
         new.data.eval_results, new.data.model_name = old.data.eval_results, old.data.model_name

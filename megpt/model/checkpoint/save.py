@@ -88,9 +88,7 @@ class Checkpointed(PreTrainedModel):
         if push_to_hub:
             push_checkpoint(folder, kwargs.pop("repo_id", folder.name), **push_options(kwargs))
 
-    def push_to_hub(  # pyrefly: ignore[bad-override]
-        self, repo_id: str, *, full: bool = False, max_shard_size: int | str = "5GB", **kwargs: Any
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, full: bool = False, max_shard_size: int | str = "5GB", **kwargs: Any) -> str:
         """Save the checkpoint to a temporary folder and push it as `push_checkpoint` does; returns the commit's URL.
 
         The processor has a `push_to_hub` of its own.
