@@ -56,7 +56,7 @@ def test_the_schema_is_true() -> None:
 def test_the_page_says_who_reads_and_whether_it_matters() -> None:
     page = config_page({"train": ("train", "source"), "generate": ("source", "train.lr"), "status": ()})
     rows = {line.split(" | ")[0].strip("| `"): line for line in page.splitlines() if line.startswith("| `")}
-    assert list(rows) == [leaf.key for leaf in SETTINGS]
+    assert len(rows) == len(SETTINGS) and set(rows) == {leaf.key for leaf in SETTINGS}
     assert rows["train.lr"] == ("| `train.lr` | number | `0.0001` | > 0 | all | yes | Peak learning rate of AdamW. |")
     assert rows["train.log_every"] == (
         "| `train.log_every` | integer | `10` | > 0 | train | no | Steps between log lines. |"

@@ -30,7 +30,8 @@ from ray_jobs.__main__ import main
 from ray_jobs.train.job import absolute
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = "iu_xray_deep, iu_xray_delta, iu_xray_shallow, mimic_cxr_deep, mimic_cxr_delta, mimic_cxr_shallow, phantom"
+PAPER = "iu_xray_deep, iu_xray_delta, iu_xray_shallow, mimic_cxr_deep, mimic_cxr_delta, mimic_cxr_shallow"
+NAMES = f"ablation, {PAPER}, phantom"
 
 
 def write(path: Path, text: str) -> Path:

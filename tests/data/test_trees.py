@@ -92,7 +92,7 @@ def test_films_by_their_first_bytes(tmp_path):
     names = {"A.JPG": jpeg(), "B.jfif": jpeg(), "C.dcm30": dicom_bytes(), "D": dicom_bytes(), "E.img": dicom_bytes()}
     for name, data in {**names, "F.v2": png(), "G.pdf": b"%PDF-1.7", "DICOMDIR": dicom_bytes()}.items():
         write(tmp_path / name, data)
-    source, studies = read(tmp_path)
+    source, studies = read(tmp_path, format="folder")
     assert [*studies] == ["A", "B.jfif", "C.dcm30", "D", "E.img", "F.v2"]
     assert dict(source.ignored) == {".pdf files": 1, "files without a suffix": 1}
 

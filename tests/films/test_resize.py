@@ -38,13 +38,14 @@ def test_a_square_of_that_size_is_kept() -> None:
 
 @pytest.mark.parametrize("size", [(80, 70), (48, 48), (20, 31)])
 def test_the_model_sees_the_same_pixels(size: tuple[int, int]) -> None:
-    """As every release so far: resize, scale to [0, 1], normalise."""
+    """Shrink as the archive path does, resize, scale to [0, 1], normalise."""
     processor, image = MeGPTImageProcessor(image_size=48), film(*size)
-    values = np.array(image.resize((48, 48), Image.Resampling.BICUBIC), dtype=np.float32) / 255.0
+    squared = shrink(image, 48).resize((48, 48), Image.Resampling.BICUBIC)
+    values = np.array(squared, dtype=np.float32) / 255.0
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (processor.image_mean, processor.image_std))
     expected = (torch.from_numpy(values)[None] - mean) / std
     assert torch.equal(processor.prepare(image), expected)
-    assert torch.equal(processor.prepare(to_square(image, 48)), expected)
+    assert torch.equal(processor.prepare(to_square(shrink(image, 48), 48)), expected)
 
 
 def test_the_shorter_side_is_reduced() -> None:
