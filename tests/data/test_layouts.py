@@ -63,8 +63,12 @@ def test_chexpert(tmp_path):
         write(root / f"{split}.csv", header + "\n".join(lines) + "\n")
         for path in paths:
             write(root / split / path, png())
+    write(root / "test.csv", f"Path,{LABELS}\ntest/patient3/study1/view1_frontal.jpg,{row(Edema='0')}\n")
+    write(root / "test/patient3/study1/view1_frontal.jpg", png())
     source, studies = read(root)
     assert source.format == "chexpert" and readable(studies)
+    test = studies["patient3/study1"]
+    assert (test.split, test.labels, test.views[0].position) == ("test", {"Edema": 0}, "FRONTAL")
     first = studies["patient00001/study1"]
     assert (first.subject_id, first.split, first.labels) == ("patient00001", "train", {"Edema": -1, "Fracture": 1})
     assert [v.position for v in first.views] == ["FRONTAL", "LATERAL"]
