@@ -34,7 +34,7 @@ class ChexpertSource(TabularSource):
         if not found:
             raise InputError(
                 f"no table of CheXpert in {self.root}",
-                cause="none of train.csv, valid.csv and test.csv there has a column Path, and Frontal/Lateral or labels",
+                cause="none of train.csv, valid.csv and test.csv there has Path, and Frontal/Lateral or labels",
                 next="give the folder that holds train.csv, or set data.annotations=PATH",
             )
         return found
