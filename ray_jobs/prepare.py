@@ -32,6 +32,7 @@ from megpt.data.prepare import (
     FILMS_FAILED,
     WORK,
     clear,
+    count_left_out,
     list_shards,
     marks,
     merge_failed,
@@ -60,6 +61,7 @@ class Prepare(Job):
         *("source", "limit", "seed", "prepare"),
         *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
         *("data.roots", "data.max_pixels"),
+        *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("source",)
 
@@ -74,6 +76,7 @@ class Prepare(Job):
         return one_cpu(self.config.cluster)
 
     def preview(self, folder: Path) -> None:
+        self.source.keep_in(folder.absolute(), write=False)
         with tempfile.TemporaryDirectory() as scratch:
             shards = ShardList.load(folder / LIST) or self._list(Path(scratch) / "plan", self._studies())
             log(f"prepare: {line(shards.notes, shards.segments)}")
@@ -84,6 +87,7 @@ class Prepare(Job):
         place = folder.absolute() / LIST  # the tasks, which read it, start in folders of their own
         shards = ShardList.load(place)
         if shards is None:
+            self.source.keep_in(folder.absolute())
             studies = self._studies()
             log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
             shards = self._list(place, studies)
@@ -148,6 +152,7 @@ class Prepare(Job):
             "split_by": shards.notes["split_by"],
             "found": {name: shards.notes.get(name) for name in ("found", "rule", "not_read")},
             "counts": dict(counts),
+            "left_out": count_left_out(folder),
             "splits": {name: dict(numbers) for name, numbers in splits.items()},
             "reasons": dict(reasons.most_common()),
             "patients_in_two_splits": shards.notes["patients_in_two_splits"],

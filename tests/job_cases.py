@@ -91,15 +91,33 @@ CASES = {
         spoil=lambda here: write_predictions(here / "predictions", 7),
         results=("per_study.parquet",),
     ),
+    "compare": Case(
+        ("predictions", "predictions", "studies=studies", "evaluate.meteor=false", "evaluate.bootstrap=20"),
+        bad=("studies", "studies is not a predictions/ folder"),
+        unread="train.lr=1",
+        changed=("data.cleaner=r2gen-iu", "data.cleaner: 'none' → 'r2gen-iu'"),
+        spoil=lambda here: write_predictions(here / "predictions", 7),
+        results=("per_study.parquet", "compare.json"),
+    ),
     "ablate": Case(
-        ("studies=studies", "model.llm=llm", *ENCODER, "ablate.variants={no_fem: {model.fem: false}}"),
-        bad=("ablate.variants={}", "`ablate.variants` is empty"),
+        (
+            *("studies=studies", "model.llm=llm", *ENCODER, "generate.split=val"),
+            "ablate.variants={no_fem: {model.fem: false}}",
+        ),
+        bad=("ablate.variants={}", "`ablate.variants` and `ablate.grid` are empty"),
         unread="phantom.broken=1",
     ),
     "demo": Case(
         ("phantom.num_studies=20",),
         bad=("cluster.num_workers=3", "train.global_batch_size = 16 cannot be divided among 3 workers"),
         unread="prompts=x",
+    ),
+    "export": Case(
+        ("checkpoint=checkpoint", "full=true", "dtype=bf16"),
+        bad=("checkpoint=nowhere", "no checkpoint at nowhere"),
+        unread="train.lr=1",
+        changed=("merge=true", "export.merge: False → True"),
+        results=("model.safetensors",),
     ),
     "import-checkpoint": Case(
         (

@@ -46,11 +46,17 @@ ANOTHER = {
     "prepare.jpeg_quality": 96,
     "model.vision_args": {"depths": [2]},
     "model.extra_modules": ["another"],
+    "data.modalities": ["CR"],
     "fit_prompts.candidates": [2],
     "train.betas": [0.8, 0.9],
     "train.loggers": [],
     "generate.do_sample": {"do_sample": True, "num_beams": 1},
+    "evaluate.scores": ["another"],
+    "export.dtype": "bf16",
+    "export.max_shard_size": "1MB",
     "ablate.variants": {"no_fem": {"model.fem": False}},
+    "ablate.grid": {"train.lr": [1.0]},
+    "ablate.seeds": [1],
 }
 
 

@@ -28,7 +28,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ LIST_SCHEMA = (
     STUDIES_SCHEMA.append(pa.field("split", pa.string()))
     .append(pa.field("file", pa.string()))
     .append(pa.field("row", pa.int64()))
+    .append(pa.field("error", pa.string()))
 )
 
 
@@ -149,12 +150,20 @@ class ShardList:
 
 def to_row(listed: Listed) -> dict[str, Any]:
     """A row of `LIST_SCHEMA`."""
-    return {**listed.study.to_row(), "split": listed.study.split, "file": listed.file, "row": listed.row}
+    study = listed.study
+    return {
+        **study.to_row(),
+        "split": study.split,
+        "file": listed.file,
+        "row": listed.row,
+        "error": study.error or None,
+    }
 
 
 def from_row(row: dict[str, Any], *, split: str) -> Listed:
     """The inverse of `to_row`; `split` is that of a study whose row has none."""
-    return Listed(Study.from_row(row, split=split), row["file"], row["row"] or 0)
+    study = replace(Study.from_row(row, split=split), error=row.get("error") or "")
+    return Listed(study, row["file"], row["row"] or 0)
 
 
 def file_name(split: str, number: int) -> str:

@@ -36,6 +36,8 @@ from megpt.config import Config
 from megpt.data.sources import open_source
 from megpt.errors import InputError, MegptError, TooManyFailed, from_json
 from megpt.generation.predictions import FAILED, Predictions, finished_shards, remove_leftovers
+from megpt.model.checkpoint.decoding import completed, described
+from megpt.model.checkpoint.fingerprint import is_hub_id, local_folder, pinned
 from megpt.progress import Progress, log
 from ray_jobs.generate.watch import watched
 from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
@@ -49,12 +51,18 @@ FRUITLESS_PASSES = 3
 DECODE_SHARE = 0.1
 
 
+def held_out(config: Config) -> Config:
+    """The config with the test split if none is chosen: a score of training studies says nothing."""
+    return config.overridden({"generate.split": "test"}) if config.generate.split == "all" else config
+
+
 class Generate(Job):
     name = "generate"
     reads = (
-        *("source", "studies", "checkpoint", "limit", "seed", "generate"),
+        *("source", "studies", "checkpoint", "limit", "seed", "generate", "model.llm"),
         *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
         *("data.roots", "data.section", "data.max_views", "data.max_pixels"),
+        *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("checkpoint",)
 
@@ -63,22 +71,35 @@ class Generate(Job):
         # Workers, which start in folders of their own, get its paths.
         self.source = open_source(str(Path(path).absolute()), data=self.config.data)
         self.fingerprint = checkpoint_fingerprint(self.config)
+        # Only from the command line: the config of a training run names the language model for training.
+        self.llm = absolute(self.config).model.llm if "model.llm" in self.config.named else None
+        self.config = self.config.updated(checkpoint=pinned(str(self.config.checkpoint)))
+        rules, self.origins = completed(self.config.generate, local_folder(str(self.config.checkpoint)))
+        self.config = self.config.updated(generate=rules.model_dump(mode="json"))
+
+    def identity(self) -> dict[str, Any]:
+        # The language model is checked against the checkpoint's hash, so its place does not count.
+        return self.config.identity(*(key for key in self.reads if key != "model.llm")) | self.inputs()
 
     def inputs(self) -> dict[str, Any]:
         source = f"{self.source.format}:{self.source.fingerprint()}"
         return {"checkpoint": self.fingerprint, "source": source}
 
     def preview(self, folder: Path) -> None:
+        self.source.keep_in(folder.absolute(), write=False)
         with tempfile.TemporaryDirectory() as scratch:
             found = Predictions.open(folder) or self._list(Path(scratch))
         left = found.left()
         shards = f"{len(left)} shards to {folder}"
+        log(f"generate: decoding: {described(self.config.generate, self.origins)}")
         log(f"generate: would write {found.count(left)} reports from {self.source.root} in {shards}")
 
     def plan(self, folder: Path) -> bool:
         remove_leftovers(folder)
+        self.source.keep_in(folder.absolute())
         self.predictions = Predictions.open(folder.absolute()) or self._list(folder.absolute())
         studies = self.predictions.shards.studies
+        log(f"generate: decoding: {described(self.config.generate, self.origins)}")
         self.predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=studies)
         return bool(self.predictions.left())
 
@@ -135,7 +156,14 @@ class Generate(Job):
                 num_cpus=cpus,
                 num_gpus=config.cluster.gpus_per_worker or None,
                 ray_remote_args_fn=lambda: {"max_task_retries": 0},
-                fn_constructor_args=(config.to_yaml(), self.predictions, archive, self.fingerprint, decode_cpus),
+                fn_constructor_args=(
+                    config.to_yaml(),
+                    self.predictions,
+                    archive,
+                    self.fingerprint,
+                    decode_cpus,
+                    self.llm,
+                ),
             )
         # Its own context, not the process's: other jobs may run in it.
         context = written.context
@@ -177,13 +205,13 @@ def checkpoint_fingerprint(config: Config) -> str:
     from megpt.model import fingerprint
 
     folder = Path(str(config.checkpoint))
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not is_hub_id(str(config.checkpoint)):
         raise InputError(
             f"no checkpoint at {folder}",
             cause="it has no config.json",
             next="set checkpoint=PATH to an output of `megpt train` or `megpt import-checkpoint`",
         )
-    return str(fingerprint(folder))
+    return str(fingerprint(str(config.checkpoint)))
 
 
 def _cpu_shares(config: Config) -> tuple[float, float]:

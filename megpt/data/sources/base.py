@@ -65,6 +65,13 @@ class Source(ABC):
         """The same studies for a shard list, without the bytes of films that can be fetched from a table later."""
         return map(Listed, self.studies())
 
+    def keep_in(self, folder: Path, *, write: bool = True) -> None:  # noqa: B027 (most sources keep nothing)
+        """Name the job's output folder, where a source may keep what its next reading needs.
+
+        Args:
+            write: False for a dry run, which may read there and leaves nothing.
+        """
+
     def tables(self) -> Iterable[Path]:
         """The files that list the studies."""
         return ()
