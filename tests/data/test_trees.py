@@ -15,7 +15,7 @@ import pytest
 from make_films import dicom_bytes, jpeg, png, write
 
 from megpt.config import DataConfig
-from megpt.data.listing import Found, line
+from megpt.data.listing import Tally, line
 from megpt.data.prepare import list_shards
 from megpt.data.sources import open_source
 from megpt.data.sources.folder import is_heap
@@ -92,7 +92,7 @@ def test_films_by_their_first_bytes(tmp_path):
     names = {"A.JPG": jpeg(), "B.jfif": jpeg(), "C.dcm30": dicom_bytes(), "D": dicom_bytes(), "E.img": dicom_bytes()}
     for name, data in {**names, "F.v2": png(), "G.pdf": b"%PDF-1.7", "DICOMDIR": dicom_bytes()}.items():
         write(tmp_path / name, data)
-    source, studies = read(tmp_path)
+    source, studies = read(tmp_path, format="folder")
     assert [*studies] == ["A", "B.jfif", "C.dcm30", "D", "E.img", "F.v2"]
     assert dict(source.ignored) == {".pdf files": 1, "files without a suffix": 1}
 
@@ -125,7 +125,7 @@ def test_a_table_beside_reports_that_were_read(tmp_path):
     write(tmp_path / "p/s/report.txt", "Clear.")
     write(tmp_path / "list.csv", "colour\nred\n")
     source = open_source(tmp_path, data=DataConfig())
-    found = Found(source)
+    found = Tally(source)
     assert len(list(found.counted(source.listed()))) == 1
     found.check()
 

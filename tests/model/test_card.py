@@ -75,7 +75,7 @@ def test_what_cannot_be_written(folder: Path) -> None:
     with pytest.raises(InputError, match="no scores for the model card"):
         add_scores(folder, {"scores": {"METEOR": None}})
     (folder / "README.md").write_text("---\nmodel-index: 3\n---\n")
-    with pytest.raises(InputError, match="the model card .* cannot be read"):
+    with pytest.raises(InputError, match=r"the model card .* cannot be read"):
         add_scores(folder, metrics(0.1))
     (folder / "README.md").unlink()
     with pytest.raises(InputError, match="cannot be read\n  cause: FileNotFoundError"):
