@@ -50,7 +50,7 @@ class WebDatasetSource(TabularSource):
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:
         shards = _shards(path)
-        return bool(shards) and _has_film(shards[0])
+        return bool(shards) and _has_samples(shards[0])
 
     def tables(self) -> Iterable[Path]:
         shards = _shards(self.root)
@@ -167,18 +167,27 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int) -> bytes:
     return b"" if file is None else file.read(size)
 
 
-def _has_film(shard: Path) -> bool:
+def _has_samples(shard: Path) -> bool:
+    """Whether the first members are films as WebDataset keeps them: pictures, or DICOM beside texts of the same keys.
+
+    A tar of DICOM files alone is an export, whose studies its headers tell.
+    """
+    dicom, texts = set[str](), set[str]()
     try:
         with tarfile.open(shard, "r:") as tar:
             for _ in range(HEAD_MEMBERS):
-                member = tar.next()
-                if member is None:
-                    return False
-                if member.isreg() and film_type(_read(tar, member, HEADER_BYTES)):
-                    return True
+                if (member := tar.next()) is None:
+                    break
+                key, extension = _key(member.name)
+                if extension.rpartition(".")[2].lower() in {*TEXTS, "json"}:
+                    texts.add(key)
+                elif member.isreg() and (kind := film_type(_read(tar, member, HEADER_BYTES))):
+                    if kind != "dicom":
+                        return True
+                    dicom.add(key)
     except (tarfile.TarError, EOFError, OSError):
         pass
-    return False
+    return bool(dicom & texts)
 
 
 def _shards(path: Path) -> list[Path]:
