@@ -29,8 +29,7 @@ from ray_jobs.docs import job_reads
 INDIFFERENT = {
     "output",
     *("cluster.num_workers", "cluster.gpus_per_worker", "cluster.cpus_per_worker", "cluster.wait_s"),
-    "prepare.max_failed_fraction",
-    "prepare.max_failed_films_fraction",
+    *("prepare.max_failed_fraction", "prepare.max_failed_films_fraction"),
     *("train.zero_stage", "train.deepspeed", "train.micro_batch_size", "train.loss_chunk"),
     *("train.activation_checkpointing", "train.cache_features", "train.save_every", "train.keep", "train.log_every"),
     *("train.loader_workers", "train.max_failures", "train.max_failed_fraction", "train.timeout_s", "train.loggers"),
@@ -43,7 +42,7 @@ ANOTHER = {
     "data.cleaner": "r2gen-iu",
     "data.encoding": "cp1252",
     "data.delimiter": ";",
-    "data.roots": ["elsewhere"],
+    "data.roots": ["/another"],
     "prepare.jpeg_quality": 96,
     "model.vision_args": {"depths": [2]},
     "model.extra_modules": ["another"],

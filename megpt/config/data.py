@@ -85,6 +85,12 @@ class DataConfig(Section):
     """Largest number of films used per study, in the archive's order; all of them by default."""
     max_pixels: Positive = 200_000_000
     """A film that declares more pixels is refused before it is decoded (a decompression bomb)."""
+    study_id: Literal["uid", "hash", "accession"] = "uid"
+    """A DICOM study's id in tables: its StudyInstanceUID, a keyed hash of it, or its accession number."""
+    subject_id: Literal["hash", "patient_id"] = "hash"
+    """A DICOM patient's id in tables: a keyed hash of the PatientID, or the PatientID itself."""
+    modalities: tuple[ModalityCode, ...] = Field(default=("CR", "DX", "RG"), min_length=1)
+    """DICOM modalities that may be chest films; files of all others are left out and counted by kind."""
     columns: DataColumnsConfig = DataColumnsConfig()
 
     @field_validator("encoding")
@@ -101,13 +107,6 @@ class DataConfig(Section):
         if text is not None and len(text) != 1:
             raise ValueError(f"{text!r} is not one character; a tab is $'\\t' in bash")
         return text
-
-    study_id: Literal["uid", "hash", "accession"] = "uid"
-    """A DICOM study's id in tables: its StudyInstanceUID, a keyed hash of it, or its accession number."""
-    subject_id: Literal["hash", "patient_id"] = "hash"
-    """A DICOM patient's id in tables: a keyed hash of the PatientID, or the PatientID itself."""
-    modalities: tuple[ModalityCode, ...] = Field(default=("CR", "DX", "RG"), min_length=1)
-    """DICOM modalities that may be chest films; files of all others are left out and counted by kind."""
 
     @field_validator("cleaner")
     @classmethod

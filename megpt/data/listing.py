@@ -1,9 +1,9 @@
 """What a listing found: the one line that is said after it, and the refusal of one that threw something away.
 
-found = Found(source)
-for listed in found.counted(source.listed()): ...
-found.check()
-log(found.line())          # folder: 4 studies, 4 films, 0 reports, 0 labels, test 4 (a study per folder; …)
+tally = Tally(source)
+for listed in tally.counted(source.listed()): ...
+tally.check()
+log(line(notes, segments))     # folder: 4 studies, 4 films, 0 reports, 0 labels, test 4 (a study per folder; …)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPLIT_RULES = {
 }
 
 
-class Found:
+class Tally:
     """Counts studies as they are listed.
 
     Args:

@@ -15,21 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from megpt.config import PrepareConfig
-from megpt.data.listing import Found
-from megpt.data.members import is_member
-from megpt.data.positions import side_of
+from megpt.data.listing import Tally
+from megpt.data.prepared_films import prepare_study, without_members
 from megpt.data.shards import (
     LIST_SCHEMA,
     Shard,
@@ -53,13 +48,11 @@ from megpt.data.studies import (
     write_rows,
 )
 from megpt.errors import InputError
-from megpt.films.decode import MISSING, UnreadableFilm, check_film, load_film, read_film
+from megpt.films.decode import MISSING, UnreadableFilm
 from megpt.output import write_aside
 from megpt.study import FAILED_SCHEMA, FILMS_FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
 
 WORK, FAILED, FILMS_FAILED, LEFT_OUT = ".work", "failed.parquet", "films_failed.parquet", "left_out.parquet"
-# A film that is stored unchanged is decoded once, as small as its format allows, to see that it can be.
-PROBE_SIZE = 32
 # An archive without splits is divided by patient, so that no patient is in two of them.
 SHARES = (("train", 0.8), ("val", 0.9), ("test", 1.0))
 
@@ -71,7 +64,7 @@ def list_shards(
 
     Its notes are `split_by` (archive: the archive has splits; patient: by hash of the patient's id; none: all is
     `test`, because there are no reports), `patients_in_two_splits`, which counts the archive's own overlaps, and what
-    `megpt.data.listing.Found` counted.
+    `megpt.data.listing.Tally` counted.
 
     Args:
         source: the archive that the studies are from; it may refuse what it found.
@@ -79,7 +72,7 @@ def list_shards(
     Raises:
         InputError: two studies with one id, a study without an id, no studies, or tables that nothing has read.
     """
-    assigner, found = _SplitAssigner(seed), Found(source)
+    assigner, found = _SplitAssigner(seed), Tally(source)
     unknown = folder / "unknown.parquet"
     with ShardListWriter(folder, shard_size) as writer, contextlib.closing(assigner):
 
@@ -164,7 +157,7 @@ def prepare_shard(
             except UnreadableFilm as error:
                 counts["failed"] += 1
                 reasons[error.reason] += 1
-                failed.append({**_without_members(study).to_row(), "split": shard.split, "error": error.reason})
+                failed.append({**without_members(study).to_row(), "split": shard.split, "error": error.reason})
                 continue
             finally:
                 bad_films.extend(
@@ -193,68 +186,6 @@ def prepare_shard(
     with write_aside(mark) as temporary:
         temporary.write_text(json.dumps(content))
     return content
-
-
-def prepare_study(
-    study: Study, settings: PrepareConfig, *, max_pixels: int, dropped: list[tuple[View, str]] | None = None
-) -> Study:
-    """The study with its films in the form that `prepare.films` asks for; unreadable ones are left out.
-
-    Args:
-        dropped: gets each film that is left out, with its reason.
-
-    Raises:
-        UnreadableFilm: the study has no films, none that can be read, or a report and only a lateral film left of it.
-    """
-    if study.error:
-        raise UnreadableFilm(study.error)
-    if not study.views:
-        raise UnreadableFilm("the study has no films")
-    views = []
-    dropped = [] if dropped is None else dropped
-    for view in study.views:
-        try:
-            views.append(prepare_view(view, settings, max_pixels=max_pixels))
-        except UnreadableFilm as error:
-            dropped.append((view, error.reason))
-    if not views:
-        raise UnreadableFilm(dropped[0][1])
-    if not settings.lateral_alone and (study.report or study.findings or study.impression):
-        lost = next((reason for view, reason in dropped if side_of(view.position) == "frontal"), None)
-        if lost is not None and all(side_of(view.position) in ("lateral", "other") for view in views):
-            raise UnreadableFilm(f"the frontal film: {lost} (prepare.lateral_alone=true keeps the others)")
-    return replace(study, views=tuple(views))
-
-
-def _without_members(study: Study) -> Study:
-    """The study without the bytes of films that lie inside another file, since they can be fetched again."""
-    views = (replace(view, data=None) if is_member(view.uri) else view for view in study.views)
-    return replace(study, views=tuple(views))
-
-
-def prepare_view(view: View, settings: PrepareConfig, *, max_pixels: int) -> View:
-    """One film: resized and encoded, embedded unchanged, or linked.
-
-    Raises:
-        UnreadableFilm: it cannot be read.
-    """
-    if settings.films == "link":
-        check_film(view, max_pixels=max_pixels)
-        # a film inside a tar or a table has no path that other readers know, so it is embedded
-        return replace(view, uri=None) if view.data is not None and is_member(view.uri) else view
-    if settings.films == "embed":
-        embedded = replace(view, data=read_film(view), uri=None)
-        load_film(embedded, size=PROBE_SIZE, max_pixels=max_pixels)
-        return embedded
-    image = load_film(view, size=settings.image_size, max_pixels=max_pixels)
-    return replace(view, data=encode(image, quality=settings.jpeg_quality), uri=None)
-
-
-def encode(image: Image.Image, *, quality: int) -> bytes:
-    """A grey picture as JPEG; the same picture gives the same bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
 
 
 def unfinished(out: Path, shards: ShardList) -> list[Shard]:

@@ -67,7 +67,7 @@ class Predictions:
         Raises:
             InputError: no study of that split, two studies with one id, or a study without an id.
         """
-        found, splits = listing.Found(source), Counter[str]()
+        found, splits = listing.Tally(source), Counter[str]()
         studies = unique(islice(_of_split(found.counted(source.listed()), split), limit), where=str(source.root))
         with ShardListWriter(folder / LIST, shard_size) as writer:
             for listed in studies:

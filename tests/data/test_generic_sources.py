@@ -221,6 +221,7 @@ def leaky(tmp_path):
     [
         *("../secret.png", "films/../../secret.png", "linked/secret.png", "link.png", "sibling.png"),
         *("/etc/passwd", "a\0b", "", "..\\x"),
+        *("link.png#offset=0&size=9", "link.png#column=image&row=0"),
     ],
 )
 def test_paths_that_lead_out_are_refused(leaky, path):

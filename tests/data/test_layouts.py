@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from make_films import png, write
+from make_films import dicom_bytes, png, write
 
 from megpt.config import DataConfig
 from megpt.data.sources import open_source
@@ -63,8 +63,12 @@ def test_chexpert(tmp_path):
         write(root / f"{split}.csv", header + "\n".join(lines) + "\n")
         for path in paths:
             write(root / split / path, png())
+    write(root / "test.csv", f"Path,{LABELS}\ntest/patient3/study1/view1_frontal.jpg,{row(Edema='0')}\n")
+    write(root / "test/patient3/study1/view1_frontal.jpg", png())
     source, studies = read(root)
     assert source.format == "chexpert" and readable(studies)
+    test = studies["patient3/study1"]
+    assert (test.split, test.labels, test.views[0].position) == ("test", {"Edema": 0}, "FRONTAL")
     first = studies["patient00001/study1"]
     assert (first.subject_id, first.split, first.labels) == ("patient00001", "train", {"Edema": -1, "Fracture": 1})
     assert [v.position for v in first.views] == ["FRONTAL", "LATERAL"]
@@ -150,6 +154,12 @@ def test_vindr_with_boxes_alone(tmp_path):
         "a": {"Cardiomegaly": 1, "Lung Lesion": 0, "No Finding": 0},
         "b": {"Cardiomegaly": 0, "Lung Lesion": 0, "No Finding": 1},
     }
+
+
+def test_vindr_one_folder_down(tmp_path):
+    write(tmp_path / "unpacked/train/a.dicom", dicom_bytes())
+    write(tmp_path / "unpacked/annotations/image_labels_train.csv", "image_id,rad_id,No finding\na,R1,1\n")
+    assert read(tmp_path)[0].format == "vindr"
 
 
 def test_rsna(tmp_path):
@@ -358,6 +368,14 @@ def test_webdataset_keys_of_two_shards_stay_apart(tmp_path):
         make_tar(tmp_path / shard, [("0.png", png()), ("0.txt", b"Clear.")])
     _, studies = read(tmp_path)
     assert {s.study_id: s.split for s in studies.values()} == {"test/b/0": "test", "train/a/0": "train"}
+
+
+def test_a_tar_of_dicom_needs_texts_to_be_webdataset(tmp_path):
+    make_tar(tmp_path / "export.tar", [("IM1", dicom_bytes()), ("IM2", dicom_bytes())])
+    assert open_source(tmp_path / "export.tar", data=DataConfig()).format == "dicom"
+    make_tar(tmp_path / "shard.tar", [("1.dcm", dicom_bytes()), ("1.txt", b"Clear.")])
+    source, studies = read(tmp_path / "shard.tar")
+    assert source.format == "webdataset" and studies["1"].report == "Clear." and readable(studies)
 
 
 def test_a_damaged_tar(tmp_path):

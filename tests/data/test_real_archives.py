@@ -68,7 +68,7 @@ def show(real_data, name):
 
 
 def test_dicom_films(real_data):
-    kind, listed = studies(real_data / "dicom")
+    kind, listed = studies(real_data / "dicom", format="folder")
     assert kind == "folder" and len(listed) == 12
     rows = index(real_data)
     for study in listed:

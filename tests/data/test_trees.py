@@ -15,7 +15,7 @@ import pytest
 from make_films import dicom_bytes, jpeg, png, write
 
 from megpt.config import DataConfig
-from megpt.data.listing import Found, line
+from megpt.data.listing import Tally, line
 from megpt.data.prepare import list_shards
 from megpt.data.sources import open_source
 from megpt.data.sources.folder import is_heap
@@ -125,7 +125,7 @@ def test_a_table_beside_reports_that_were_read(tmp_path):
     write(tmp_path / "p/s/report.txt", "Clear.")
     write(tmp_path / "list.csv", "colour\nred\n")
     source = open_source(tmp_path, data=DataConfig())
-    found = Found(source)
+    found = Tally(source)
     assert len(list(found.counted(source.listed()))) == 1
     found.check()
 

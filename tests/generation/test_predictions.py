@@ -74,6 +74,35 @@ def test_studies_without_a_split_belong_to_every_one(tmp_path: Path) -> None:
         assert Predictions.create(tmp_path / split, plain, split=split, limit=None, shard_size=2).shards.studies == 2
 
 
+def test_it_is_said_how_much_of_the_archive_is_taken(tmp_path: Path) -> None:
+    rows = "".join(f"{n},{n}.png,{split}\n" for n, split in enumerate(("train", "train", "val", "test")))
+    (tmp_path / "manifest.csv").write_text(f"study_id,image_path,split\n{rows}")
+    archive = open_source(tmp_path / "manifest.csv", data=DataConfig())
+
+    def said(split: str, limit: int | None = None) -> str:
+        out = tmp_path / f"{split}-{limit}"
+        Predictions.create(out, archive, split=split, limit=limit, shard_size=2)
+        again = Predictions.open(out)
+        assert again is not None
+        found, taken = again.said()
+        assert found.startswith("manifest: ")
+        return taken
+
+    assert said("test") == "1 of 4 studies, split=test"
+    assert said("all") == "4 of 4 studies, split=all"
+    assert said("all", 3) == "the first 3 studies, split=all"
+
+
+def test_a_table_that_nobody_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "archive" / "s").mkdir(parents=True)
+    (tmp_path / "archive" / "s" / "film.dcm").write_bytes(b"")
+    (tmp_path / "archive" / "list.csv").write_text("colour\nred\n")
+    archive = open_source(tmp_path / "archive", data=DataConfig())
+    with pytest.raises(InputError, match=r"^list.csv: nothing was read from it\n"):
+        Predictions.create(tmp_path / "out", archive, split="all", limit=None, shard_size=2)
+    assert Predictions.open(tmp_path / "out") is None
+
+
 def test_shards_left(source: Source, tmp_path: Path) -> None:
     predictions = Predictions.create(tmp_path / "out", source, split="all", limit=None, shard_size=10)
     assert (predictions.left(), predictions.finished(), finished_shards(tmp_path / "out")) == ([0, 1, 2, 3], [], set())

@@ -183,3 +183,7 @@ def test_a_table_that_nobody_read(tmp_path, capfd):
     assert "error: manifest.csv: nothing was read from it\n" in capfd.readouterr().err
     assert not out.exists()
     assert main(["prepare", f"source={source}", f"output={out}", "data.format=folder", "--dry-run"]) == 0
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "films.tar.gz").write_bytes(b"x")
+    assert main(["prepare", f"source={tmp_path}/packed", f"output={out}"]) == 2
+    assert "error: films.tar.gz: nothing was read from it\n" in capfd.readouterr().err

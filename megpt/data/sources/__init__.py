@@ -53,6 +53,8 @@ FORMATS = {
     "folder": "megpt.data.sources.folder:FolderSource",
 }
 GENERIC = ("manifest", "dicom", "folder")
+# Those that read any tree of films, whatever tables are in it.
+PLAIN = ("dicom", "folder")
 
 _warn_once = functools.cache(log)
 
@@ -125,12 +127,12 @@ def _detect(path: Path, data: DataConfig) -> Source:
             cause = error.cause if isinstance(error, InputError) else type(error).__name__
             _warn_once(f"warning: {text} and is skipped ({cause})")
             continue
-        if name == "folder" and fits and (inner := _only_folder(path)) is not None:
+        if name in PLAIN and fits and (inner := _only_folder(path)) is not None:
             try:
                 found = _detect(inner, data)
             except InputError:
                 found = None
-            if found is not None and found.format != "folder":
+            if found is not None and found.format not in PLAIN:
                 return found
         if fits:
             return source(path, data)

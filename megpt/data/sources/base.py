@@ -9,10 +9,12 @@ import socket
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
 from megpt.config import DataConfig
+from megpt.data.members import is_member
 from megpt.data.sources.columns import split_name
 from megpt.data.sources.reading import TextForm
 from megpt.data.studies import Listed
@@ -21,6 +23,8 @@ from megpt.study import Study, View, utf8_name
 
 __all__ = ["FILM_SUFFIXES", "ImageFolder", "Inside", "Source", "check_mounted", "split_name"]
 
+# A tree of more folders than this holds patients, not splits.
+FEW_FOLDERS = 32
 FILM_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".dic", ".ima"})
 
 
@@ -122,7 +126,9 @@ class Inside:
         folder = self._folder("/".join(parts[:-1]))
         if folder is None:
             return None
-        return self._inside(folder, parts[-1])
+        path = self._inside(folder, parts[-1])
+        # a name that reads as a place inside another file could lead out by way of that file
+        return None if is_member(path) else path
 
     def _check_folder(self, relative: str) -> str | None:
         """The real path of a folder inside; its parent is in the cache, so this costs one file system call."""
@@ -197,6 +203,20 @@ class ImageFolder:
                 if stem and Path(rest).suffix.lower() in FILM_SUFFIXES and stem.startswith("CXR"):
                     found[stem].append(entry.name)
         return {study_id: sorted(names) for study_id, names in found.items()}
+
+
+def near_folders(path: Path) -> list[Path]:
+    """A folder and those one and two below it, for a look that must stay quick: large folders are not entered."""
+    found = [path]
+    for level in (_few_folders(path), [two for one in _few_folders(path) for two in _few_folders(one)]):
+        found += level
+    return found
+
+
+def _few_folders(path: Path) -> list[Path]:
+    with os.scandir(path) as entries:
+        folders = [Path(entry) for entry in islice(entries, 1000) if entry.is_dir(follow_symlinks=False)]
+    return sorted(folders) if len(folders) <= FEW_FOLDERS else []
 
 
 def check_mounted(root: Path) -> None:

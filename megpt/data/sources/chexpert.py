@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megpt.config import DataConfig
+from megpt.data.positions import side_of_name
 from megpt.data.sources.columns import label_columns, observations, split_of_path, text_cell
 from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
 
 TABLES = ("train.csv", "train_visualCheXbert.csv", "valid.csv", "val.csv", "test.csv")
-NEEDED = {"Path", "Frontal/Lateral"}
 
 
 class ChexpertSource(TabularSource):
@@ -34,7 +34,7 @@ class ChexpertSource(TabularSource):
         if not found:
             raise InputError(
                 f"no table of CheXpert in {self.root}",
-                cause="none of train.csv, valid.csv and test.csv there has the columns Path and Frontal/Lateral",
+                cause="none of train.csv, valid.csv and test.csv there has Path, and Frontal/Lateral or labels",
                 next="give the folder that holds train.csv, or set data.annotations=PATH",
             )
         return found
@@ -43,7 +43,7 @@ class ChexpertSource(TabularSource):
         self.rule = "a study per study folder"
         for table in self.tables():
             labels = label_columns(csv_header(table, self.form))
-            for line, row in csv_rows(table, ("Path", "Frontal/Lateral"), self.form):
+            for line, row in csv_rows(table, ("Path",), self.form):
                 where = f"{table}, line {line}"
                 path = row["Path"].strip().replace("\\", "/")
                 study_id, patient = study_of(path)
@@ -55,7 +55,7 @@ class ChexpertSource(TabularSource):
                     study_id,
                     film_path(self.root, path),
                     patient,
-                    (text_cell(row["Frontal/Lateral"]) or "").upper(),
+                    (text_cell(row.get("Frontal/Lateral")) or side_of_name(path.rpartition("/")[2])).upper(),
                     split_of_path(path) or split_of_path(table.name),
                     labels=observations(row, labels, where=where),
                     where=where,
@@ -93,4 +93,10 @@ def _tables(path: Path, data: DataConfig) -> list[Path]:
             candidates.remove(path / TABLES[1])  # the same films with another labeller's labels
     else:
         candidates = [path]
-    return [table for table in candidates if table.is_file() and set(csv_header(table)) >= NEEDED]
+    return [table for table in candidates if table.is_file() and _is_chexpert(table)]
+
+
+def _is_chexpert(table: Path) -> bool:
+    """The test set's table has labels but no Frontal/Lateral."""
+    names = csv_header(table)
+    return "Path" in names and ("Frontal/Lateral" in names or len(label_columns(names)) > 3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megpt.config import DataConfig
+from megpt.data.sources.base import near_folders
 from megpt.data.sources.manifest import ManifestSource
 from megpt.data.sources.reading import TextForm
 from megpt.data.sources.tablefile import TableFile
@@ -33,5 +34,6 @@ class HuggingFaceSource(ManifestSource):
             return [Path(data.annotations)]
         if path.is_file():
             return [path]
-        levels = ("", "data/", "*/", "*/*/")
-        return next((found for level in levels if (found := sorted(path.glob(f"{level}*.parquet")))), [])
+        if found := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):
+            return found
+        return [table for folder in near_folders(path)[1:] for table in sorted(folder.glob("*.parquet"))]

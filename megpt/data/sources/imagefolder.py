@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megpt.config import DataConfig
+from megpt.data.sources.base import near_folders
 from megpt.data.sources.manifest import ManifestSource, fits
 
 ENDS = ("csv", "jsonl", "parquet")
@@ -26,6 +27,5 @@ class ImageFolderSource(ManifestSource):
     @classmethod
     def find(cls, path: Path, data: DataConfig) -> list[Path]:
         """All metadata files down to two folders below the root, which is as deep as `data/train/` is."""
-        levels = ("", "*/", "*/*/")
-        found = [table for level in levels for end in ENDS for table in sorted(path.glob(f"{level}metadata.{end}"))]
-        return [table for table in found if fits(table, data)]
+        found = (folder / f"metadata.{end}" for folder in near_folders(path) for end in ENDS)
+        return [table for table in found if table.is_file() and fits(table, data)]

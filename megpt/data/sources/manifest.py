@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -114,6 +114,7 @@ class ManifestSource(TabularSource):
         labels = label_columns(table.names)
         required = [*images, *([columns.study] if columns.study else [])]
         seen: dict[bytes, str] = {}
+        split_of_table = self._split_of(table.path)
         for number, row in table.rows(required):
             where = table.where(number)
             films = [film for column in images for film in self._films(table, column, number, row)]
@@ -128,7 +129,7 @@ class ManifestSource(TabularSource):
                     film.uri,
                     None if columns.subject is None else id_cell(row.get(columns.subject), where=where),
                     position.strip() or side_of_name(film.column).upper(),
-                    split or self._split_of(table.path),
+                    split or split_of_table,
                     columns.text(row, "report"),
                     fold(columns.text(row, "findings")),
                     fold(columns.text(row, "impression")),
@@ -154,11 +155,13 @@ class ManifestSource(TabularSource):
 
     def _relative(self, table: Path, path: str) -> str:
         """A path of the table, from the archive: paths are relative to the table's folder if that is in the archive."""
+        folder = self._folder_of(table)
+        return path if path.startswith("/") or folder == "." else f"{folder}/{path}"
+
+    @lru_cache  # noqa: B019 (a source lives as long as its job)
+    def _folder_of(self, table: Path) -> str:
         base = self.root if self.root.is_dir() else self.root.parent
-        if path.startswith("/") or self.data.annotations:
-            return path
-        folder = table.parent.relative_to(base).as_posix()
-        return path if folder == "." else f"{folder}/{path}"
+        return "." if self.data.annotations else table.parent.relative_to(base).as_posix()
 
     def _split_of(self, table: Path) -> str:
         base = self.root if self.root.is_dir() else self.root.parent

@@ -10,8 +10,9 @@ import contextlib
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from megpt.data.members import with_members
@@ -103,6 +104,10 @@ class TabularSource(Source):
         return next(iter(values), None)
 
 
+# dataclasses.astuple copies what it finds, which takes longer than all else here
+_VALUES = attrgetter(*(field.name for field in fields(FilmRow)))
+
+
 def gathered(rows: Iterable[FilmRow]) -> Iterator[list[FilmRow]]:
     """The rows of each study together, studies and rows in the order in which they first appear."""
     with contextlib.closing(scratch("CREATE TABLE studies (id BLOB PRIMARY KEY, number INT) WITHOUT ROWID")) as db:
@@ -121,7 +126,7 @@ def gathered(rows: Iterable[FilmRow]) -> Iterator[list[FilmRow]]:
             return int(known[0])
 
         for film, row in enumerate(rows):
-            db.execute("INSERT INTO films VALUES (?, ?, ?)", (number_of(row.study_id), film, json.dumps(astuple(row))))
+            db.execute("INSERT INTO films VALUES (?, ?, ?)", (number_of(row.study_id), film, json.dumps(_VALUES(row))))
         group: list[FilmRow] = []
         last = 0
         for study, text in db.execute("SELECT study, row FROM films ORDER BY study, film"):

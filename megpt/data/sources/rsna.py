@@ -14,6 +14,7 @@ from pathlib import Path
 from megpt.config import DataConfig
 from megpt.data.sources.base import FILM_SUFFIXES
 from megpt.data.sources.columns import id_cell, text_cell
+from megpt.data.sources.folder import is_film
 from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
@@ -47,7 +48,7 @@ class RsnaSource(TabularSource):
             split = "train" if "train" in folder.name else "test"
             for name in sorted(entry.name for entry in os.scandir(folder)):
                 path = Path(name)
-                if path.suffix.lower() not in FILM_SUFFIXES:
+                if path.suffix.lower() not in FILM_SUFFIXES and not is_film(folder / name):
                     self.ignored[f"files that are no films, {path.suffix or 'without a suffix'}"] += 1
                     continue
                 yield FilmRow(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megpt.config import DataConfig
+from megpt.data.members import with_members
 from megpt.data.sources.base import Source
 from megpt.data.studies import READ_ROWS, Listed, open_parquet, split_folders, study_files
 from megpt.errors import InputError
@@ -33,7 +34,7 @@ class TableSource(Source):
         return [path for _, path in self._files()]
 
     def studies(self) -> Iterator[Study]:
-        return (self._study(split, row) for split, _, _, row in self._rows(with_films=True))
+        return with_members(self._study(split, row) for split, _, _, row in self._rows(with_films=True))
 
     def listed(self) -> Iterator[Listed]:
         """Without the films' bytes, which may be a hundred gigabytes; `megpt.data.studies.with_films` fetches them."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from megpt.config import DataConfig
 from megpt.data.sources.base import FILM_SUFFIXES
 from megpt.data.sources.columns import id_cell, text_cell
+from megpt.data.sources.folder import is_film
 from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
@@ -65,7 +66,7 @@ class VindrSource(TabularSource):
             names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
             for name in names:
                 path = Path(name)
-                if path.suffix.lower() not in FILM_SUFFIXES:
+                if path.suffix.lower() not in FILM_SUFFIXES and not is_film(folder / name):
                     self.ignored[f"files of {split}/ that are no films, {path.suffix or 'without a suffix'}"] += 1
                     continue
                 films = True

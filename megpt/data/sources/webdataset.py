@@ -20,7 +20,7 @@ from typing import Any
 from megpt.config import DataConfig
 from megpt.data.members import MAX_MEMBER_BYTES, tar_uri
 from megpt.data.positions import side_of_name
-from megpt.data.sources.base import FILM_SUFFIXES
+from megpt.data.sources.base import FILM_SUFFIXES, near_folders
 from megpt.data.sources.columns import find_columns, id_cell, label_columns, observations, split_name, split_of_path
 from megpt.data.sources.reading import decode_text, parse_report
 from megpt.data.sources.rows import FilmRow, TabularSource
@@ -50,18 +50,24 @@ class WebDatasetSource(TabularSource):
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:
         shards = _shards(path)
-        return bool(shards) and _has_film(shards[0])
+        return bool(shards) and _has_samples(shards[0])
 
     def tables(self) -> Iterable[Path]:
         shards = _shards(self.root)
         if not shards:
             raise InputError(f"no .tar in {self.root}", next="give the folder of the shards, or one shard")
+        base = self.root if self.root.is_dir() else self.root.parent
+        for shard in shards:
+            if self._inside.resolve(shard.relative_to(base).as_posix()) is None:
+                raise InputError(
+                    f"{shard} is a link that leads out of the archive", next="set data.roots to where it may lead"
+                )
         return shards
 
     def film_rows(self) -> Iterator[FilmRow]:
         self.rule = "a study per key"
-        shards = list(self.tables())
         base = self.root if self.root.is_dir() else self.root.parent
+        shards = list(self.tables())
         for shard in shards:
             relative = shard.relative_to(base).with_suffix("").as_posix()
             split = split_of_path(relative)
@@ -161,22 +167,33 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, size: int) -> bytes:
     return b"" if file is None else file.read(size)
 
 
-def _has_film(shard: Path) -> bool:
+def _has_samples(shard: Path) -> bool:
+    """Whether the first members are films as WebDataset keeps them: pictures, or DICOM beside texts of the same keys.
+
+    A tar of DICOM files alone is an export, whose studies its headers tell.
+    """
+    dicom, texts = set[str](), set[str]()
     try:
         with tarfile.open(shard, "r:") as tar:
             for _ in range(HEAD_MEMBERS):
-                member = tar.next()
-                if member is None:
-                    return False
-                if member.isreg() and film_type(_read(tar, member, HEADER_BYTES)):
-                    return True
+                if (member := tar.next()) is None:
+                    break
+                key, extension = _key(member.name)
+                if extension.rpartition(".")[2].lower() in {*TEXTS, "json"}:
+                    texts.add(key)
+                elif member.isreg() and (kind := film_type(_read(tar, member, HEADER_BYTES))):
+                    if kind != "dicom":
+                        return True
+                    dicom.add(key)
     except (tarfile.TarError, EOFError, OSError):
         pass
-    return False
+    return bool(dicom & texts)
 
 
 def _shards(path: Path) -> list[Path]:
     """The tars of a folder, or of its sub-folders (train/, val/, …) if it has none."""
     if path.is_file():
         return [path] if path.suffix == ".tar" else []
-    return sorted(path.glob("*.tar")) or sorted(path.glob("*/*.tar"))
+    if found := sorted(path.glob("*.tar")):
+        return found
+    return [shard for folder in near_folders(path)[1:] for shard in sorted(folder.glob("*.tar"))]
