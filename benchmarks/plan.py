@@ -128,7 +128,11 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as output:
         if job == "prepare":
             shards = list_shards(
-                Path(output) / "plan", source.listed(), shard_size=config.prepare.shard_size, seed=config.seed
+                Path(output) / "plan",
+                source.listed(),
+                shard_size=config.prepare.shard_size,
+                seed=config.seed,
+                origin=source.origin,
             )
         else:
             size = 8 if "shards of 8" in name else config.generate.shard_size

@@ -7,7 +7,7 @@ shard of it and writes that shard's files (megpt/data/prepare.py). Only shards' 
 memory does not depend on the archive. A killed job is resumed by the same command, which prepares the shards that are
 left.
 
-OUT/split=…/part-*.parquet, failed.parquet, run.json and _SUCCESS.
+OUT/data/split=…/part-*.parquet, README.md, failed.parquet, run.json and _SUCCESS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,17 @@ from typing import Any
 import ray.data
 
 from megpt.config import ClusterConfig
-from megpt.data.prepare import FAILED, WORK, clear, list_shards, marks, merge_failed, prepare_shard, unfinished
+from megpt.data.prepare import (
+    FAILED,
+    WORK,
+    clear,
+    describe,
+    list_shards,
+    marks,
+    merge_failed,
+    prepare_shard,
+    unfinished,
+)
 from megpt.data.shards import Shard, ShardList
 from megpt.data.sources import open_source
 from megpt.data.studies import Listed
@@ -79,7 +89,8 @@ class Prepare(Job):
         return bool(self.left)
 
     def _list(self, folder: Path, studies: Iterator[Listed]) -> ShardList:
-        return list_shards(folder, studies, shard_size=self.config.prepare.shard_size, seed=self.config.seed)
+        size, seed, origin = self.config.prepare.shard_size, self.config.seed, self.source.origin
+        return list_shards(folder, studies, shard_size=size, seed=seed, origin=origin)
 
     def _studies(self) -> Iterator[Listed]:
         studies = itertools.islice(self.source.listed(), self.config.limit)
@@ -124,6 +135,7 @@ class Prepare(Job):
         if counts["failed"] == counts["studies"]:
             raise self._nothing_readable(counts["studies"], reasons)
         merge_failed(folder, shards)
+        describe(folder)
         tree = {
             "job": "prepare",
             "format": self.source.format,

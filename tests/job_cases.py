@@ -49,7 +49,7 @@ CASES = {
         changed=("prepare.image_size=24", "prepare.image_size: 32 → 24"),
         spoil=lambda here: add_study(here / "archive"),
         began=".work/done/*.json",
-        results=("split=*/*.parquet", "failed.parquet"),
+        results=("data/split=*/*.parquet", "README.md"),
     ),
     "fit-prompts": Case(
         ("studies=studies", "fit_prompts.num_clusters=2", *ENCODER),

@@ -1,6 +1,6 @@
 """`prepare`, shard by shard: the studies of an archive in, one file of a studies/ table per shard out.
 
-    OUT/split=train/part-00000.parquet    the studies of shard train-00000, with their films
+    OUT/data/split=train/part-00000.parquet   the studies of shard train-00000, with their films
     OUT/.work/plan/                       the shard list (megpt/data/shards.py)
     OUT/.work/failed/train-00000.parquet  its unreadable studies, merged into OUT/failed.parquet at the end
     OUT/.work/done/train-00000.json       the mark: the shard is done; holds its counts
@@ -26,6 +26,7 @@ from typing import Any
 from PIL import Image
 
 from megpt.config import PrepareConfig
+from megpt.data.card import write_card
 from megpt.data.shards import (
     LIST_SCHEMA,
     Shard,
@@ -38,7 +39,17 @@ from megpt.data.shards import (
     unique,
 )
 from megpt.data.sources.base import check_mounted
-from megpt.data.studies import Listed, RowWriter, part_path, read_rows, split_folders, with_films, write_rows
+from megpt.data.studies import (
+    DATA,
+    Listed,
+    RowWriter,
+    part_path,
+    read_rows,
+    split_folders,
+    study_files,
+    with_films,
+    write_rows,
+)
 from megpt.errors import InputError
 from megpt.films.decode import MISSING, UnreadableFilm, check_film, load_film, read_film
 from megpt.output import write_aside
@@ -51,7 +62,9 @@ PROBE_SIZE = 32
 SHARES = (("train", 0.8), ("val", 0.9), ("test", 1.0))
 
 
-def list_shards(folder: Path, studies: Iterable[Listed], *, shard_size: int, seed: int) -> ShardList:
+def list_shards(
+    folder: Path, studies: Iterable[Listed], *, shard_size: int, seed: int, origin: tuple[str, str]
+) -> ShardList:
     """Stream the archive's studies into a list of shards by split.
 
     Its notes are `split_by` (archive: the archive has splits; patient: by hash of the patient's id; none: all is
@@ -80,7 +93,7 @@ def list_shards(folder: Path, studies: Iterable[Listed], *, shard_size: int, see
         unknown.unlink()
         if not writer.studies:
             raise InputError("the archive lists no studies", next="check source=PATH and data.format")
-        return writer.finish(**assigner.notes())
+        return writer.finish(**assigner.notes(), source=origin[0], format=origin[1])
 
 
 class _SplitAssigner:
@@ -142,7 +155,7 @@ def prepare_shard(
             except UnreadableFilm as error:
                 counts["failed"] += 1
                 reasons[error.reason] += 1
-                failed.append({**study.to_row(), "split": shard.split, "error": error.reason})
+                failed.append(study.failed_row(error.reason))
                 continue
             counts["films"] += len(ready.views)
             counts["films_dropped"] += len(study.views) - len(ready.views)
@@ -150,7 +163,7 @@ def prepare_shard(
 
     # The table's file gets its name only after the failed studies are on disk.
     path = part_path(out, shard.split, shard.number)
-    with write_aside(path) as temporary:
+    with write_aside(path, aside=out) as temporary:
         with RowWriter(temporary, STUDIES_SCHEMA) as writer:
             for row in usable():
                 writer.write(row)
@@ -222,16 +235,24 @@ def marks(out: Path, shards: ShardList) -> Iterator[dict[str, Any]]:
 
 
 def merge_failed(out: Path, shards: ShardList) -> Path:
-    """All failed studies in one manifest, OUT/failed.parquet; it is empty if nothing failed."""
+    """All failed studies in one list, OUT/failed.parquet; it is empty if nothing failed."""
     parts = (_failed_part(out, shard) for shard in shards)
-    write_rows(out / FAILED, (row for part in parts if part.exists() for row in read_rows(part)), FAILED_SCHEMA)
+    rows = (row for part in parts if part.exists() for row in read_rows(part))
+    origin = {name: shards.notes[name] for name in ("source", "format")}
+    write_rows(out / FAILED, ({**row, **origin} for row in rows), FAILED_SCHEMA)
     return out / FAILED
+
+
+def describe(out: Path) -> None:
+    """OUT/README.md, which names the files of each split that has any."""
+    splits = {split: f"{DATA}/split={split}/*.parquet" for split, _ in study_files(out)}
+    write_card(out, splits, title="Studies", about="Chest X-ray studies: films, reports and labels, one row per study.")
 
 
 def clear(out: Path) -> None:
     """Remove what only a running job needs, and what killed jobs left behind."""
     shutil.rmtree(out / WORK, ignore_errors=True)
-    for leftover in (*out.glob(".*.tmp"), *out.glob("split=*/.*.tmp")):
+    for leftover in out.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
     for folder in split_folders(out):
         if not any(folder.iterdir()):  # none of the split's studies could be read

@@ -2,6 +2,7 @@
 
     OUT/plan/                           the shard list (megpt/data/shards.py), written once, at the first start
     OUT/reports/part-000000.parquet …   one row per study, `megpt.study.PREDICTIONS_SCHEMA`; one file per shard
+    OUT/README.md                       the dataset card
     OUT/failed.parquet                  the studies without a report: a list that can be used as `source`
     OUT/run.json                        config, decoding, versions, counts, seconds
     OUT/launches.jsonl                  a line per start of the job
@@ -25,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from megpt import __version__
+from megpt.data.card import write_card
 from megpt.data.shards import ShardList, ShardListWriter, unique
 from megpt.data.sources import Source
-from megpt.data.studies import Listed, open_parquet, read_rows, with_films, write_rows
+from megpt.data.studies import Listed, open_parquet, read_rows, write_rows
 from megpt.errors import InputError, MegptError
 from megpt.output import SUCCESS, is_locked, write_aside
 from megpt.study import FAILED_SCHEMA, PREDICTIONS_SCHEMA
@@ -72,7 +74,8 @@ class Predictions:
                     cause="the archive is empty, or its studies belong to other splits",
                     next="set generate.split=all",
                 )
-            return cls(folder, writer.finish(format=source.format))
+            path, name = source.origin
+            return cls(folder, writer.finish(source=path, format=name))
 
     # ---- shards
 
@@ -97,7 +100,7 @@ class Predictions:
 
     def write_shard(self, shard: int, rows: Iterable[dict[str, Any]]) -> Path:
         """Write the file of one shard, whole or not at all; the rows are in the order of its studies."""
-        write_rows(self.path(shard), rows, PREDICTIONS_SCHEMA)
+        write_rows(self.path(shard), rows, PREDICTIONS_SCHEMA, aside=self.folder)
         return self.path(shard)
 
     def count_failed(self, shard: int) -> int:
@@ -118,6 +121,8 @@ class Predictions:
         reasons = self.check()
         counts = {"studies": self.shards.studies, **{name: reasons[name] for name in ("stop", "length", "error")}}
         self.write_failed()
+        about = "Machine-written reports of chest X-ray studies, one row per study."
+        write_card(self.folder, {REPORTS: f"{REPORTS}/*.parquet"}, title="Reports", about=about)
         tree = {
             "megpt": __version__,
             "job": "generate",
@@ -157,18 +162,19 @@ class Predictions:
         return reasons
 
     def write_failed(self) -> int:
-        """Write failed.parquet, the studies without a report, with their films or uris; returns their number."""
+        """Write failed.parquet, the studies without a report; returns their number."""
         return write_rows(self.folder / FAILED, self._failed_rows(), FAILED_SCHEMA)
 
     def _failed_rows(self) -> Iterator[dict[str, Any]]:
+        origin = {name: self.shards.notes[name] for name in ("source", "format")}
         for shard in range(len(self.shards)):
             if not self.count_failed(shard):
                 continue
             rows = read_rows(self.path(shard), ["study_id", "error"])
             errors = {row["study_id"]: row["error"] for row in rows if row["error"] is not None}
-            failed = [listed for listed in self.studies(shard) if listed.study.study_id in errors]
-            for study in with_films(failed):
-                yield {**study.to_row(), "split": study.split, "error": errors[study.study_id]}
+            for listed in self.studies(shard):
+                if error := errors.get(listed.study.study_id):
+                    yield {**listed.study.failed_row(error), **origin}
 
     # ---- starts and status
 
@@ -251,7 +257,7 @@ def finished_shards(folder: Path) -> set[int]:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of killed writers; only the process that has claimed the folder may call this."""
-    for pattern in (f"{REPORTS}/.*.tmp", f"{LIST}/.*.tmp", ".*.tmp"):
+    for pattern in (f"{LIST}/.*.tmp", ".*.tmp"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 

@@ -96,7 +96,7 @@ def test_films_inside_a_table(tmp_path: Path) -> None:
     assert list(with_films(mixed)) == [studies[7], Study("alone"), studies[2], studies[8], studies[1]]
 
     write_studies(tmp_path / "table", "train", studies[:1], 1)
-    path = tmp_path / "table" / "split=train" / "part-00001.parquet"
+    path = tmp_path / "table" / "data/split=train" / "part-00001.parquet"
     for entry in (listed[5], listed[7]):  # another study's row now, and no row at all
         with pytest.raises(MegptError) as caught:
             list(with_films([entry]))

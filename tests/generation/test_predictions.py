@@ -54,7 +54,7 @@ def rows(studies: Iterable[Study], failed: Iterable[str] = ()) -> Iterator[dict[
 def test_the_list_is_written_once(source: Source, tmp_path: Path) -> None:
     created = Predictions.create(tmp_path / "out", source, split="test", limit=20, shard_size=8)
     assert (created.shards.studies, len(created.shards), created.count([2])) == (20, 3, 4)
-    assert created.shards.notes == {"format": "table"}
+    assert created.shards.notes == {"source": f"{tmp_path}/archive", "format": "table"}
     assert Predictions.open(tmp_path / "out") == created
     listed = created.studies(1)
     assert [entry.study.study_id for entry in listed] == [f"study{n:03d}" for n in range(8, 16)]
@@ -92,7 +92,7 @@ def test_shards_left(source: Source, tmp_path: Path) -> None:
 
 
 def test_leftovers_are_removed(tmp_path: Path) -> None:
-    names = (".run.json.host.1.tmp", "plan/.plan.json.host.1.tmp", "reports/.part-000000.parquet.host.1.tmp")
+    names = (".run.json.host.1.tmp", "plan/.plan.json.host.1.tmp", ".part-000000.parquet.host.1.tmp")
     for name in (*names, "run.json", "plan/plan.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
@@ -194,14 +194,19 @@ def test_archives_that_cannot_be_listed(source: Source, tmp_path: Path) -> None:
     )
     write_studies(tmp_path / "empty", "test", [Study("")], 0)
     assert refusal(open_source(tmp_path / "empty", data=DataConfig())).startswith(
-        f"{tmp_path}/empty/split=test/part-00000.parquet has an empty study_id\n"
+        f"{tmp_path}/empty/data/split=test/part-00000.parquet has an empty study_id\n"
     )
 
 
 def test_a_damaged_record(source: Source, tmp_path: Path) -> None:
     Predictions.create(tmp_path / "out", source, split="test", limit=4, shard_size=2)
     record = tmp_path / "out" / "plan" / "plan.json"
-    assert json.loads(record.read_text()) == {"studies": 4, "shard_size": 2, "format": "table"}
+    assert json.loads(record.read_text()) == {
+        "studies": 4,
+        "shard_size": 2,
+        "source": f"{tmp_path}/archive",
+        "format": "table",
+    }
     for text in ("", "[]", '{"studies": 4}', '{"studies": "x", "shard_size": 2}'):
         record.write_text(text)
         with pytest.raises(MegptError, match=r"plan\.json is damaged\n"):
