@@ -72,7 +72,7 @@ _SCREEN = re.compile(
 
 
 def from_text(traceback: str) -> MegptError | None:
-    """The error whose screen stands in a printed traceback; None when there is none."""
+    """The error whose screen a printed traceback contains; None if it contains none."""
     found = _SCREEN.search(traceback)
     if not found or found["kind"] not in KINDS:
         return None

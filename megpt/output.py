@@ -1,4 +1,4 @@
-"""How a job owns the folder it writes: one writer at a time, one config for ever, each file whole or absent.
+"""How a job owns the folder it writes: one writer at a time, one config for good, each file whole or absent.
 
 with claim(config.output, job="generate", identity={...}, config=config) as output:
     if output.done: ...                       # nothing to do

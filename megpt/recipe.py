@@ -2,7 +2,7 @@
 
     r2gen-iu              a published cleaner
     r2gen-iu+unk3+59      its words seen fewer than three times in training become <unk>; references end after 59 words
-    none+dotsplit         the text as it stands, but `effusion.` becomes `effusion .`
+    none+dotsplit         the text unchanged, but `effusion.` becomes `effusion .`
     ptb                   the PTB tokenizer of pycocoevalcap: lower case, punctuation removed
 
 A name is a base, then parts joined by `+`, each at most once and in any order; `str(recipe)` gives the usual order.
@@ -58,7 +58,7 @@ class Recipe:
 
 @lru_cache(maxsize=64)
 def parse_recipe(name: str) -> Recipe:
-    """The recipe that a name stands for.
+    """The recipe with a given name.
 
     Raises:
         InputError: an unknown base or part, a part given twice, or a number that makes no sense. Names the choices.

@@ -1,7 +1,7 @@
 """The command line: `megpt JOB --config FILE [section.key=value …]`, the same as `python -m ray_jobs JOB …`.
 
 Exit codes: 0 done; 2 bad command, config or input, nothing written; 3 done, but more studies failed than allowed;
-130 and 143 stopped by Ctrl-C and SIGTERM, to be gone on with by the same command; 1 anything else.
+130 and 143 stopped by Ctrl-C and SIGTERM, and the same command resumes; 1 anything else.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def find(name: str) -> Any:
 
 
 def reads_of(name: str) -> tuple[str, ...]:
-    """Keys and sections of the config that a job reads."""
+    """The config keys and sections that a job reads."""
     reads = find(name).reads
     return (*ALWAYS, *reads) if reads else ()
 
@@ -207,8 +207,8 @@ def _check_output(config: Config) -> None:
     """Refuse an output that would be lost.
 
     Raises:
-        InputError: a relative path in a job that `ray job submit` started, where it would lie in the uploaded copy of
-            the working directory and be deleted with it; or an address that is no path.
+        InputError: a relative path in a job that `ray job submit` started: it would be inside the uploaded copy of
+            the working directory and be deleted with it. Or an address, which is no path.
     """
     if config.output is None:
         return

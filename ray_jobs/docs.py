@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from megpt.config import SHIPPED, Config, json_schema
 from megpt.config.reference import default_text
 from megpt.config.run import SETTINGS
-from megpt.settings import Fingerprinted, Indifferent, Leaf, covers
+from megpt.settings import Fingerprinted, Indifferent, Leaf, Section, covers
 from ray_jobs.__main__ import JOBS, reads_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
@@ -27,7 +28,7 @@ Every setting of a config file, with its default. `megpt JOB --help` lists those
 `megpt JOB --config FILE --print-config` shows what a command would use.
 
 - A value on the command line, `section.key=value`, overrides the files. Several `--config` are merged in order, and
-  later ones win; a file may begin with `extends: OTHER`. The configs and DeepSpeed files that come with megpt are found
+  later ones win; a file may begin with `extends: OTHER`. The configs and DeepSpeed files that megpt ships are found
   by name.
 - A setting that a job does not read is refused on the command line; in a file it is allowed, since one file may serve
   all jobs.
@@ -51,12 +52,19 @@ def config_page(jobs: Mapping[str, Sequence[str]]) -> str:
     for leaf in SETTINGS:
         groups.setdefault(leaf.key.rpartition(".")[0], []).append(leaf)
     for section, group in groups.items():
-        about = Config.model_fields[section].annotation.__doc__ if section else None
+        about = _class_of(section).__doc__ if section else None
         lines += [f"## {section}", "", about or "", ""] if section else ["## Top level", ""]
         lines += ["| key | type | default | range | jobs | changes the result | meaning |", "|" + " --- |" * 7]
         lines += ["| " + " | ".join(_cells(leaf, jobs)) + " |" for leaf in group]
         lines.append("")
     return "\n".join(lines)
+
+
+def _class_of(section: str) -> type[Section]:
+    found: Any = Config
+    for name in section.split("."):
+        found = found.model_fields[name].annotation
+    return cast("type[Section]", found)
 
 
 def schema_text() -> str:

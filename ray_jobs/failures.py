@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from megpt.errors import MegptError, from_text
 from megpt.output import is_full, storage_error
 
-# Faults of code and configuration, which every new start meets again. Their texts name code, never data.
+# Faults in code and configuration, which every new start meets again. Their texts name code, never data.
 _OF_CODE = (NotImplementedError, TypeError, AttributeError, NameError, ImportError, AssertionError)
 PREEMPTED = "a node was taken away after notice (preemption)"
 
@@ -35,7 +35,7 @@ def known_failure(error: BaseException, output: str | None = None) -> MegptError
 
 
 def _unwrapped(error: BaseException) -> Iterator[BaseException]:
-    """The error and every error it says it came from, innermost of Ray's wrappings included."""
+    """The error and every error that it wraps or names as its cause."""
     queue, seen = [error], set()
     while queue:
         layer = queue.pop(0)

@@ -1,4 +1,4 @@
-"""The frame of every job, once. A job says what; when it is asked is said here:
+"""The frame of every job, once. A job says what it does; the frame decides when:
 
     require → open → dry run → claim → nothing to do → plan → cluster → work → finish → tell → verdict
 
@@ -6,15 +6,15 @@
         name, reads, needs = "prepare", ("source", "prepare", "data.max_pixels", …), ("source",)
         def open(self): ...                     # the inputs, and whether they can be used
         def inputs(self): ...                   # their fingerprints
-        def work(self, folder): ...             # on the cluster; stopped at any moment, it goes on where it stopped
+        def work(self, folder): ...             # on the cluster; it resumes where it was stopped
         def finish(self, folder): ...           # from the files to the counts in _SUCCESS
 
     Prepare.run(config)                         # returns 0, or raises a MegptError that has the exit code
 
-What every job promises follows from the order. Until `claim` nothing is written, and the dry run ends there: it has met
-each error that the run would meet up to its work. `_SUCCESS` is written after everything else, so that a folder with it
-is whole, and a folder without it is gone on with. An InputError from inside the claim deletes a folder in which no
-work is finished (`kept`): exit code 2 leaves nothing behind, and the next try may have another config.
+What every job promises follows from this order. Nothing is written before `claim`, and the dry run ends there, after it
+has met every error that the run would meet before its work. `_SUCCESS` is written last: a folder that has it is whole,
+and a folder without it is resumed. An InputError inside the claim deletes a folder without finished work (`kept`), so
+exit code 2 leaves nothing behind and the next try may use another config.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Job:
 
     @classmethod
     def run(cls, config: Config, *arguments: str, dry_run: bool = False) -> int:
-        """Do the job, or go on with it; returns exit code 0.
+        """Do the job, or resume it; returns exit code 0.
 
         Args:
             arguments: the job's own, such as the file of `import-checkpoint`.
@@ -58,7 +58,7 @@ class Job:
         Raises:
             InputError: a bad config or input, or an output that is not this job's; nothing is left behind.
             TooManyFailed: done, but more studies failed than allowed.
-            MegptError: anything else that is known; the same command goes on from there.
+            MegptError: any other known failure; the same command resumes from there.
         """
         job = cls(config, *arguments)
         if dry_run and config.output is None and job.estimate():
@@ -128,7 +128,7 @@ class Job:
         return {}
 
     def estimate(self) -> bool:
-        """Print what can be said before there are inputs; whether there is anything of the kind."""
+        """Print what is known without inputs, such as a cost estimate; returns whether the job has any such thing."""
         return False
 
     def preview(self, folder: Path) -> None:
@@ -139,11 +139,11 @@ class Job:
         """
 
     def demand(self) -> ClusterConfig | None:
-        """What must find a place before the work begins; None for a job that needs no cluster."""
+        """The resources that must be free before the work begins; None for a job that needs no cluster."""
         return self.config.cluster
 
     def plan(self, folder: Path) -> bool:
-        """Decide what is to be done, once per output; whether any of it is left."""
+        """Decide what to do, once per output; returns whether any of it is left."""
         return True
 
     def work(self, folder: Path) -> None:
@@ -165,7 +165,7 @@ class Job:
         """Say what has been done, on the screen."""
 
     def verdict(self, folder: Path, summary: dict[str, Any]) -> None:
-        """Raise TooManyFailed where the output is complete, but poor."""
+        """Raise TooManyFailed if the output is complete but too many studies failed."""
 
     def nothing_to_do(self, output: Output) -> None:
         """Say that the output is finished, with the verdict that it had then."""

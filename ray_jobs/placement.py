@@ -89,7 +89,7 @@ def check_resources(config: ClusterConfig) -> None:
 
 
 def one_cpu(config: ClusterConfig) -> ClusterConfig:
-    """The demand of a job of plain tasks, which goes on as soon as one of them has a place."""
+    """The demand of a job that consists of plain tasks: it starts as soon as one of them can be placed."""
     return config.model_copy(update={"num_workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0})
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ray.data import DataContext
 
 # Ray Data's actors hold logical CPUs while its tasks need some too: with fewer than this a resumed job would wait
-# for ever. Logical CPUs cost nothing, so a small machine simply says it has more.
+# indefinitely. Logical CPUs cost nothing, so a small machine simply claims to have more.
 MIN_LOGICAL_CPUS = 8
 LOCAL_OBJECT_STORE = 1 * 2**30
 # A laptop's memory is scarce: no process is kept idle for each of those logical CPUs.
@@ -42,7 +42,7 @@ def cluster(config: ClusterConfig | None = None) -> Iterator[None]:
     """Ray for the time of one command: the running cluster where there is one, else a local one, stopped at the end.
 
     Args:
-        config: what the job asks for; workers without a GPU are told so.
+        config: what the job asks for; workers without a GPU do not look for one.
 
     Raises:
         InputError: `RAY_ADDRESS` names a cluster that does not answer, refuses the token, or runs other versions.

@@ -35,10 +35,11 @@ INDIFFERENT = {
     *("train.loader_workers", "train.max_failures", "train.max_failed_fraction", "train.timeout_s", "train.loggers"),
     *("generate.slots", "generate.decode_workers", "generate.max_failed_fraction"),
 }
-FINGERPRINTED = {"source", "studies", "prompts", "checkpoint", "predictions"}
+FINGERPRINTED = {"source", "studies", "prompts", "checkpoint", "predictions", "references", "training"}
 EVERYTHING = sorted({key.partition(".")[0] for key in KNOWN_KEYS})
 # Settings for which a value made from the type alone is out of range, or breaks a rule with another setting.
 ANOTHER = {
+    "data.cleaner": "r2gen-iu",
     "prepare.jpeg_quality": 96,
     "model.vision_args": {"depths": [2]},
     "model.extra_modules": ["another"],
@@ -105,8 +106,11 @@ def test_every_setting_is_read_and_in_the_identity_of_its_readers() -> None:
 
 def test_identity_takes_sections_and_keys() -> None:
     config = load_config(None, ["data.section=findings", "limit=3", "cluster.num_workers=4", "output=x"])
-    assert config.identity("evaluate", "data.section", "data.max_views", "seed", "limit", "cluster", "output") == {
-        "evaluate": {"bootstrap": 1000, "confidence": 0.95, "baselines": True, "meteor": True, "films": 24},
+    assert config.identity(
+        "evaluate.columns", "phantom", "data.section", "data.max_views", "seed", "limit", "output"
+    ) == {
+        "evaluate": {"columns": {"id": None, "text": None, "truth": None}},
+        "phantom": {"num_studies": 5000, "image_size": 128, "broken": 12},
         "data": {"section": "findings", "max_views": None},
         "seed": 42,
         "limit": 3,

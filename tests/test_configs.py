@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import re
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import pytest
@@ -129,8 +131,7 @@ def flat(config: Config) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     values = {}
     for key in KNOWN_KEYS:
-        section, _, name = key.rpartition(".")
-        values[key] = (tree[section] if section else tree)[name]
+        values[key] = reduce(getitem, key.split("."), tree)
     return values
 
 

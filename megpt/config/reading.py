@@ -20,7 +20,7 @@ from megpt.errors import InputError
 from megpt.settings import Leaf, covers, find_shipped
 
 SHIPPED = Path(__file__).parents[1] / "configs"
-"""The folder of the configs that come with megpt."""
+"""The folder of the shipped configs."""
 EXTENDS = "extends"
 COMMAND_LINE = "the command line"
 EMPTY = ("", "~", "null", "Null", "NULL")
@@ -35,7 +35,7 @@ class Layer:
 
 
 def shipped_names() -> list[str]:
-    """Names of the configs that come with megpt."""
+    """Names of the shipped configs."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 

@@ -95,17 +95,19 @@ class Config(Section):
         Raises:
             ValueError: there is no such section or key.
         """
-        tree, result = self.model_dump(mode="json"), {}
+        tree = self.model_dump(mode="json")
+        result: dict[str, Any] = {}
         for key in keys:
             settings = [leaf for leaf in SETTINGS if covers(key, leaf.key)]
             if not settings:
                 raise ValueError(f"no section or setting {key!r}: {did_you_mean(key, KNOWN_KEYS)}")
             for leaf in settings:
                 if leaf.in_identity:
-                    section, _, name = leaf.key.rpartition(".")
-                    (result.setdefault(section, {}) if section else result)[name] = (
-                        tree[section] if section else tree
-                    )[name]
+                    *sections, name = leaf.key.split(".")
+                    source, target = tree, result
+                    for section in sections:
+                        source, target = source[section], target.setdefault(section, {})
+                    target[name] = source[name]
         return result
 
     def input_of(self, *keys: str) -> tuple[str, str]:

@@ -2,51 +2,48 @@
 
     image = load_film(view, size=224, max_pixels=200_000_000)      # PIL, mode "L", shorter side 224
 
-A film's type is read from its first bytes, not from its name. A JPEG is decoded at the smallest scale that its format
-offers (Pillow's `draft`) and that still leaves twice the wanted size, so that the antialiased resize at the end has
-enough pixels to work with. The number of pixels is read from the header and checked before any pixel is decoded.
+A film's type is read from its first bytes, not from its name. JPEG and JPEG 2000 are decoded at the smallest scale that
+still leaves twice the wanted size, so that the antialiased resize at the end has enough pixels to work with. The number
+of pixels is read from the header and checked before any pixel is decoded.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import stat
-from typing import BinaryIO
+import warnings
+from typing import BinaryIO, cast
 
-import numpy as np
 from PIL import Image, ImageFile
 
-from megpt.films import dicom
-from megpt.films.dicom import UnreadableFilm, refuse_large
-from megpt.films.resize import shrink
+from megpt.films import dicom, pictures
+from megpt.films.kinds import GZIP, HEADER_BYTES, NAMES, film_type, kind_of
+from megpt.films.unreadable import UnreadableFilm
 from megpt.study import Study, View
 
-__all__ = ["MISSING", "UnreadableFilm", "check_film", "film_type", "load_film", "load_films", "read_film"]
+__all__ = [
+    "HEADER_BYTES",
+    "MISSING",
+    "UnreadableFilm",
+    "check_film",
+    "film_type",
+    "kind_of",
+    "load_film",
+    "load_films",
+    "read_film",
+]
 
 # Pillow's own limit warns and refuses at fixed sizes; `max_pixels` is checked here instead, for every format alike.
 Image.MAX_IMAGE_PIXELS = None
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Pillow warns of every odd tag, once a film.
+warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 
-# A draft of twice the wanted size is within one grey level of a decode at full size.
-DRAFT_MARGIN = 2
-HEADER_BYTES = 132
 # The reason for a film that is not found: it is not in the archive, or the archive is not mounted on this machine.
 MISSING = "missing file"
-
-
-def film_type(head: bytes) -> str | None:
-    """`jpeg`, `png` or `dicom` from the first 132 bytes of a file; None for anything else."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head[128:132] == b"DICM":
-        return "dicom"
-    # Older archives hold bare data sets, which begin with a tag of group 0002 or 0008, little endian.
-    if head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00" and len(head) > 8:
-        return "dicom"
-    return None
+NOT_A_FILM = "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file"
 
 
 def load_film(view: View, *, size: int | None, max_pixels: int) -> Image.Image:
@@ -60,22 +57,21 @@ def load_film(view: View, *, size: int | None, max_pixels: int) -> Image.Image:
         PIL image, mode "L".
 
     Raises:
-        UnreadableFilm: missing, empty, damaged, too large, or neither JPEG, PNG nor DICOM.
+        UnreadableFilm: missing, empty, damaged, too large, of a compression without a decoder, or not a film.
     """
     film_format, file = _open(view)
     with file:
         try:
             if film_format == "dicom":
-                image = dicom.load(file, max_pixels=max_pixels)
-                return image if size is None else shrink(image, size)
-            return _load_picture(file, size=size, max_pixels=max_pixels)
+                return dicom.load(file, size=size, max_pixels=max_pixels)
+            return pictures.load(file, film_format, size=size, max_pixels=max_pixels)
         except UnreadableFilm:
             raise
         except MemoryError:
             raise UnreadableFilm("not enough memory to decode it") from None
         except Exception as error:
             # Decoders raise anything on damaged input, and their messages may quote the file, so only the type is kept.
-            raise UnreadableFilm(f"damaged {film_format.upper()} ({type(error).__name__})") from None
+            raise UnreadableFilm(f"damaged {NAMES[film_format]} ({type(error).__name__})") from None
 
 
 def load_films(study: Study, *, size: int | None, max_views: int | None, max_pixels: int) -> list[Image.Image]:
@@ -110,12 +106,11 @@ def check_film(view: View, *, max_pixels: int) -> None:
             if film_format == "dicom":
                 dicom.check(file, max_pixels=max_pixels)
             else:
-                with Image.open(file, formats=("JPEG", "PNG")) as image:
-                    refuse_large(image.size, max_pixels)
+                pictures.check(file, film_format, max_pixels=max_pixels)
         except UnreadableFilm:
             raise
         except Exception as error:
-            raise UnreadableFilm(f"damaged {film_format.upper()} ({type(error).__name__})") from None
+            raise UnreadableFilm(f"damaged {NAMES[film_format]} ({type(error).__name__})") from None
 
 
 def read_film(view: View) -> bytes:
@@ -134,7 +129,7 @@ def read_film(view: View) -> bytes:
 
 def _open(view: View) -> tuple[str, BinaryIO]:
     """The film's type, and the open file at its start."""
-    file = io.BytesIO(view.data) if view.data is not None else _open_path(view.uri)
+    file: BinaryIO = io.BytesIO(view.data) if view.data is not None else _open_path(view.uri)
     try:
         head = file.read(HEADER_BYTES)
         file.seek(0)
@@ -144,8 +139,23 @@ def _open(view: View) -> tuple[str, BinaryIO]:
     film_format = film_type(head)
     if film_format is None:
         file.close()
-        raise UnreadableFilm("not a JPEG, PNG or DICOM file" if head else "empty file")
+        raise UnreadableFilm(NOT_A_FILM if head else "empty file")
+    if head.startswith(GZIP):
+        # Unpacked while it is read, so that a film which unfolds to gigabytes takes no memory.
+        return film_format, cast(BinaryIO, _Unzipped(file))
     return film_format, file
+
+
+class _Unzipped(gzip.GzipFile):
+    """A gzipped file that closes what it reads from."""
+
+    def __init__(self, packed: BinaryIO):
+        super().__init__(fileobj=packed, mode="rb")
+        self._packed = packed
+
+    def close(self) -> None:
+        super().close()
+        self._packed.close()
 
 
 def _open_path(uri: str | None) -> BinaryIO:
@@ -160,31 +170,3 @@ def _open_path(uri: str | None) -> BinaryIO:
         raise UnreadableFilm(MISSING) from None
     except (OSError, ValueError) as error:
         raise UnreadableFilm(f"cannot be opened ({type(error).__name__})") from None
-
-
-def _load_picture(file: BinaryIO, *, size: int | None, max_pixels: int) -> Image.Image:
-    """JPEG or PNG → mode "L", shrunk to `size`."""
-    with Image.open(file, formats=("JPEG", "PNG")) as image:
-        full, box = image.size, None
-        refuse_large(full, max_pixels)
-        if image.format == "JPEG" and size is not None:
-            drafted = image.draft("L", (size * DRAFT_MARGIN, size * DRAFT_MARGIN))
-            box = drafted[1] if drafted else None
-        if image.mode.startswith(("I", "F")):
-            grey = _from_16_bit(np.asarray(image))
-        elif image.mode == "P":
-            grey = image.convert("RGB").convert("L")
-        else:
-            grey = image.convert("L")
-    return grey if size is None else shrink(grey, size, full=full, box=box)
-
-
-def _from_16_bit(pixels: np.ndarray) -> Image.Image:
-    """(H, W) of 9 to 16 significant bits → mode "L".
-
-    Films of 10, 12 or 14 bits are stored in 16-bit PNG without scaling, so full scale is the number of bits in use.
-    """
-    pixels = pixels.astype(np.int64, copy=False)
-    bits = max(8, int(pixels.max(initial=0)).bit_length())
-    scale = 255.0 / ((1 << bits) - 1)
-    return Image.fromarray(np.rint(pixels * scale).clip(0, 255).astype(np.uint8))

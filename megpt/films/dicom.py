@@ -1,12 +1,12 @@
-"""DICOM films: stored values → the grey picture a viewer would show.
+"""DICOM films: the first frame of a file as the grey picture a viewer would show.
 
-Stored values → modality LUT or rescale → VOI LUT or window → inverted for MONOCHROME1 (DICOM PS3.3 C.11, C.7.6.3).
-The whole chain is computed once for each possible stored value and then looked up, which is twenty times faster than
-computing it for each pixel. Headers name people, so nothing here logs, warns, or quotes a header in an error.
+Only the elements that the picture needs are read, and of the pixel data only the first frame, so a file's own size does
+not matter. Headers name people, so nothing here logs, warns, or quotes a header in an error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 import warnings
@@ -18,8 +18,14 @@ import pydicom.config
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import get_frame
-from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.pixels import apply_color_lut
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
+
+from megpt.films import frames, greyscale, reduced
+from megpt.films.codestream import Codestream
+from megpt.films.deflated import inflated
+from megpt.films.resize import Box, shrink
+from megpt.films.unreadable import UnreadableFilm, refuse_large
 
 # pydicom quotes header values in its warnings and logs, so both are switched off for the whole process.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -27,39 +33,47 @@ for _name in ("pydicom", "pylibjpeg", "openjpeg", "rle", "jpeg_ls"):
     logging.getLogger(_name).setLevel(logging.CRITICAL + 1)
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
-MAX_LUT_VALUES = 1 << 16
-MARKERS_WITHOUT_LENGTH = frozenset({0xD8, 0x01, *range(0xD0, 0xD8)})
-FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+# What a picture is made of; everything else, names and dates above all, is skipped unread.
+ELEMENTS: list[Any] = [
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PresentationLUTShape"),
+    *(f"{color}PaletteColorLookupTable{part}" for color in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")),
+    *(f"Segmented{color}PaletteColorLookupTableData" for color in ("Red", "Green", "Blue")),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+]
+MAX_BITS = 64
+PIXEL_DATA = (0x7FE0, 0x0010)
+UNDEFINED = 0xFFFFFFFF
+# VRs whose length takes four bytes, after two that are reserved (PS3.5 7.1.2), as far as pixels may have them.
+LONG_VRS = (b"OB", b"OW", b"UN", b"OD", b"OF", b"OL", b"OV")
+# A compressed frame may be somewhat larger than its pixels, if they are noise; it is never many times larger.
+FRAME_MARGIN = 1 << 20
 
 
-class UnreadableFilm(Exception):
-    """A film that cannot be shown. `reason` is short and holds nothing that was read from the file."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
-
-
-def load(file: BinaryIO, *, max_pixels: int) -> Image.Image:
-    """The first frame of a DICOM file as a PIL picture, mode "L".
+def load(file: BinaryIO, *, size: int | None, max_pixels: int) -> Image.Image:
+    """The first frame of a DICOM file as a PIL picture, mode "L", its shorter side at most `size`.
 
     Raises:
         UnreadableFilm: no pixels, too many pixels, or a compression that no installed decoder reads. Damaged files
             may raise whatever their decoder raises; `megpt.films.decode.load_film` turns it into UnreadableFilm.
     """
-    dataset = read(file)
-    _refuse(dataset, max_pixels)
-    if "PixelData" not in dataset:
-        raise UnreadableFilm("DICOM without pixel data")
-    pixels = stored_pixels(dataset, max_pixels=max_pixels)
-    photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2")).strip().upper()
-    if photometric == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, dataset)
-        if pixels.dtype != np.uint8:
-            pixels = (pixels >> 8).astype(np.uint8)
-    if pixels.ndim == 3:
-        return Image.fromarray(np.ascontiguousarray(pixels[..., :3], dtype=np.uint8), "RGB").convert("L")
-    return Image.fromarray(_shown(pixels, dataset, inverted=photometric == "MONOCHROME1"))
+    dataset, frame = _read_frame(inflated(file, max_pixels=max_pixels), max_pixels)
+    stream = frames.codestream_of(frame, dataset.file_meta.TransferSyntaxUID)
+    complete(dataset, frame, stream)
+    frames.refuse_frame(dataset, stream, max_pixels)
+    full = (int(dataset.Columns), int(dataset.Rows))
+    smaller = None
+    if size is not None and stream is not None and reduced.is_whole(frame):
+        # Where this decoder fails, the others get their try below.
+        with contextlib.suppress(OSError, ValueError, SyntaxError):
+            smaller = _at_reduced_resolution(dataset, frame, stream, size)
+    if smaller is not None and size is not None:
+        pixels, box = smaller
+        return shrink(Image.fromarray(greyscale.shown(pixels, dataset)), size, full=full, box=box)
+    image = _picture(frames.decode(dataset, frame, stream), dataset)
+    return image if size is None else shrink(image, size)
 
 
 def check(file: BinaryIO, *, max_pixels: int) -> None:
@@ -68,12 +82,56 @@ def check(file: BinaryIO, *, max_pixels: int) -> None:
     Raises:
         UnreadableFilm: not an image, or too many pixels.
     """
-    _refuse(read(file, stop_before_pixels=True), max_pixels)
+    _refuse(_header(inflated(file, max_pixels=max_pixels, header_only=True)), max_pixels)
 
 
-def read(file: BinaryIO, *, stop_before_pixels: bool = False) -> Dataset:
-    """The data set, with a transfer syntax even if the file has no meta header."""
-    dataset = pydicom.dcmread(file, force=True, stop_before_pixels=stop_before_pixels)
+def read(file: BinaryIO, *, max_pixels: int = 1 << 31) -> Dataset:
+    """The elements of a picture, with the first frame alone as PixelData, still encoded.
+
+    Raises:
+        UnreadableFilm: no pixels, or too many.
+    """
+    dataset, frame = _read_frame(inflated(file, max_pixels=max_pixels), max_pixels)
+    complete(dataset, frame, frames.codestream_of(frame, dataset.file_meta.TransferSyntaxUID))
+    dataset.PixelData = frame
+    return dataset
+
+
+def stored_pixels(dataset: Dataset, *, max_pixels: int) -> np.ndarray:
+    """The stored values of what `read` gave: (H, W), or (H, W, 3) in RGB.
+
+    Raises:
+        UnreadableFilm: an unknown compression, or a compressed frame larger than the header says.
+    """
+    frame = dataset.PixelData
+    stream = frames.codestream_of(frame, dataset.file_meta.TransferSyntaxUID)
+    frames.refuse_frame(dataset, stream, max_pixels)
+    return frames.decode(dataset, frame, stream)
+
+
+def complete(dataset: Dataset, frame: bytes, stream: Codestream | None) -> None:
+    """Fill in what files leave out of the image pixel module, with what DCMTK or the frame itself gives."""
+    if "SamplesPerPixel" not in dataset:
+        dataset.SamplesPerPixel = 3 if _photometric(dataset).startswith(("RGB", "YBR")) else 1
+    if not _photometric(dataset):
+        dataset.PhotometricInterpretation = "RGB" if dataset.SamplesPerPixel == 3 else "MONOCHROME2"
+    if dataset.get("PixelRepresentation") not in (0, 1):
+        dataset.PixelRepresentation = 0
+    if dataset.SamplesPerPixel == 3 and "PlanarConfiguration" not in dataset:
+        dataset.PlanarConfiguration = 0
+    dataset.NumberOfFrames = 1
+    if not dataset.get("BitsAllocated"):
+        samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel)
+        bits = stream.precision if stream is not None else 8 * len(frame) // samples
+        dataset.BitsAllocated = 8 if bits <= 8 else 16 if bits < 32 else 32
+    stored = dataset.get("BitsStored")
+    if not isinstance(stored, int) or not 1 <= stored <= int(dataset.BitsAllocated):
+        dataset.BitsStored = min(stream.precision, dataset.BitsAllocated) if stream else dataset.BitsAllocated
+
+
+def _header(file: BinaryIO) -> Dataset:
+    """The picture's elements, with a transfer syntax even without a meta header. `file` is left at the pixels."""
+    dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=ELEMENTS)
     if not hasattr(dataset, "file_meta"):
         dataset.file_meta = FileMetaDataset()
     if "TransferSyntaxUID" not in dataset.file_meta:
@@ -82,174 +140,116 @@ def read(file: BinaryIO, *, stop_before_pixels: bool = False) -> Dataset:
     return dataset
 
 
-def stored_pixels(dataset: Dataset, *, max_pixels: int) -> np.ndarray:
-    """The stored values of the first frame: (H, W), or (H, W, 3) in RGB.
-
-    Raises:
-        UnreadableFilm: an unknown compression, or a compressed frame larger than the header says.
-    """
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated:
-        frames = int(dataset.get("NumberOfFrames") or 1)
-        _refuse_frame(get_frame(dataset.PixelData, 0, number_of_frames=frames), dataset, max_pixels)
-    return pixel_array(dataset, index=0, decoding_plugin=_plugin(syntax) if syntax.is_encapsulated else "")
-
-
-def _plugin(syntax: UID) -> str:
-    """The decoder for a compressed syntax. GDCM is the last choice, because it prints to the terminal."""
-    try:
-        available = get_decoder(syntax).available_plugins
-    except NotImplementedError:
-        raise UnreadableFilm("DICOM transfer syntax that is not supported") from None
-    if not available:
-        raise UnreadableFilm(f"DICOM compression without a decoder: {syntax.name}")
-    return min(available, key=lambda name: name == "gdcm")
-
-
 def _refuse(dataset: Dataset, max_pixels: int) -> None:
     rows, columns = dataset.get("Rows"), dataset.get("Columns")
     if not isinstance(rows, int) or not isinstance(columns, int) or rows < 1 or columns < 1:
         raise UnreadableFilm("DICOM without an image")
-    refuse_large((columns, rows), max_pixels)
+    refuse_large(columns, rows, max_pixels)
+    for name, most in (("SamplesPerPixel", frames.MAX_CHANNELS), ("BitsAllocated", MAX_BITS)):
+        # A pixel of kilobytes would pass the limit on their number.
+        if not 0 <= int(dataset.get(name) or 0) <= most:
+            raise UnreadableFilm(f"damaged DICOM ({name} out of range)")
 
 
-def refuse_large(size: tuple[int, int], max_pixels: int) -> None:
-    """Raise UnreadableFilm for a film of this width and height that has more pixels than allowed."""
-    if size[0] * size[1] > max_pixels:
-        raise UnreadableFilm(f"{size[0]}x{size[1]} pixels, more than data.max_pixels")
+def _photometric(dataset: Dataset) -> str:
+    return str(dataset.get("PhotometricInterpretation") or "").strip().upper()
 
 
-def _refuse_frame(frame: bytes, dataset: Dataset, max_pixels: int) -> None:
-    """Refuse a frame that claims to be larger than the data set says, because its decoder would believe the frame."""
-    size = _frame_size(frame)
-    if size is not None and size[0] * size[1] > max(int(dataset.Rows) * int(dataset.Columns), 1 << 16):
-        if size[0] * size[1] > max_pixels:
-            raise UnreadableFilm("compressed frame larger than data.max_pixels")
-        raise UnreadableFilm("compressed frame larger than its DICOM header says")
-
-
-def _frame_size(frame: bytes) -> tuple[int, int] | None:
-    """(width, height) that a JPEG, JPEG-LS or JPEG 2000 frame claims; None if it claims none."""
-    start = frame.find(b"\xff\x4f\xff\x51", 0, 256)
-    if start >= 0:
-        right, bottom, left, top = struct.unpack_from(">IIII", frame, start + 8)
-        return max(right - left, 0), max(bottom - top, 0)
-    position = 0
-    while position + 9 <= len(frame) and frame[position] == 0xFF:
-        marker = frame[position + 1]
-        if marker in MARKERS_WITHOUT_LENGTH:
-            position += 2
-        elif marker == 0xFF:
-            position += 1
-        elif marker in FRAME_HEADERS:
-            height, width = struct.unpack_from(">HH", frame, position + 5)
-            return width, height
-        else:
-            position += 2 + struct.unpack_from(">H", frame, position + 2)[0]
-    return None
-
-
-def _shown(pixels: np.ndarray, dataset: Dataset, *, inverted: bool) -> np.ndarray:
-    """(H, W) stored values → (H, W) uint8 as a viewer shows them."""
-    padding = dataset.get("PixelPaddingValue")
-    low, high = int(pixels.min()), int(pixels.max())
-    if high - low >= MAX_LUT_VALUES:
-        # Reduce 32-bit values to 16 bits first; `_grey` keeps the tags that follow in proportion.
-        step = (high - low) / (MAX_LUT_VALUES - 1)
-        values: np.ndarray = low + np.arange(MAX_LUT_VALUES) * step
-        indices = np.rint((pixels - float(low)) / step).astype(np.uint16)
+def _read_frame(file: BinaryIO, max_pixels: int) -> tuple[Dataset, bytes]:
+    """The header and the encoded first frame; nothing else of the pixel data is held."""
+    dataset = _header(file)
+    _refuse(dataset, max_pixels)
+    compressed = frames.is_compressed(dataset.file_meta.TransferSyntaxUID)
+    length = _at_pixel_data(file, dataset)
+    count = max(int(dataset.get("NumberOfFrames") or 1), 1)
+    samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 3)
+    allocated = int(dataset.get("BitsAllocated") or 0)
+    if compressed:
+        limit = 2 * samples * max(allocated, 16) // 8 + FRAME_MARGIN
+        offsets = None
+        if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
+            offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+        source: Any = _Bounded(file, limit)
+        return dataset, get_frame(source, 0, extended_offsets=offsets, number_of_frames=count)
+    if length == UNDEFINED:
+        raise UnreadableFilm("damaged DICOM (compressed pixels in an uncompressed transfer syntax)")
+    if not allocated or "SamplesPerPixel" not in dataset:
+        # Neither is certain without the other, so the length of the whole says what a frame takes.
+        wanted = min(length // count, 4 * samples)
     else:
-        values = np.arange(low, high + 1)
-        indices = (pixels.astype(np.int32) - low).astype(np.uint16)
-    used = values
-    if isinstance(padding, int) and low <= padding <= high and low != high:
-        used = values[values != padding]
-        present = pixels[pixels != padding]
-        if present.size:
-            used = used[(used >= present.min()) & (used <= present.max())]
-    table = _grey(values, used, dataset)
-    table = np.rint((1.0 - table if inverted else table) * 255.0).astype(np.uint8)
-    if isinstance(padding, int):
-        table[values == padding] = 0
-    return table.take(indices)
+        wanted = -(-samples * allocated // 8)
+        if _photometric(dataset) == "YBR_FULL_422":
+            wanted = wanted * 2 // 3
+    frame = file.read(wanted)
+    if len(frame) < wanted:
+        raise UnreadableFilm("damaged DICOM (the pixel data end too early)")
+    return dataset, frame + b"\0" * (len(frame) % 2)
 
 
-def _grey(values: np.ndarray, used: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """(N,) stored values → (N,) float in [0, 1]; `used` are those that set the range, without padding."""
-    modality = _modality(values, dataset)
-    for shown in (_voi_lut(modality, dataset), _window(modality, dataset)):
-        if shown is not None and shown.max() > shown.min():
-            return shown
-    span = _modality(used, dataset) if used.size else modality
-    bits = int(dataset.get("BitsStored") or 16)
-    if bits <= 8 and int(dataset.get("PixelRepresentation") or 0) == 0 and np.array_equal(modality, values):
-        return np.clip(values / 255.0, 0.0, 1.0)
-    return np.clip((modality - span.min()) / max(float(span.max() - span.min()), 1e-9), 0.0, 1.0)
+def _at_pixel_data(file: BinaryIO, dataset: Dataset) -> int:
+    """Move the file behind the header of the pixel data, and say how long it claims to be."""
+    implicit, little = dataset.original_encoding
+    order = "<" if little is not False else ">"
+    head = file.read(8)
+    if len(head) < 8 or struct.unpack(order + "HH", head[:4]) != PIXEL_DATA:
+        raise UnreadableFilm("DICOM without pixel data")
+    if implicit:
+        return struct.unpack(order + "I", head[4:])[0]
+    if head[4:6] in LONG_VRS:
+        return struct.unpack(order + "I", file.read(4))[0]
+    return struct.unpack(order + "H", head[6:])[0]
 
 
-def _modality(values: np.ndarray, dataset: Dataset) -> np.ndarray:
-    lut = _lut(dataset.get("ModalityLUTSequence"), dataset)
-    if lut is not None:
-        data, first, _ = lut
-        return data[np.clip(np.rint(values).astype(np.int64) - first, 0, len(data) - 1)]
-    slope, intercept = _number(dataset.get("RescaleSlope")), _number(dataset.get("RescaleIntercept"))
-    if slope in (None, 0.0) or (slope == 1.0 and not intercept):
-        return values
-    return values * slope + (intercept or 0.0)
+class _Bounded:
+    """A file that hands out no more than `limit` bytes in all, so that no fragment's claim fills the memory."""
+
+    def __init__(self, file: BinaryIO, limit: int):
+        self._file, self._left = file, limit
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self._left:
+            raise UnreadableFilm("compressed frame larger than its DICOM header says")
+        self._left -= size
+        return self._file.read(size)
 
 
-def _voi_lut(values: np.ndarray, dataset: Dataset) -> np.ndarray | None:
-    lut = _lut(dataset.get("VOILUTSequence"), dataset)
-    if lut is None:
+def _at_reduced_resolution(
+    dataset: Dataset, frame: bytes, stream: Codestream, size: int
+) -> tuple[np.ndarray, Box | None] | None:
+    """Stored values at a smaller scale, and the part the film covers; None where that would change the picture."""
+    exact = (
+        dataset.SamplesPerPixel == stream.components == 1
+        and _photometric(dataset).startswith("MONOCHROME")
+        and dataset.PixelRepresentation == 0
+        and not stream.signed
+        and stream.precision == dataset.BitsStored <= 16
+        and (stream.width, stream.height) == (dataset.Columns, dataset.Rows)
+        # Padding would bleed into the film, and a range of the film's own values would come out narrower.
+        and greyscale.padding_range(dataset) is None
+        and greyscale.range_is_stated(dataset)
+    )
+    if not exact:
         return None
-    data, first, full = lut
-    return data[np.clip(np.rint(values).astype(np.int64) - first, 0, len(data) - 1)] / full
-
-
-def _window(values: np.ndarray, dataset: Dataset) -> np.ndarray | None:
-    """PS3.3 C.11.2.1.2: LINEAR, LINEAR_EXACT and SIGMOID; the first of several windows."""
-    center, width = _number(dataset.get("WindowCenter")), _number(dataset.get("WindowWidth"))
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    if center is None or width is None or width <= 0 or (function == "LINEAR" and width < 1):
+    if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit and stream.precision == 8:
+        image, box = reduced.decode_jpeg(frame, size)
+        return np.asarray(image), box
+    if not stream.is_jpeg2000 or not reduced.halvings(stream, size):
         return None
-    if function == "SIGMOID":
-        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700, 700)))
-    if function == "LINEAR_EXACT":
-        return np.clip((values - center) / width + 0.5, 0.0, 1.0)
-    return np.clip((values - (center - 0.5)) / max(width - 1.0, 1e-9) + 0.5, 0.0, 1.0)
+    image, box = reduced.decode_jpeg2000(frame, stream, size)
+    container = 16 if image.mode.startswith("I") else 8
+    return np.asarray(image) >> (container - stream.precision), box
 
 
-def _lut(sequence: Any, dataset: Dataset) -> tuple[np.ndarray, int, float] | None:
-    """(table, first value mapped, full scale) of a LUT sequence's first item; None if it is absent or unusable."""
-    if not sequence or "LUTData" not in sequence[0] or len(sequence[0].get("LUTDescriptor") or ()) != 3:
-        return None
-    entries, first, bits = (int(v) for v in sequence[0].LUTDescriptor)
-    entries = entries or 1 << 16
-    if first >= 1 << 15 and int(dataset.get("PixelRepresentation") or 0) == 1:
-        first -= 1 << 16
-    raw = sequence[0].LUTData
-    if isinstance(raw, bytes):
-        # Eight-bit tables are stored with one entry per byte, or one per word.
-        narrow = bits <= 8 and len(raw) < 2 * entries
-        data = np.frombuffer(raw[: len(raw) // 2 * 2 if not narrow else None], "u1" if narrow else "<u2")
-    else:
-        data = np.atleast_1d(np.asarray(raw, dtype=np.int64))
-    data = data[:entries].astype(np.float64)
-    if not len(data):
-        return None
-    return data, first, float(max((1 << bits) - 1, data.max(), 1))
-
-
-def _number(value: Any) -> float | None:
-    """The first value of a number or a multi-valued number."""
-    if value is None or value == "":
-        return None
-    if not isinstance(value, (str, bytes)) and hasattr(value, "__len__"):
-        if not len(value):
-            return None
-        value = value[0]
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) else None
+def _picture(pixels: np.ndarray, dataset: Dataset) -> Image.Image:
+    """(H, W) or (H, W, 3) stored values → mode "L"."""
+    bits = int(dataset.BitsStored)
+    if _photometric(dataset) == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)
+        bits = 8 * pixels.dtype.itemsize
+    if pixels.ndim == 3:
+        pixels = pixels[..., :3]
+        if bits != 8:
+            pixels = np.rint(pixels * (255.0 / ((1 << bits) - 1))).clip(0, 255)
+        return Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8), "RGB").convert("L")
+    return Image.fromarray(greyscale.shown(pixels, dataset))

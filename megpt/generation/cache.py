@@ -123,7 +123,7 @@ def attend(
     """Attention for Hugging Face decoders in the engine.
 
     Query heads that share a key-value head become further queries of it, so that keys and values are never repeated.
-    The mask comes with that number of queries already: (1 or R, 1, group * Q, L).
+    The mask already has that number of queries: (1 or R, 1, group * Q, L).
 
     Raises:
         NotImplementedError: the decoder asks for more than keys, values and a mask.

@@ -141,7 +141,7 @@ class GenerationEngine:
             torch.cat((item.tokens.to(self.device, self.dtype), embed(self.suffixes[item.prompt_id]))) for item in items
         ]
         lengths = [len(part) for part in parts]
-        # Padding stands behind a prompt, where causality hides it; the report's columns overwrite it later.
+        # Padding follows the prompt, where causality hides it; the report's columns overwrite it later.
         embeds = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
         target = torch.tensor(rows, device=self.device)
         flight.cache.prefill(target)

@@ -188,7 +188,7 @@ class BeamRule(Rule):
     def __init__(self, decoding: Decoding, end: tuple[int, ...], width: int, device: torch.device):
         super().__init__(decoding, end, width, device)
         self.beams = decoding.num_beams
-        # As many as could end at once, and a full set besides, so that the search always goes on.
+        # As many as could end at once plus a full set, so that the search can always continue.
         self.candidates = max(2, 1 + len(end)) * self.beams
         self.is_top = torch.arange(self.candidates, device=device) < self.beams
 

@@ -56,7 +56,7 @@ class CudaGraphs(Recorder):
 
     def record(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on preparing films on the same device.
+        # Other threads may continue to prepare films on the same device.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             work()
         return graph.replay
@@ -110,7 +110,7 @@ class DecodeStep:
         except Exception as error:  # the model does something that cannot be recorded, or memory ran out
             recorder.refused = type(error).__name__
             logging.getLogger(__name__).warning(
-                "decoding goes on without CUDA graphs, more slowly: recording a step failed (%s)", recorder.refused
+                "decoding continues without CUDA graphs, more slowly: recording a step failed (%s)", recorder.refused
             )
             return None
 
@@ -120,12 +120,12 @@ class DecodeStep:
         if rows not in self._views:
             self._views[rows] = flight.state.first_rows(rows)
         state = self._views[rows]
-        # An empty row goes on until its columns are used up and then overwrites its last ones.
+        # An empty row continues until its columns are used up, then overwrites its last ones.
         state.step.clamp_(max=rule.width - 1)
         prompt = flight.prompt[:rows]
         # Where this step's keys and values go: one column a beam, and each beam may look at its own.
         column = torch.add(prompt, state.step, alpha=beams).unsqueeze(1) + self._beam  # (R, K)
-        # Finished and empty rows go on past the last token, and must not ask for a position that there is not.
+        # Finished and empty rows run past the last token and must not ask for a position that does not exist.
         last = rule.decoding.max_new_tokens
         position = prompt + (state.step if rule.width == last else state.step.clamp(max=last)) - 1
         flight.cache.decode(column, length)

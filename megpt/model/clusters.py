@@ -84,7 +84,7 @@ def candidates(settings: FitPromptsConfig, studies: int) -> list[int]:
         found = [k for k in sorted(set(settings.candidates)) if 2 <= k < studies]
         if not found:
             raise InputError(
-                f"fit_prompts.candidates = {list(settings.candidates)}: none lies between 2 and the {studies} studies",
+                f"fit_prompts.candidates = {list(settings.candidates)}: none is above 1 and below {studies}",
                 next="add a smaller candidate, or set fit_prompts.num_clusters",
             )
         return found

@@ -1,10 +1,10 @@
-"""All jobs in a row on drawn films, on any laptop: an archive goes in, reports and an honest score come out.
+"""All jobs in a row on drawn films, on any laptop: from an archive to reports and an honest score.
 
     megpt demo --config configs/phantom.yaml output=runs/demo
 
 OUT/{archive,studies,llm,prompts,checkpoint,predictions,evaluation}. Each stage is a job with its own output folder, so
-the same command goes on where an earlier one stopped. It ends with the scores beside those of two baselines that have
-not seen the film, and the seconds and memory each job took.
+the same command resumes where an earlier one stopped. It ends with the scores beside those of baselines that have not
+seen the film, and with the seconds and the memory that each job took.
 """
 
 from __future__ import annotations

@@ -7,15 +7,15 @@ actors, each with the model on its GPU or share of one; an actor asks CPU tasks 
 ahead of itself, writes the reports, and then the shard's one file. Nothing else passes through the object store, so
 memory depends neither on the archive nor on the shard's size.
 
-Why a kill at any moment is safe: a shard's file appears whole, by a rename, after all its rows exist. Whoever is
-killed before that has done nothing; whoever is killed after it has done everything. A shard that two actors come to
-write, because one of them was lost sight of, is the same file with the same rows twice. What is left is what has no
-file. A shard's texts depend on its own studies only, since an actor works on one shard at a time: a resumed run gives
-the table of an uninterrupted one.
+Why a kill at any moment is safe: a shard's file gets its name, by a rename, only when all of its rows are in it. A
+process that is killed before that has done nothing, and one that is killed after it has done everything. If two actors
+write the same shard, because one of them was believed lost, they write the same rows to the same file. Shards without a
+file are still to do. An actor works on one shard at a time, so a shard's texts depend on its own studies only, and a
+resumed run gives the table of an uninterrupted one.
 
-Why a lost node does not hold the others up: Ray would keep a dead actor's shards waiting for it to start again, which
-without a machine in its place is for ever. Here such a shard is given up at once, and taken up in the next pass over
-what has no file. An error of the shard itself is not among those that are given up: it comes back as a value.
+Why a lost node does not delay the others: Ray would keep a dead actor's shards until the actor restarts, which never
+happens if nothing replaces its machine. Here such a shard is given up at once and done in the next pass over the shards
+without a file. An error of the shard itself is not treated this way: it is returned as a value.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from ray_jobs.job import Job, absolute
 from ray_jobs.placement import worker_slots
 from ray_jobs.runtime import joined, quiet
 
-# Passes in a row that may end without one more shard, as when actors die faster than they write.
+# Consecutive passes that may end without a new shard, as when actors die faster than they write.
 FRUITLESS_PASSES = 3
-# Of a worker's CPUs this share is left to the tasks that decode for it.
+# The share of a worker's CPUs that is left to the tasks that decode for it.
 DECODE_SHARE = 0.1
 
 

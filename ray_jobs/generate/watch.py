@@ -17,7 +17,7 @@ from ray_jobs.placement import LOOK_EVERY_S, worker_slots
 
 
 def watched(rows: ray.data.Dataset, config: ClusterConfig) -> Generator[dict[str, Any], None, None]:
-    """The rows as they come. Ray waits for ever for a node that can hold a worker; this waits for `cluster.wait_s`.
+    """The rows as they arrive. Ray waits without limit for a node that can hold a worker; this waits `cluster.wait_s`.
 
     Close it when done with it, or Ray Data's threads may outlive the connection to the cluster.
 

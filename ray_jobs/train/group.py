@@ -45,18 +45,18 @@ def scaling(config: ClusterConfig) -> Any:
 
 def set_time_limits(config: ClusterConfig, timeout_s: float) -> None:
     """Bound Ray Train's own waits, which it reads from this process's environment."""
-    # Its barriers (reports, notices of preemption) wait for ever by default: a worker that hangs ahead of one would
-    # hang the run, where torch's collectives end after the same time.
+    # By default its barriers (reports, preemption notices) wait without limit, so a worker that hangs before one would
+    # hang the run. torch's collectives end after this time too.
     os.environ[ray_private.COLLECTIVE_LIMIT] = str(timeout_s)
     os.environ[ray_private.START_LIMIT] = str(min(LOOK_AGAIN_S, max(1.0, config.wait_s)))
 
 
 class GroupWatch(ray_private.ControllerCallback):
-    """Says why a group of workers has ended, and ends a run that more workers cannot help.
+    """Says why a group of workers ended, and ends a run that a new group cannot help.
 
-    That is one whose worker has left an error that no restart can mend, or whose workers the cluster cannot place any
-    more: Ray Train itself looks for a place for ever, and after a lost node that nothing replaces the run would stand
-    still without a word. Runs in Ray Train's controller, which turns what it raises into the run's error.
+    A new group does not help if a worker left an error that a restart would meet again, or if the cluster can no longer
+    place the workers: Ray Train itself keeps trying without limit, so after the loss of a node that nothing replaces,
+    the run would wait silently. Runs in Ray Train's controller, which reports what is raised as the run's error.
     """
 
     def __init__(self, config: Config):
@@ -75,26 +75,26 @@ class GroupWatch(ray_private.ControllerCallback):
         again = isinstance(current_state, ray_private.RestartingState)
         if again and type(previous_state) is not type(current_state):
             if self.error.exists():
-                raise MegptError("a worker has said why the run cannot go on", where=str(self.error))
+                raise MegptError("a worker reported why the run cannot continue", where=str(self.error))
             self._refuse_repetition(error := current_state.training_failed_error)
             log(f"{AGAIN}: {cause_of(error, self.timeout_s)}")
         going = isinstance(previous_state, ray_private.PreemptingState)
         if going and isinstance(current_state, ray_private.ShuttingDownState):
-            # A node that goes before its deadline looks to Ray Train like any other that is lost. When that has used
-            # up the restarts, the command starts the group again.
+            # To Ray Train, a node that goes before its deadline looks like any lost node. If that uses up the
+            # restarts, the command starts the group again.
             self.mark.parent.mkdir(exist_ok=True)
             self.mark.touch()
 
     def _refuse_repetition(self, error: BaseException) -> None:
-        """Raise for an error that a restart meets again: a fault of code, or the same one twice at one checkpoint."""
+        """Raise for an error that a restart would meet again: a fault in code, or one met twice at one checkpoint."""
         errors = raised_by_workers(error)
         raised = (errors, sorted(path.name for path in self.mark.parent.glob("step-*"))[-1:])
         if is_fault_of_code(error) or (errors and raised == self._raised):
             raise MegptError(
-                "training stopped by an error that a restart does not mend",
+                "training stopped by an error that a restart does not fix",
                 where=str(self.mark.parent.parent),
                 cause=cause_of(error, self.timeout_s),
-                next="mend the cause and run the same command again: it resumes; --debug shows tracebacks",
+                next="fix the cause and run the same command again to resume; --debug shows tracebacks",
             ) from error
         self._raised = raised
 
@@ -108,11 +108,11 @@ class GroupWatch(ray_private.ControllerCallback):
             raise MegptError(
                 f"no room for the training group any more: {asked(self.cluster)}",
                 where=self.where,
-                cause="a node was lost and no other came (cluster.wait_s), or other jobs took its place",
-                next="run the same command again, with cluster.num_workers=[min, max] to go on smaller: it resumes",
+                cause="a node was lost and not replaced within cluster.wait_s, or other jobs took its place",
+                next="run the same command again to resume, with cluster.num_workers=[min, max] to use fewer workers",
             )
         if type(previous_state) is type(current_state):
-            time.sleep(1)  # Ray Train asks again at once, and would keep a core busy with it
+            time.sleep(1)  # Ray Train would ask again at once and keep a core busy
 
 
 def take_mark(output: Path) -> bool:

@@ -2,9 +2,10 @@
 
     megpt train --config configs/phantom.yaml studies=runs/studies prompts=runs/prompts output=runs/checkpoint
 
-The command watches; the workers train (`ray_jobs.train.worker`). A worker or node that dies restarts the group from
-the newest checkpoint; the command that dies is run again, with the same effect. `OUT/steps/` holds what is needed to
-resume, `OUT/log.jsonl` and `OUT/tensorboard/` the curves, `OUT/` itself the Hugging Face folder once training is done.
+The command watches and the workers train (`ray_jobs.train.worker`). If a worker or a node dies, the group restarts from
+the newest checkpoint; if the command dies, run it again. `OUT/steps/` holds what is needed to
+resume, `OUT/log.jsonl` and `OUT/tensorboard/` the curves, and `OUT/` itself the Hugging Face folder once training is
+done.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Train(Job):
         self.estimate()
 
     def work(self, folder: Path) -> None:
-        """Train, or go on training, to the end.
+        """Train, or resume training, to the end.
 
         Raises:
             MegptError: the loss is not a number, storage is full, or more restarts than `train.max_failures`.
@@ -188,7 +189,7 @@ def trainer(config: Config) -> Any:
 
 
 def take_summary(output: Path) -> dict[str, Any]:
-    """What the workers said at their end."""
+    """The summary that the workers wrote when they finished."""
     return dict(json.loads((output / "steps" / SUMMARY).read_text(encoding="utf-8")))
 
 
@@ -199,5 +200,5 @@ def as_megpt_error(error: BaseException, config: Config) -> MegptError:
         "training stopped" + (restarts if hasattr(error, "worker_failures") else ""),
         where=config.output,
         cause=cause_of(error, config.train.timeout_s),
-        next="run the same command again: it resumes; --debug shows tracebacks",
+        next="run the same command again to resume; --debug shows tracebacks",
     )

@@ -214,7 +214,7 @@ def test_the_upload_holds_code_and_no_data(head: Head, tmp_path: Path) -> None:
     assert listing.returncode == 0, listing.stderr
     names = {line.removeprefix("./") for line in listing.stdout.splitlines()}
     assert not names & set(unwanted)
-    assert "ray_jobs/__main__.py" in names and "megpt/config.py" in names
+    assert "ray_jobs/__main__.py" in names and "megpt/output.py" in names
 
 
 def test_a_failure_reaches_who_submitted(head: Head) -> None:

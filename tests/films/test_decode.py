@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_films import dicom_bytes, gradient, jpeg, picture, png
+from make_films import dataset, deep_png, deflated, dicom_bytes, gradient, jpeg, jpeg2000, picture, png
 from PIL import Image
 
 from megpt.films.decode import UnreadableFilm, check_film, film_type, load_film, load_films, read_film
@@ -122,7 +122,9 @@ def test_files_that_are_no_films(tmp_path):
     assert reason(View("x", uri=str(tmp_path / "text.jpg" / "below.png"))) == "missing file"
     assert reason(View("x", uri=str(tmp_path / "empty"))) == "empty file"
     assert reason(View("x", data=b"")) == "empty file"
-    assert reason(View("x", uri=str(tmp_path / "text.jpg"))) == "not a JPEG, PNG or DICOM file"
+    assert (
+        reason(View("x", uri=str(tmp_path / "text.jpg"))) == "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file"
+    )
     assert reason(View("x", uri=str(tmp_path))) == "not a file"
     assert reason(View("x", uri=str(tmp_path / "pipe"))) == "not a file"
     assert reason(View("x")) == "no path inside the archive"
@@ -197,17 +199,23 @@ def test_a_study_gives_all_its_readable_films():
     for films, text in (((bad,), ""), ((bad, empty), " (and 1 more)"), ((bad, empty, empty), " (and 2 more)")):
         with pytest.raises(UnreadableFilm) as caught:
             load_films(Study("s", views=films), **options)
-        assert caught.value.reason == "not a JPEG, PNG or DICOM file" + text
+        assert caught.value.reason == "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file" + text
     with pytest.raises(UnreadableFilm, match=r"^empty file$"):
         load_films(Study("s", views=(empty, good)), **{**options, "max_views": 1})
     with pytest.raises(UnreadableFilm, match=r"^the study has no films$"):
         load_films(Study("s"), **options)
 
 
-SAMPLES = [jpeg(), png(), png(gradient(top=4095, dtype=np.uint16)), dicom_bytes()]
+DEEP = gradient(top=4095, dtype=np.uint16)
+# Without frames for the helper process: its restarts after a crash would take most of the time.
+SAMPLES = [
+    *(jpeg(), png(), png(DEEP), deep_png(np.dstack([DEEP] * 3)), jpeg2000(DEEP, 12), jpeg2000(DEEP, 12, boxes=True)),
+    *(picture(DEEP, "TIFF"), picture(DEEP, "TIFF", compression="tiff_lzw"), picture(gradient(), "BMP")),
+    *(picture(gradient(), "WEBP"), dicom_bytes(), dicom_bytes(DEEP), deflated(dataset(DEEP))),
+]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.sampled_from(SAMPLES), st.data())
 def test_random_damage_is_an_unreadable_film_or_a_picture(sample, data):
     damaged = bytearray(sample)

@@ -176,7 +176,7 @@ def test_a_model_that_asks_the_device_is_not_recorded(caplog: pytest.LogCaptureF
         assert replayed(model, RULES["greedy"], items, tape) == clean
     assert (tape.refused, tape.recorded, tape.replayed) == ("Refused", 0, 0)
     assert [r.message for r in caplog.records] == [
-        "decoding goes on without CUDA graphs, more slowly: recording a step failed (Refused)"
+        "decoding continues without CUDA graphs, more slowly: recording a step failed (Refused)"
     ]
 
 

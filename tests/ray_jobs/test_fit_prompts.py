@@ -113,6 +113,6 @@ def test_fewer_studies_than_clusters(studies: Path, tmp_path: Path) -> None:
     assert str(told.value) == (
         "fit_prompts.num_clusters = 12, but there are only 5 training studies\n  next:  set fit_prompts.num_clusters=2"
     )
-    with pytest.raises(InputError, match=r"none lies between 2 and the 2 studies"):
+    with pytest.raises(InputError, match=r"none is above 1 and below 2"):
         FitPrompts.run(config(studies, tmp_path / "out", num_clusters="silhouette").updated(limit=2))
     assert not (tmp_path / "out").exists()

@@ -112,7 +112,7 @@ def test_the_table(finished: Path, archive: Path, tiny_checkpoint: Path) -> None
         assert row["model"] == fingerprint(tiny_checkpoint)
         if int(study.study_id[5:]) in BROKEN:
             assert (row["report"], row["finish_reason"], row["num_tokens"]) == (None, "error", 0)
-            assert row["error"] == "not a JPEG, PNG or DICOM file"
+            assert row["error"] == "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file"
         else:
             assert row["error"] is None and row["finish_reason"] in ("stop", "length")
             assert 2 <= row["num_tokens"] <= 8 and row["prompt_id"] in (0, 1, 2)

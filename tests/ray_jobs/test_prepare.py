@@ -55,7 +55,11 @@ def test_an_archive_with_broken_films(tmp_path, ray_cluster, capfd):
     failed = pq.read_table(out / "failed.parquet")
     assert failed.schema.equals(FAILED_SCHEMA)
     errors = {row["study_id"]: row["error"] for row in failed.to_pylist()}
-    assert errors == {"s0003": "empty file", "s0007": "not a JPEG, PNG or DICOM file", "s0011": "missing file"}
+    assert errors == {
+        "s0003": "empty file",
+        "s0007": "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file",
+        "s0011": "missing file",
+    }
     assert sorted([*errors, *(s.study_id for s in studies)]) == [f"s{n:04}" for n in range(20)]
     assert len({(s.subject_id, s.split) for s in studies}) == len({s.subject_id for s in studies})
     run = json.loads((out / "run.json").read_text())

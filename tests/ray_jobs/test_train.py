@@ -229,7 +229,9 @@ class TestNodes:
         assert losses(tmp_path / "run") == losses(Path(str(whole.output)))
         assert scores(tmp_path / "run") == scores(Path(str(whole.output))) and len(scores(tmp_path / "run")) == 2
         failed = pq.read_table(tmp_path / "run" / "failed.parquet").to_pylist()
-        assert [(row["study_id"], row["error"]) for row in failed] == [(BROKEN, "not a JPEG, PNG or DICOM file")]
+        assert [(row["study_id"], row["error"]) for row in failed] == [
+            (BROKEN, "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file")
+        ]
         self.check_validation(config)
 
     def check_validation(self, config: Config) -> None:

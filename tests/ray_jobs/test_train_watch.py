@@ -197,8 +197,8 @@ def test_a_group_that_finds_no_room():
     assert str(raised.value) == (
         "no room for the training group any more: 2 × 1 CPU\n"
         "  where: this machine\n"
-        "  cause: a node was lost and no other came (cluster.wait_s), or other jobs took its place\n"
-        "  next:  run the same command again, with cluster.num_workers=[min, max] to go on smaller: it resumes"
+        "  cause: a node was lost and not replaced within cluster.wait_s, or other jobs took its place\n"
+        "  next:  run the same command again to resume, with cluster.num_workers=[min, max] to use fewer workers"
     )
     assert job.as_megpt_error(ControllerError(raised.value), config()) is raised.value
 
@@ -223,7 +223,7 @@ def test_an_error_that_no_restart_mends_ends_the_run(tmp_path, capsys):
     assert AGAIN in capsys.readouterr().err
     (tmp_path / "steps").mkdir()
     tell_error(tmp_path, MegptError("the loss is nan"))
-    with pytest.raises(MegptError, match=r"^a worker has said why the run cannot go on"):
+    with pytest.raises(MegptError, match=r"^a worker reported why the run cannot continue"):
         watch.after_controller_state_update(RunningState(), failed)
     assert AGAIN not in capsys.readouterr().err
     assert str(take_error(tmp_path)) == "the loss is nan"
@@ -241,11 +241,11 @@ def test_a_fault_of_code_is_not_tried_again(tmp_path):
     with pytest.raises(MegptError) as raised:
         watch.after_controller_state_update(RunningState(), failed)
     assert str(raised.value) == (
-        "training stopped by an error that a restart does not mend\n"
+        "training stopped by an error that a restart does not fix\n"
         f"  where: {tmp_path}\n"
         "  cause: worker 0: RuntimeError: Connection closed by peer; "
         "worker 1: NotImplementedError: unsupported mix of dtypes\n"
-        "  next:  mend the cause and run the same command again: it resumes; --debug shows tracebacks"
+        "  next:  fix the cause and run the same command again to resume; --debug shows tracebacks"
     )
 
 
