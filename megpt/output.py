@@ -66,6 +66,13 @@ def write_aside(path: str | Path, *, aside: Path | None = None) -> Iterator[Path
         temporary.unlink(missing_ok=True)
 
 
+def reopen(folder: Path) -> None:
+    """Take `_SUCCESS` from a finished output that is about to grow; durable when this returns."""
+    if (folder / SUCCESS).exists():
+        (folder / SUCCESS).unlink()
+        sync_folder(folder)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """A text file, whole or absent."""
     with write_aside(path) as temporary:

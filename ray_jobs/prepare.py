@@ -5,7 +5,7 @@
 The archive's studies are streamed into a shard list on disk (megpt/data/shards.py). Each task of Ray Data takes one
 shard of it and writes that shard's files (megpt/data/prepare.py). Only shards' names and counts pass through Ray, so
 memory does not depend on the archive. A killed job is resumed by the same command, which prepares the shards that are
-left.
+left, and takes up the studies that the archive has got since (megpt/data/growth.py).
 
 OUT/data/split=…/part-*.parquet, README.md, failed.parquet, run.json and _SUCCESS.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,11 +25,14 @@ from typing import Any
 import ray.data
 
 from megpt.config import ClusterConfig
+from megpt.data.growth import Intake, choice_of
 from megpt.data.prepare import (
     FAILED,
     WORK,
     clear,
     describe,
+    drop_superseded,
+    failed_ids,
     list_shards,
     marks,
     merge_failed,
@@ -55,45 +57,59 @@ LIST = Path(WORK) / "plan"
 class Prepare(Job):
     name = "prepare"
     reads = (
-        *("source", "limit", "seed", "prepare"),
-        *("data.format", "data.reports", "data.annotations", "data.max_pixels"),
+        *("source", "ids", "retry", "limit", "seed", "prepare"),
+        *("data.format", "data.reports", "data.annotations", "data.changed", "data.max_pixels"),
     )
     needs = ("source",)
+    grows = True
 
     def open(self) -> None:
         self.source = open_source(str(self.config.source), data=self.config.data)
+        self.choice = choice_of(self.config)
 
     def inputs(self) -> dict[str, Any]:
-        found = self.source
-        return {"source": {"path": str(found.root), "format": found.format, "fingerprint": found.fingerprint()}}
+        """Which archive, but not what it holds: it may grow."""
+        return {"source": {"path": str(self.source.root), "format": self.source.format}}
 
     def demand(self) -> ClusterConfig:
         return one_cpu(self.config.cluster)
 
     def preview(self, folder: Path) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            shards = ShardList.load(folder / LIST) or self._list(Path(scratch) / "plan", self._studies())
-        left = sum(shard.studies for shard in unfinished(folder, shards))
+        shards = ShardList.load(folder / LIST)
+        left = sum(shard.studies for shard in unfinished(folder, shards)) if shards else 0
+        left += self._beyond(folder)
         log(f"prepare: would read {left} studies ({self.source.format}) of {self.source.root} into {folder}")
+
+    def has_grown(self, folder: Path) -> bool:
+        return self._beyond(folder) > 0
+
+    def _beyond(self, folder: Path) -> int:
+        """How many studies the archive holds, of those that are wanted, beyond the list."""
+        with self._intake(folder) as intake:
+            return sum(1 for _ in intake.studies(self._studies(), where=str(self.source.root)))
+
+    def _intake(self, folder: Path) -> Intake:
+        base = ShardList.load(folder / LIST)
+        failed = failed_ids(folder, base) if base and self.config.retry else frozenset[str]()
+        return Intake(base, self.choice, output=folder, failed=failed)
 
     def plan(self, folder: Path) -> bool:
         place = folder.absolute() / LIST  # the tasks, which read it, start in folders of their own
-        shards = ShardList.load(place)
-        if shards is None:
-            studies = self._studies()
-            log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
-            shards = self._list(place, studies)
-            if twice := shards.notes["patients_in_two_splits"]:
-                log(f"prepare: {twice} patients are in more than one of the archive's own splits")
+        size, seed, origin = self.config.prepare.shard_size, self.config.seed, self.source.origin
+        studies = self._studies()
+        log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
+        with self._intake(folder) as intake:
+            shards = list_shards(place, studies, shard_size=size, seed=seed, origin=origin, intake=intake)
+        for line in intake.lines():
+            log(f"prepare: {line}")
+        if intake.new and (twice := shards.notes["patients_in_two_splits"]):
+            log(f"prepare: {twice} patients are in more than one of the archive's own splits")
+        drop_superseded(folder, shards)
         self.shards, self.left = shards, unfinished(folder, shards)
         return bool(self.left)
 
-    def _list(self, folder: Path, studies: Iterator[Listed]) -> ShardList:
-        size, seed, origin = self.config.prepare.shard_size, self.config.seed, self.source.origin
-        return list_shards(folder, studies, shard_size=size, seed=seed, origin=origin)
-
     def _studies(self) -> Iterator[Listed]:
-        studies = itertools.islice(self.source.listed(), self.config.limit)
+        studies = iter(self.source.listed())
         if (first := next(studies, None)) is None:
             raise InputError(
                 f"no studies in {self.source.root}",

@@ -5,6 +5,8 @@
     OUT/.work/failed/train-00000.parquet  its unreadable studies, merged into OUT/failed.parquet at the end
     OUT/.work/done/train-00000.json       the mark: the shard is done; holds its counts
 
+OUT/.work stays when the job has finished: the next start takes up what is new (megpt/data/growth.py).
+
 Order of writes: the failed studies, then the table's file, then the mark. All three appear whole, by renames, and
 preparing a shard again gives the same files. So a kill between any two of them is harmless: a shard without a mark is
 prepared again.
@@ -13,32 +15,23 @@ prepared again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image
 
 from megpt.config import PrepareConfig
 from megpt.data.card import write_card
-from megpt.data.shards import (
-    LIST_SCHEMA,
-    Shard,
-    ShardList,
-    ShardListWriter,
-    digest,
-    from_row,
-    scratch,
-    to_row,
-    unique,
-)
+from megpt.data.growth import Intake
+from megpt.data.shards import LIST_SCHEMA, Shard, ShardList, ShardListWriter, from_row, to_row
 from megpt.data.sources.base import check_mounted
+from megpt.data.splits import SplitAssigner
 from megpt.data.studies import (
     DATA,
     Listed,
@@ -58,27 +51,33 @@ from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
 WORK, FAILED = ".work", "failed.parquet"
 # A film that is stored unchanged is decoded once, as small as its format allows, to see that it can be.
 PROBE_SIZE = 32
-# An archive without splits is divided by patient, so that no patient is in two of them.
-SHARES = (("train", 0.8), ("val", 0.9), ("test", 1.0))
 
 
 def list_shards(
-    folder: Path, studies: Iterable[Listed], *, shard_size: int, seed: int, origin: tuple[str, str]
+    folder: Path,
+    studies: Iterable[Listed],
+    *,
+    shard_size: int,
+    seed: int,
+    origin: tuple[str, str],
+    intake: Intake | None = None,
 ) -> ShardList:
-    """Stream the archive's studies into a list of shards by split.
+    """Stream the archive's studies, or what `intake` chooses of them, into a list of shards by split.
 
     Its notes are `split_by` (archive: the archive has splits; patient: by hash of the patient's id; none: all is
-    `test`, because there are no reports) and `patients_in_two_splits`, which counts the archive's own overlaps.
+    `test`, because there are no reports) and `patients_in_two_splits`, which counts the archive's own overlaps. A list
+    that grows keeps its first rule, and a patient's new studies go where the earlier ones are.
 
     Raises:
         InputError: two studies with one id, a study without an id, or no studies.
     """
-    assigner = _SplitAssigner(seed)
+    intake = intake or Intake()
+    assigner = SplitAssigner(seed, intake.base)
     unknown = folder / "unknown.parquet"
-    with ShardListWriter(folder, shard_size) as writer, contextlib.closing(assigner):
+    with ShardListWriter(folder, shard_size, intake.base) as writer, contextlib.closing(assigner):
 
         def without_split() -> Iterator[dict[str, Any]]:
-            for listed in unique(studies):
+            for listed in intake.studies(studies):
                 assigner.see(listed.study)
                 if listed.study.split:
                     writer.add(listed, listed.study.split)
@@ -91,45 +90,9 @@ def list_shards(
             split = assigner.split_of(row["subject_id"] or row["study_id"])
             writer.add(from_row(row, split=split), split)
         unknown.unlink()
-        if not writer.studies:
+        if not writer.studies and intake.base is None:
             raise InputError("the archive lists no studies", next="check source=PATH and data.format")
-        return writer.finish(**assigner.notes(), source=origin[0], format=origin[1])
-
-
-class _SplitAssigner:
-    """The split of each patient: the archive's own, or else one that the seed chooses."""
-
-    def __init__(self, seed: int):
-        self.seed, self.has_reports = seed, False
-        self._patients = scratch("CREATE TABLE patients (id BLOB PRIMARY KEY, split TEXT, twice INT) WITHOUT ROWID")
-
-    def see(self, study: Study) -> None:
-        """Take note of a study's split, and of whether it has a report."""
-        self.has_reports = self.has_reports or bool(study.report or study.findings or study.impression)
-        if study.split:
-            self._patients.execute(
-                "INSERT INTO patients VALUES (?, ?, 0) "
-                "ON CONFLICT DO UPDATE SET twice = twice OR split != excluded.split",
-                (digest(study.subject_id or study.study_id), study.split),
-            )
-
-    def split_of(self, patient: str) -> str:
-        """The split of a patient whose study the archive does not place; call it after all studies were seen."""
-        known = self._patients.execute("SELECT split FROM patients WHERE id = ?", (digest(patient),)).fetchone()
-        if known:
-            return str(known[0])
-        if not self.has_reports:
-            return "test"
-        position = hashlib.blake2b(f"{self.seed}:{patient}".encode(), digest_size=8).digest()
-        return next(split for split, share in SHARES if int.from_bytes(position) / 2**64 < share)
-
-    def notes(self) -> dict[str, Any]:
-        placed, twice = self._patients.execute("SELECT count(*), total(twice) FROM patients").fetchone()
-        split_by = "archive" if placed else "patient" if self.has_reports else "none"
-        return {"split_by": split_by, "patients_in_two_splits": int(twice)}
-
-    def close(self) -> None:
-        self._patients.close()
+        return intake.commit(writer, **assigner.notes(), source=origin[0], format=origin[1])
 
 
 def prepare_shard(
@@ -234,6 +197,46 @@ def marks(out: Path, shards: ShardList) -> Iterator[dict[str, Any]]:
             yield json.loads(mark.read_text())
 
 
+def failed_ids(out: Path, shards: ShardList) -> frozenset[str]:
+    """The studies that could not be prepared."""
+    parts = (_failed_part(out, shard) for shard in shards)
+    return frozenset(row["study_id"] for part in parts if part.exists() for row in read_rows(part, ["study_id"]))
+
+
+def drop_superseded(out: Path, shards: ShardList) -> None:
+    """Take the studies that are listed again out of the files of their earlier shards.
+
+    The mark comes last: as long as it counts other studies than the shard has, this is done again. A shard without a
+    mark is prepared again, and its file, if there is one, goes: its studies may be in another shard by now.
+    """
+    for shard in shards:
+        if shard.studies == shard.rows:
+            continue
+        mark, path, failed = _mark(out, shard), part_path(out, shard.split, shard.number), _failed_part(out, shard)
+        old = json.loads(mark.read_text()) if mark.exists() else None
+        if old is None:
+            path.unlink(missing_ok=True)
+        elif old["studies"] != shard.studies:
+            views = {listed.study.study_id: len(listed.study.views) for listed in shards.read(shard)}
+            films = [(row["study_id"], len(row["views"])) for row in _keep(path, views, STUDIES_SCHEMA, aside=out)]
+            reasons = Counter(row["error"] for row in _keep(failed, views, FAILED_SCHEMA, aside=out))
+            counts = {"studies": shard.studies, "failed": reasons.total(), "films": sum(n for _, n in films)}
+            dropped = sum(views[name] - n for name, n in films)
+            content = {**old, **counts, "films_dropped": dropped, "reasons": dict(reasons)}
+            with write_aside(mark) as temporary:
+                temporary.write_text(json.dumps(content))
+
+
+def _keep(path: Path, wanted: Collection[str], schema: pa.Schema, *, aside: Path) -> Iterator[dict[str, Any]]:
+    """Leave only the rows of these studies in a file, or no file; gives the ids, reasons and views of those rows."""
+    if not path.exists():
+        return
+    if write_rows(path, (row for row in read_rows(path) if row["study_id"] in wanted), schema, aside=aside) == 0:
+        path.unlink()
+        return
+    yield from read_rows(path, ["study_id", "error", "views"])
+
+
 def merge_failed(out: Path, shards: ShardList) -> Path:
     """All failed studies in one list, OUT/failed.parquet; it is empty if nothing failed."""
     parts = (_failed_part(out, shard) for shard in shards)
@@ -250,9 +253,8 @@ def describe(out: Path) -> None:
 
 
 def clear(out: Path) -> None:
-    """Remove what only a running job needs, and what killed jobs left behind."""
-    shutil.rmtree(out / WORK, ignore_errors=True)
-    for leftover in out.glob(".*.tmp"):
+    """Remove what killed jobs left behind."""
+    for leftover in (*out.glob(".*.tmp"), *out.glob(f"{WORK}/*/.*.tmp")):
         leftover.unlink(missing_ok=True)
     for folder in split_folders(out):
         if not any(folder.iterdir()):  # none of the split's studies could be read

@@ -34,11 +34,15 @@ COMPRESSION = {"compression": "zstd", "compression_level": 3}
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A study as an archive lists it. If its films are inside a table, `file` and `row` say where."""
+    """A study as an archive lists it. If its films are inside a table, `file` and `row` say where.
+
+    `state` changes with its films (`megpt.data.growth.film_state`); it is empty before anyone has looked at them.
+    """
 
     study: Study
     file: str | None = None
     row: int = 0
+    state: bytes = b""
 
 
 class RowWriter:
@@ -193,26 +197,27 @@ def with_films(studies: Iterable[Listed]) -> Iterator[Study]:
         MegptError: a table has changed since the studies were listed.
     """
     file: str | None = None
-    rows, films = range(0), cast(Any, None)
+    rows, group_rows = range(0), cast(Any, None)
     for listed in studies:
         if listed.file is None:
             yield listed.study
             continue
         if listed.file != file or listed.row not in rows:
-            file, films = listed.file, None  # the old row group is freed before the new one is read
+            file, group_rows = listed.file, None  # the old row group is freed before the new one is read
             with open_parquet(Path(file)) as table:
                 group, rows = next((found for found in _row_groups(table) if listed.row in found[1]), (-1, range(0)))
                 if group >= 0:
-                    films = table.read_row_group(group, columns=["views"]).column("views")
-        stored = (films[listed.row - rows.start].as_py() or []) if listed.row in rows else []
-        if len(stored) != len(listed.study.views):
+                    group_rows = table.read_row_group(group, columns=["study_id", "views"])
+        ((stored),) = group_rows.slice(listed.row - rows.start, 1).to_pylist() if listed.row in rows else [{}]
+        films = stored.get("views") or []
+        if stored.get("study_id") != listed.study.study_id or len(films) != len(listed.study.views):
             raise MegptError(
                 f"{file} does not have the films of study {listed.study.study_id!r}",
                 where=f"row {listed.row}",
                 cause="the table has changed since this job was started",
                 next="choose another output=PATH, which starts over",
             )
-        views = zip(listed.study.views, stored, strict=True)
+        views = zip(listed.study.views, films, strict=True)
         yield replace(listed.study, views=tuple(replace(view, data=film["bytes"]) for view, film in views))
 
 

@@ -57,6 +57,7 @@ def test_shards_follow_the_archives_splits(tmp_path):
     }
     assert (shards.studies, len(shards)) == (6, 4)
     assert shards.notes == {
+        "reports": False,
         "split_by": "archive",
         "patients_in_two_splits": 0,
         "source": "/archive",
@@ -313,7 +314,10 @@ def test_a_done_shard_is_not_done_again(tmp_path, archive):
 def test_clear_removes_what_killed_runs_left(tmp_path, archive):
     out, _, _, _ = prepared(tmp_path, archive)
     leftover = write(out / ".part-00007.parquet.host.1.tmp", b"half")
+    half = write(out / prepare.WORK / "done" / ".test-00000.json.host.1.tmp", b"half")
+    plan = sorted((out / prepare.WORK / "plan").iterdir())
     clear(out)
-    assert not leftover.exists() and not (out / prepare.WORK).exists()
+    assert not leftover.exists() and not half.exists()
+    assert sorted((out / prepare.WORK / "plan").iterdir()) == plan, "the next start takes up what is new"
     assert sorted(p.name for p in (out / "data").iterdir()) == ["split=train"]
     assert [p.name for p in (out / "data/split=train").iterdir()] == ["part-00000.parquet"]

@@ -59,9 +59,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare.describe(out)
     write_rows(out / "failed.parquet", [Study("broken").failed_row("missing file")], FAILED_SCHEMA)
     (out / "_SUCCESS").touch()
-    predictions = Predictions.create(
-        here / "reports", open_source(out, data=DataConfig()), split="all", limit=None, shard_size=5
-    )
+    predictions = Predictions.create(here / "reports", open_source(out, data=DataConfig()), split="all", shard_size=5)
     for shard in predictions.left():
         rows = [{"study_id": entry.study.study_id, "finish_reason": "stop"} for entry in predictions.studies(shard)]
         predictions.write_shard(shard, rows)

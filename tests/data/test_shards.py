@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megpt.config import DataConfig
-from megpt.data.shards import ShardList, ShardListWriter, unique
+from megpt.data.ids import unique
+from megpt.data.shards import ShardList, ShardListWriter
 from megpt.data.sources import open_source
 from megpt.data.studies import Listed, with_films, write_studies
 from megpt.errors import InputError, MegptError

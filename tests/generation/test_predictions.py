@@ -24,6 +24,7 @@ from PIL import Image
 
 from megpt import __version__
 from megpt.config import DataConfig
+from megpt.data.growth import Choice, Intake
 from megpt.data.sources import Source, open_source
 from megpt.data.studies import with_films, write_studies
 from megpt.errors import InputError, MegptError
@@ -52,7 +53,9 @@ def rows(studies: Iterable[Study], failed: Iterable[str] = ()) -> Iterator[dict[
 
 
 def test_the_list_is_written_once(source: Source, tmp_path: Path) -> None:
-    created = Predictions.create(tmp_path / "out", source, split="test", limit=20, shard_size=8)
+    created = Predictions.create(
+        tmp_path / "out", source, split="test", shard_size=8, intake=Intake(choice=Choice(limit=20))
+    )
     assert (created.shards.studies, len(created.shards), created.count([2])) == (20, 3, 4)
     assert created.shards.notes == {"source": f"{tmp_path}/archive", "format": "table"}
     assert Predictions.open(tmp_path / "out") == created
@@ -70,11 +73,11 @@ def test_studies_without_a_split_belong_to_every_one(tmp_path: Path) -> None:
         (tmp_path / "archive" / name / "film.dcm").write_bytes(b"")
     plain = open_source(tmp_path / "archive", data=DataConfig(format="folder"))
     for split in ("test", "all"):
-        assert Predictions.create(tmp_path / split, plain, split=split, limit=None, shard_size=2).shards.studies == 2
+        assert Predictions.create(tmp_path / split, plain, split=split, shard_size=2).shards.studies == 2
 
 
 def test_shards_left(source: Source, tmp_path: Path) -> None:
-    predictions = Predictions.create(tmp_path / "out", source, split="all", limit=None, shard_size=10)
+    predictions = Predictions.create(tmp_path / "out", source, split="all", shard_size=10)
     assert (predictions.left(), predictions.finished(), finished_shards(tmp_path / "out")) == ([0, 1, 2, 3], [], set())
 
     def killed() -> Iterator[dict[str, Any]]:
@@ -101,7 +104,7 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_run(source: Source, tmp_path: Path) -> None:
-    predictions = Predictions.create(tmp_path / "out", source, split="test", limit=None, shard_size=8)
+    predictions = Predictions.create(tmp_path / "out", source, split="test", shard_size=8)
     predictions.record_launch(started=1.0)
     with (tmp_path / "out" / "launches.jsonl").open("a") as file:
         file.write('{"started": 2.')  # cut off by a kill
@@ -125,7 +128,7 @@ def test_the_end_of_a_run(source: Source, tmp_path: Path) -> None:
 
 
 def test_the_rate_is_that_of_the_last_start(source: Source, tmp_path: Path) -> None:
-    predictions = Predictions.create(tmp_path / "out", source, split="test", limit=None, shard_size=8)
+    predictions = Predictions.create(tmp_path / "out", source, split="test", shard_size=8)
     assert predictions.status().lines() == [
         "stopped: 0 of 30 studies done, 0 failed, 30 left",
         "run the same command again: it resumes",
@@ -144,7 +147,9 @@ def test_the_rate_is_that_of_the_last_start(source: Source, tmp_path: Path) -> N
 
 
 def test_a_table_that_was_changed_is_not_called_complete(source: Source, tmp_path: Path) -> None:
-    predictions = Predictions.create(tmp_path / "out", source, split="test", limit=4, shard_size=2)
+    predictions = Predictions.create(
+        tmp_path / "out", source, split="test", shard_size=2, intake=Intake(choice=Choice(limit=4))
+    )
     predictions.write_shard(0, rows([study(0), study(1)]))
     second = predictions.path(1)
     with pytest.raises(MegptError) as missing:
@@ -176,7 +181,7 @@ def test_a_table_that_was_changed_is_not_called_complete(source: Source, tmp_pat
 def test_archives_that_cannot_be_listed(source: Source, tmp_path: Path) -> None:
     def refusal(archive: Source, split: str = "test") -> str:
         with pytest.raises(InputError) as caught:
-            Predictions.create(tmp_path / "out", archive, split=split, limit=None, shard_size=2)
+            Predictions.create(tmp_path / "out", archive, split=split, shard_size=2)
         assert Predictions.open(tmp_path / "out") is None
         return str(caught.value)
 
@@ -199,7 +204,7 @@ def test_archives_that_cannot_be_listed(source: Source, tmp_path: Path) -> None:
 
 
 def test_a_damaged_record(source: Source, tmp_path: Path) -> None:
-    Predictions.create(tmp_path / "out", source, split="test", limit=4, shard_size=2)
+    Predictions.create(tmp_path / "out", source, split="test", shard_size=2, intake=Intake(choice=Choice(limit=4)))
     record = tmp_path / "out" / "plan" / "plan.json"
     assert json.loads(record.read_text()) == {
         "studies": 4,
