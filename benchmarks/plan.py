@@ -132,7 +132,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
                 source.listed(),
                 shard_size=config.prepare.shard_size,
                 seed=config.seed,
-                origin=source.origin,
+                source=source,
             )
         else:
             size = 8 if "shards of 8" in name else config.generate.shard_size

@@ -6,8 +6,11 @@ megpt reads becomes a `Study`; everything it writes follows one of the schemas b
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote, unquote_to_bytes
 
 import pyarrow as pa
 
@@ -68,7 +71,8 @@ class Study:
             "study_id": self.study_id,
             "subject_id": self.subject_id,
             "views": [
-                {"image_id": v.image_id, "position": v.position, "bytes": v.data, "uri": v.uri} for v in self.views
+                {"image_id": v.image_id, "position": v.position, "bytes": v.data, "uri": to_uri(v.uri)}
+                for v in self.views
             ],
             "report": self.report,
             "findings": self.findings,
@@ -78,7 +82,7 @@ class Study:
 
     def failed_row(self, error: str) -> dict[str, Any]:
         """The study's row of a failed.parquet, which has neither its text nor its films; `source` is added later."""
-        views = [{"image_id": v.image_id, "position": v.position, "uri": v.uri} for v in self.views]
+        views = [{"image_id": v.image_id, "position": v.position, "uri": to_uri(v.uri)} for v in self.views]
         names = {"study_id": self.study_id, "subject_id": self.subject_id, "views": views}
         return {**names, "split": self.split, "error": error}
 
@@ -90,7 +94,8 @@ class Study:
             study_id=row["study_id"],
             subject_id=row.get("subject_id") or "",
             views=tuple(
-                View(v["image_id"], v.get("position") or "", v.get("bytes"), v.get("uri")) for v in row["views"]
+                View(v["image_id"], v.get("position") or "", v.get("bytes"), from_uri(v.get("uri")))
+                for v in row["views"]
             ),
             report=row.get("report"),
             findings=row.get("findings"),
@@ -107,8 +112,33 @@ def _all_observations(labels: dict[str, int]) -> dict[str, int | None]:
     return {name: labels.get(name) for name in CHEXPERT}
 
 
+_SURROGATE = re.compile("[\udc80-\udcff]")
+_FILE = "file://"
+
+
+def utf8_name(name: str) -> str:
+    """A file's name as valid Unicode; bytes that are not UTF-8 become %FC and so on, so that names stay different."""
+    return _SURROGATE.sub(lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
+
+
+def to_uri(path: str | None) -> str | None:
+    """A path for a table; one that is not UTF-8 becomes a file:// URI (RFC 8089), since Parquet's texts are UTF-8."""
+    return path if path is None or not _SURROGATE.search(path) else _FILE + quote(os.fsencode(path))
+
+
+def from_uri(uri: str | None) -> str | None:
+    """The inverse of `to_uri`."""
+    return uri if uri is None or not uri.startswith(_FILE + "/") else os.fsdecode(unquote_to_bytes(uri[len(_FILE) :]))
+
+
 _FILM = [("image_id", pa.string()), ("position", pa.string())]
 _VIEW = pa.struct([*_FILM, ("bytes", pa.binary()), ("uri", pa.string())])
+
+LABELS = pa.struct([(name, pa.int8()) for name in CHEXPERT])
+"""What a report says of each observation: 1 present, 0 absent, -1 uncertain, null where it is not mentioned. A struct,
+because Hugging Face datasets reads no maps."""
+SIDES = pa.struct([(name, pa.string()) for name in CHEXPERT])
+"""On which side: left, right, both, or null where that is not said."""
 
 STUDIES_SCHEMA = pa.schema(
     [
@@ -118,8 +148,7 @@ STUDIES_SCHEMA = pa.schema(
         ("report", pa.string()),
         ("findings", pa.string()),
         ("impression", pa.string()),
-        # A struct, because Hugging Face datasets reads no maps.
-        ("labels", pa.struct([(name, pa.int8()) for name in CHEXPERT])),
+        ("labels", LABELS),
     ]
 )
 """studies/data/split=…/part-*.parquet: one row a study. The split is in the folder's name only: as a column of the
@@ -138,6 +167,16 @@ FAILED_SCHEMA = pa.schema(
 )
 """failed.parquet: the studies that could not be used, and why. It has no text and no films; as a source it reads them
 again from `source`, the archive or table (an absolute path) that the job read as `format`."""
+
+FILMS_FAILED_SCHEMA = pa.schema(
+    [
+        pa.field("study_id", pa.string(), nullable=False),
+        ("image_id", pa.string()),
+        ("split", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+"""films_failed.parquet: the films that could not be read, of studies that were kept and of studies that failed."""
 
 PREDICTIONS_SCHEMA = pa.schema(
     [

@@ -32,6 +32,8 @@ class Entry(NamedTuple):
     text: str
     arguments: tuple[str, ...] = ()
     """Names of its positional arguments."""
+    several: bool = False
+    """Whether the last of them takes any number of words."""
 
 
 JOBS = {
@@ -46,8 +48,14 @@ JOBS = {
         "ray_jobs.generate.job:Generate", "archive or studies/ + checkpoint/ → predictions/: sharded batch generation"
     ),
     "evaluate": Entry("ray_jobs.evaluate:Evaluate", "predictions/ → metrics.json, per_study.parquet, index.html"),
+    "compare": Entry(
+        "ray_jobs.compare:Compare",
+        "predictions/ A B … → compare.json, per_study.parquet, index.html: differences, and whether they may be chance",
+        ("paths",),
+        several=True,
+    ),
     "ablate": Entry(
-        "ray_jobs.ablate:Ablate", "train, generate and evaluate each variant of `ablate.variants`; one table"
+        "ray_jobs.ablate.job:Ablate", "train, generate and evaluate variants over seeds; one table and one page"
     ),
     "demo": Entry("ray_jobs.demo.job:Demo", "all of the above on drawn films, in minutes, without a GPU"),
     "import-checkpoint": Entry(
@@ -110,7 +118,8 @@ def parser(described: str | None = None) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for argument in entry.arguments:
-            job.add_argument(argument, help="path")
+            any_number = entry.several and argument == entry.arguments[-1]
+            job.add_argument(argument, help="path", nargs="*" if any_number else None)
         job.add_argument(
             "--config", metavar="FILE", action="append", default=[], help="YAML file or name; of several the last wins"
         )
@@ -174,6 +183,14 @@ def _run(arguments: list[str]) -> int:
     # Options and overrides may come in any order, which argparse alone does not allow behind a subcommand.
     helped = job in known and not {"-h", "--help"}.isdisjoint(arguments)
     options, rest = parser(job if helped else None).parse_known_args(arguments)
+    entry = known[options.job]
+    if entry.several:
+        # argparse gives all words to the first of two such arguments
+        last = entry.arguments[-1]
+        words = [*getattr(options, last), *options.overrides, *(word for word in rest if not word.startswith("-"))]
+        setattr(options, last, [word for word in words if _is_path(word)])
+        options.overrides = [word for word in words if not _is_path(word)]
+        rest = [word for word in rest if word.startswith("-")]
     if unknown := [word for word in rest if word.startswith("-") or "=" not in word]:
         raise InputError(f"cannot read {unknown[0]!r}", cause="an override is section.key=value", next="megpt --help")
     options.overrides += rest
@@ -183,8 +200,15 @@ def _run(arguments: list[str]) -> int:
         return 0
     _check_output(config)
     _check_named(options.job, config)
-    positional = [getattr(options, name) for name in known[options.job].arguments]
+    positional = [getattr(options, name) for name in entry.arguments]
+    if entry.several:
+        positional[-1:] = positional[-1]
     return int(find(options.job).run(config, *positional, dry_run=options.dry_run))
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word names a path rather than an override; a folder such as `split=test` may hold a =."""
+    return "=" not in word or Path(word).exists()
 
 
 def configure(options: argparse.Namespace) -> Config:

@@ -3,36 +3,42 @@
     megpt evaluate --config phantom predictions=runs/demo/predictions studies=runs/demo/studies output=runs/evaluation
     megpt evaluate predictions=results.csv references=annotation.json data.cleaner=r2gen-iu output=runs/evaluation
 
-Scores, labels and baselines are cut into Ray tasks of a few thousand pairs each. Nothing is written before everything
-is computed, so a killed job starts again from the beginning: minutes at most.
+Scores, labels and marks are cut into Ray tasks. Nothing is written before everything is computed, so a killed job
+starts again from the beginning: minutes at most.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import ray
 
 from megpt.config import ClusterConfig, Config
 from megpt.data.studies import COMPRESSION
 from megpt.data.studies import fingerprint as studies_fingerprint
-from megpt.evaluation.metrics import Evaluation, Task, evaluate
+from megpt.evaluation.further_scores import check_scores
+from megpt.evaluation.metrics import Evaluation, Runner, Task, evaluate, run_here
 from megpt.evaluation.page import Extras, System, write_page
+from megpt.evaluation.page.curves import training_curves
 from megpt.evaluation.page.films import page_films, spread
 from megpt.evaluation.pairs import fingerprint, read_pairs
 from megpt.evaluation.reading.training import find_training
 from megpt.evaluation.rexrank import write_rexrank
+from megpt.evaluation.scoring import ON_GPU
 from megpt.evaluation.table import per_study
 from megpt.evaluation.texts import Cleaning
 from megpt.evaluation.unscored import without_scores
 from megpt.output import write_aside, write_json
 from megpt.progress import Progress, log
 from ray_jobs.job import Job
+from ray_jobs.neighbours import find_neighbours
 from ray_jobs.placement import one_cpu
 from ray_jobs.runtime import joined
 
@@ -46,15 +52,17 @@ class Evaluate(Job):
 
     name = "evaluate"
     reads = (
-        *("predictions", "references", "training", "studies", "source", "limit", "seed", "evaluate"),
+        *("predictions", "references", "training", "studies", "source", "checkpoint", "limit", "seed", "evaluate"),
         *("data.section", "data.cleaner"),
-        # how the films of the page are found
-        *("data.format", "data.reports", "data.annotations", "data.max_pixels"),
+        # how films are found, for the page and for the nearest neighbours
+        *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
+        *("data.roots", "data.max_pixels", "data.max_views", "fit_prompts.max_studies", "model.vision_weights"),
     )
     needs = ("predictions",)
 
     def open(self) -> None:
         config = self.config
+        check_scores(config.evaluate.scores)
         self.pairs = read_pairs(
             str(config.predictions),
             studies=config.studies,
@@ -72,11 +80,19 @@ class Evaluate(Job):
     def inputs(self) -> dict[str, Any]:
         config = self.config
         files = {name: getattr(config, name) for name in ("predictions", "references", "training")}
-        studies = {"studies": studies_fingerprint(config.studies)} if config.studies else {}
-        return studies | {name: fingerprint(path) for name, path in files.items() if path is not None}
+        found = {name: fingerprint(path) for name, path in files.items() if path is not None}
+        if config.studies:
+            found["studies"] = studies_fingerprint(config.studies)
+        if config.checkpoint:
+            found["checkpoint"] = checkpoint_fingerprint(config)
+        return found
 
     def demand(self) -> ClusterConfig | None:
-        return one_cpu(self.config.cluster) if self.pairs.pairs else None
+        if not self.pairs.pairs:
+            return None
+        config = self.config
+        encodes = config.checkpoint and config.studies and config.evaluate.baselines
+        return config.cluster if encodes else one_cpu(config.cluster)
 
     def preview(self, folder: Path) -> None:
         self._tell_inputs()
@@ -88,23 +104,28 @@ class Evaluate(Job):
         return True
 
     def work(self, folder: Path) -> None:
-        config = self.config
-        if not self.pairs.pairs:
-            settings, seed = config.evaluate, config.seed
-            self.evaluation = without_scores(self.pairs, cleaning=self.cleaning, settings=settings, seed=seed)
-            return
-        self.evaluation = evaluate(
-            self.pairs,
-            training_reports=self.training,
-            cleaner=self.cleaning,
-            settings=config.evaluate,
-            seed=config.seed,
-            run=run_on_ray,
-        )
+        config, settings = self.config, self.config.evaluate
+        run: Runner = run_here
+        if self.pairs.pairs:
+            run = functools.partial(run_on_ray, gpus=config.cluster.gpus_per_worker)
+            neighbours, notes = find_neighbours(config, {pair.study_id for pair in self.pairs.pairs})
+            self.evaluation = evaluate(
+                self.pairs,
+                training_reports=self.training,
+                cleaner=self.cleaning,
+                settings=settings,
+                seed=config.seed,
+                run=run,
+                neighbours=neighbours,
+                notes=notes,
+            )
+        else:
+            self.evaluation = without_scores(self.pairs, cleaner=self.cleaning, settings=settings, seed=config.seed)
+        self.evaluation.metrics["inputs"] = self.taken
+        write(self.evaluation, folder, config, run)
 
     def finish(self, folder: Path) -> dict[str, Any]:
-        self.evaluation.metrics["inputs"] = self.taken
-        write(self.evaluation, folder, self.config)
+        write_json(folder / METRICS, self.evaluation.metrics)
         return {name: self.evaluation.metrics[name] for name in ("n", "n_failed")}
 
     def tell(self, folder: Path, summary: dict[str, Any]) -> None:
@@ -121,17 +142,39 @@ class Evaluate(Job):
             log(f"evaluate: {line}")
 
 
-def write(evaluation: Evaluation, folder: Path, config: Config) -> None:
-    """The files of the output, each whole or absent."""
-    scores = evaluation.statistics.per_study()
-    shown = spread(scores["clinical_f1"] + scores["ROUGE_L"], config.evaluate.films)
-    films = page_films(config, [evaluation.pairs.pairs[row].study_id for row in shown])
-    write_page(folder / PAGE, [System("MeGPT", evaluation)], Extras(films=films))
+def write(evaluation: Evaluation, folder: Path, config: Config, run: Runner) -> None:
+    """The page and the table, each whole or absent."""
+    write_page(folder / PAGE, [System("MeGPT", evaluation)], extras(config, [evaluation]), run=run)
     with write_aside(folder / TABLE) as temporary:
         pq.write_table(per_study(evaluation), temporary, **COMPRESSION)
     if config.evaluate.rexrank:
         log(f"evaluate: {write_rexrank(folder / REXRANK, evaluation.pairs, config)}")
-    write_json(folder / METRICS, evaluation.metrics)
+
+
+def extras(config: Config, evaluations: Sequence[Evaluation], differences: Sequence[dict[str, Any]] = ()) -> Extras:
+    """Films of up to `evaluate.films` studies, from the worst to the best; prompts and curves of the checkpoint."""
+    first = evaluations[0]
+    scores = first.statistics.per_study()
+    worth = np.full(len(first.pairs.every), np.nan)
+    worth[: len(first.statistics)] = scores["clinical_f1"] + scores["ROUGE_L"]
+    shown = [first.pairs.every[row].study_id for row in spread(worth, config.evaluate.films)]
+    prompts, curves = {}, {}
+    if config.checkpoint:
+        from megpt.model.checkpoint.fingerprint import local_folder
+        from megpt.model.prompts import PROMPTS, read_prompts
+
+        checkpoint = local_folder(config.checkpoint)
+        curves = training_curves(checkpoint)
+        if (checkpoint / PROMPTS).exists():
+            prompts = dict(enumerate(read_prompts(checkpoint)["texts"]))
+    return Extras(page_films(config, shown), prompts, curves, differences)
+
+
+def checkpoint_fingerprint(config: Config) -> str:
+    """The fingerprint of the checkpoint whose encoder finds neighbours."""
+    from megpt.model import fingerprint
+
+    return str(fingerprint(str(config.checkpoint)))
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -139,8 +182,12 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / METRICS).read_text(encoding="utf-8")))
 
 
-def run_on_ray(tasks: Sequence[Task]) -> Iterator[Any]:
-    """Run tasks on the cluster, a few at a time; their results in order."""
+def run_on_ray(tasks: Sequence[Task], *, gpus: float = 0) -> Iterator[Any]:
+    """Run tasks on the cluster, a few at a time; their results in order, each as soon as it is asked for and there.
+
+    Args:
+        gpus: GPUs of a task that one helps.
+    """
     # A local cluster says it has more CPUs than the machine: more Java programs at once than cores would only swap.
     slots = int(ray.cluster_resources().get("CPU", 1)) if joined() else os.cpu_count() or 1
     call = ray.remote(num_cpus=1)(_call)
@@ -148,15 +195,17 @@ def run_on_ray(tasks: Sequence[Task]) -> Iterator[Any]:
     running: dict[Any, int] = {}
     results: dict[int, Any] = {}
     with Progress("evaluate", total=len(tasks), unit="parts") as progress:
-        while waiting or running:
-            while waiting and len(running) < slots:
-                number, (function, arguments) = waiting.pop()
-                running[call.remote(function, arguments)] = number
-            done, _ = ray.wait(list(running), num_returns=1)
-            for reference in done:
-                results[running.pop(reference)] = ray.get(reference)
-                progress.advance()
-    return iter([results[i] for i in range(len(tasks))])
+        for number in range(len(tasks)):
+            while number not in results:
+                while waiting and len(running) < slots:
+                    later, (function, arguments) = waiting.pop()
+                    wanted = gpus if function in ON_GPU else 0
+                    running[call.options(num_gpus=wanted).remote(function, arguments)] = later
+                done, _ = ray.wait(list(running), num_returns=1)
+                for reference in done:
+                    results[running.pop(reference)] = ray.get(reference)
+                    progress.advance()
+            yield results.pop(number)
 
 
 def _call(function: Any, arguments: tuple[Any, ...]) -> Any:

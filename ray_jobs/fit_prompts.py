@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -28,6 +28,9 @@ from megpt.progress import Progress, console, log
 from megpt.study import Study
 from ray_jobs.job import Job, absolute
 from ray_jobs.runtime import quiet, uncollected
+
+if TYPE_CHECKING:
+    from megpt.model.vision import VisionEncoder
 
 # Studies encoded in one forward pass. Part of the result (in its last digits), hence no setting.
 BATCH = 16
@@ -112,8 +115,20 @@ def choose(config: Config) -> list[tuple[str, list[int]]]:
     return units
 
 
-def encode(config: Config, units: list[tuple[str, list[int]]], *, total: int) -> dict[str, np.ndarray]:
-    """Study id → pooled feature (C,) float32, of every chosen study with a readable film."""
+def encode(
+    config: Config,
+    units: list[tuple[str, list[int]]],
+    *,
+    total: int,
+    encoder: type[Encoder] | None = None,
+    name: str = "fit-prompts",
+) -> dict[str, np.ndarray]:
+    """Study id → pooled feature (C,) float32, of every chosen study with a readable film.
+
+    Args:
+        encoder: the actor; by default the one of `config.model`.
+        name: of the progress bar.
+    """
     quiet(ray.data.DataContext.get_current())
     items = [{"path": path, "rows": np.array(rows)} for path, rows in units]
     pool = ray.data.ActorPoolStrategy(
@@ -121,7 +136,7 @@ def encode(config: Config, units: list[tuple[str, list[int]]], *, total: int) ->
     )
     # One file a block, or a small table would be one block and occupy one actor.
     encoded = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        Encoder,
+        encoder or Encoder,
         batch_size=1,
         compute=pool,
         num_cpus=config.cluster.cpus_per_worker,
@@ -129,7 +144,7 @@ def encode(config: Config, units: list[tuple[str, list[int]]], *, total: int) ->
         fn_constructor_args=(absolute(config).to_yaml(),),
     )
     features: dict[str, np.ndarray] = {}
-    with Progress("fit-prompts", total) as progress:
+    with Progress(name, total) as progress:
         for row in encoded.iter_rows():
             good = bool(row["readable"])
             if good:
@@ -146,15 +161,21 @@ class Encoder:
             import torch
             import yaml
 
-            from megpt.model.build import build_encoder, build_image_processor
+            from megpt.model.build import build_image_processor
 
         self.config = Config.model_validate(yaml.safe_load(config))
         self.device = "cuda" if self.config.cluster.gpus_per_worker else "cpu"
         if self.device == "cpu":
             torch.set_num_threads(max(1, int(self.config.cluster.cpus_per_worker)))
-        encoder, _ = build_encoder(self.config.model, seed=self.config.seed)
+        encoder = self.load()
         self.processor = build_image_processor(encoder)
         self.encoder = encoder.to(self.device)
+
+    def load(self) -> VisionEncoder:
+        """The encoder of `config.model`; another actor may have another."""
+        from megpt.model.build import build_encoder
+
+        return build_encoder(self.config.model, seed=self.config.seed)[0]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = [row for file in zip(batch["path"], batch["rows"], strict=True) for row in self._file(*file)]

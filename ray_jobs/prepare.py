@@ -7,13 +7,14 @@ shard of it and writes that shard's files (megpt/data/prepare.py). Only shards' 
 memory does not depend on the archive. A killed job is resumed by the same command, which prepares the shards that are
 left, and takes up the studies that the archive has got since (megpt/data/growth.py).
 
-OUT/data/split=…/part-*.parquet, README.md, failed.parquet, run.json and _SUCCESS.
+OUT/data/split=…/part-*.parquet, README.md, failed.parquet, films_failed.parquet, run.json and _SUCCESS.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,22 +27,24 @@ import ray.data
 
 from megpt.config import ClusterConfig
 from megpt.data.growth import Intake, choice_of
+from megpt.data.listing import line
 from megpt.data.prepare import (
     FAILED,
+    FILMS_FAILED,
     WORK,
     clear,
     describe,
-    drop_superseded,
-    failed_ids,
     list_shards,
     marks,
     merge_failed,
+    merge_failed_films,
     prepare_shard,
     unfinished,
 )
 from megpt.data.shards import Shard, ShardList
 from megpt.data.sources import open_source
 from megpt.data.studies import Listed
+from megpt.data.superseded import drop_superseded, failed_ids
 from megpt.errors import InputError, TooManyFailed
 from megpt.output import write_json
 from megpt.progress import Progress, log
@@ -58,7 +61,8 @@ class Prepare(Job):
     name = "prepare"
     reads = (
         *("source", "ids", "retry", "limit", "seed", "prepare"),
-        *("data.format", "data.reports", "data.annotations", "data.changed", "data.max_pixels"),
+        *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
+        *("data.roots", "data.changed", "data.max_pixels"),
     )
     needs = ("source",)
     grows = True
@@ -85,6 +89,11 @@ class Prepare(Job):
 
     def _beyond(self, folder: Path) -> int:
         """How many studies the archive holds, of those that are wanted, beyond the list."""
+        if ShardList.load(folder / LIST) is None:
+            with tempfile.TemporaryDirectory() as scratch:
+                first = self._list(Path(scratch) / "plan", self._studies(), self._intake(folder))
+            log(f"prepare: {line(first.notes, first.splits().items())}")
+            return first.studies
         with self._intake(folder) as intake:
             return sum(1 for _ in intake.studies(self._studies(), where=str(self.source.root)))
 
@@ -95,22 +104,28 @@ class Prepare(Job):
 
     def plan(self, folder: Path) -> bool:
         place = folder.absolute() / LIST  # the tasks, which read it, start in folders of their own
-        size, seed, origin = self.config.prepare.shard_size, self.config.seed, self.source.origin
         studies = self._studies()
         log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
         with self._intake(folder) as intake:
-            shards = list_shards(place, studies, shard_size=size, seed=seed, origin=origin, intake=intake)
-        for line in intake.lines():
-            log(f"prepare: {line}")
+            shards = self._list(place, studies, intake)
+        if intake.new:
+            log(f"prepare: {line(shards.notes, shards.splits().items())}")
+        for text in intake.lines():
+            log(f"prepare: {text}")
         if intake.new and (twice := shards.notes["patients_in_two_splits"]):
             log(f"prepare: {twice} patients are in more than one of the archive's own splits")
         drop_superseded(folder, shards)
         self.shards, self.left = shards, unfinished(folder, shards)
         return bool(self.left)
 
+    def _list(self, folder: Path, studies: Iterator[Listed], intake: Intake) -> ShardList:
+        size, seed = self.config.prepare.shard_size, self.config.seed
+        return list_shards(folder, studies, shard_size=size, seed=seed, source=self.source, intake=intake)
+
     def _studies(self) -> Iterator[Listed]:
         studies = iter(self.source.listed())
         if (first := next(studies, None)) is None:
+            self.source.check(reports=0, labels=0)
             raise InputError(
                 f"no studies in {self.source.root}",
                 where=f"read as {self.source.format}",
@@ -151,11 +166,13 @@ class Prepare(Job):
         if counts["failed"] == counts["studies"]:
             raise self._nothing_readable(counts["studies"], reasons)
         merge_failed(folder, shards)
+        merge_failed_films(folder, shards)
         describe(folder)
         tree = {
             "job": "prepare",
             "format": self.source.format,
             "split_by": shards.notes["split_by"],
+            "found": {name: shards.notes.get(name) for name in ("found", "rule", "not_read")},
             "counts": dict(counts),
             "splits": {name: dict(numbers) for name, numbers in splits.items()},
             "reasons": dict(reasons.most_common()),
@@ -186,7 +203,10 @@ class Prepare(Job):
         clear(folder)
 
     def tell(self, folder: Path, summary: dict[str, Any]) -> None:
-        log(f"prepare: {summary['studies'] - summary['failed']} studies in {folder}, {summary['failed']} failed")
+        dropped = summary["films_dropped"]
+        films = f", {dropped} films dropped ({FILMS_FAILED})" if dropped else ""
+        kept = summary["studies"] - summary["failed"]
+        log(f"prepare: {kept} studies in {folder}, {summary['failed']} failed{films}")
 
     def verdict(self, folder: Path, summary: dict[str, Any]) -> None:
         failed, allowed = summary["failed"], self.config.prepare.max_failed_fraction
@@ -197,4 +217,14 @@ class Prepare(Job):
                 where=str(folder / FAILED),
                 cause="see its column `error`; all other studies are in the table",
                 next="go on with the table as it is, or run again with a larger prepare.max_failed_fraction",
+            )
+        dropped, most = summary["films_dropped"], self.config.prepare.max_failed_films_fraction
+        films = summary["films"] + dropped
+        if dropped > most * films:
+            raise TooManyFailed(
+                f"{dropped} of {films} films are unreadable and were dropped, "
+                f"above prepare.max_failed_films_fraction={most:g}",
+                where=str(folder / FILMS_FAILED),
+                cause="see its column `reason`; the studies are in the table with their other films",
+                next="go on with the table as it is, or run again with a larger prepare.max_failed_films_fraction",
             )

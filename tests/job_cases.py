@@ -89,9 +89,20 @@ CASES = {
         spoil=lambda here: write_predictions(here / "predictions", 7),
         results=("per_study.parquet",),
     ),
+    "compare": Case(
+        ("predictions", "predictions", "studies=studies", "evaluate.meteor=false", "evaluate.bootstrap=20"),
+        bad=("studies", "studies is not a predictions/ folder"),
+        unread="train.lr=1",
+        changed=("data.cleaner=r2gen-iu", "data.cleaner: 'none' → 'r2gen-iu'"),
+        spoil=lambda here: write_predictions(here / "predictions", 7),
+        results=("per_study.parquet", "compare.json"),
+    ),
     "ablate": Case(
-        ("studies=studies", "model.llm=llm", *ENCODER, "ablate.variants={no_fem: {model.fem: false}}"),
-        bad=("ablate.variants={}", "`ablate.variants` is empty"),
+        (
+            *("studies=studies", "model.llm=llm", *ENCODER, "generate.split=val"),
+            "ablate.variants={no_fem: {model.fem: false}}",
+        ),
+        bad=("ablate.variants={}", "`ablate.variants` and `ablate.grid` are empty"),
         unread="phantom.broken=1",
     ),
     "demo": Case(

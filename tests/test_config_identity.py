@@ -47,7 +47,10 @@ ANOTHER = {
     "train.betas": [0.8, 0.9],
     "train.loggers": [],
     "generate.do_sample": {"do_sample": True, "num_beams": 1},
+    "evaluate.scores": ["another"],
     "ablate.variants": {"no_fem": {"model.fem": False}},
+    "ablate.grid": {"train.lr": [1.0]},
+    "ablate.seeds": [1],
 }
 
 

@@ -1,7 +1,7 @@
 """The shipped configs.
 
 - Each holds exactly the settings below besides the defaults, whatever files it extends: the paper's six runs the
-  published ones, the demo its measured recipe.
+  published ones, the demo its measured recipe, the ablation that recipe without the four parts.
 - Their headers name themselves in the commands they show, and those commands are accepted.
 - The paper's batches divide among the published number of GPUs.
 - They name encoder weights that exist, and an architecture that can be planned offline.
@@ -115,12 +115,29 @@ PHANTOM = {
     "generate.shard_size": 150,
     "evaluate.bootstrap": 300,
 }
+ABLATION = {
+    **{key: value for key, value in PHANTOM.items() if key != "prompts"},
+    "model.fem": False,
+    "model.doconv": False,
+    "model.dynamic_prompt": False,
+    "train.l2": 0.0,
+    "evaluate.films": 100,
+    "ablate.variants": {
+        "fem": {"model.fem": True},
+        "doconv": {"model.doconv": True},
+        "dynamic_prompt": {"model.dynamic_prompt": True},
+        "l2": {"train.l2": 1e-5},
+        "all": {"model.fem": True, "model.doconv": True, "model.dynamic_prompt": True, "train.l2": 1e-5},
+    },
+}
+DRAWN = ("phantom", "ablation")
+"""Configs for drawn films; the others are the paper's runs."""
 
 
 def expected(name: str) -> dict[str, Any]:
     """Key → value of every setting of a shipped config that is not a default."""
-    if name == "phantom":
-        return PHANTOM
+    if name in DRAWN:
+        return PHANTOM if name == "phantom" else ABLATION
     data, _, mode = name.rpartition("_")
     paths = {key: f"runs/{data}/{key}" for key in ("studies", "prompts")}
     own = {key: f"runs/{data}/{mode}/{key}" for key in ("checkpoint", "predictions")}
@@ -140,7 +157,7 @@ def test_settings(name: str) -> None:
     defaults = flat(Config())
     found = flat(load_config(name))
     assert {key: value for key, value in found.items() if value != defaults[key]} == expected(name)
-    if name != "phantom":
+    if name not in DRAWN:
         assert {key: found[key] for key in PUBLISHED_DEFAULTS} == PUBLISHED_DEFAULTS
 
 
@@ -149,13 +166,14 @@ def test_the_header_shows_commands_that_work(name: str) -> None:
     text = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
     header = "\n".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     commands = re.findall(r"\b(megpt [a-z-]+ .*?--config \S+(?: [\w.]+=\S+| --[\w-]+)*)", header)
-    assert len(commands) >= (1 if name == "phantom" else 7)
+    assert len(commands) >= (1 if name in DRAWN else 7)
     for command in commands:
         _, job, option, shown, *rest = command.rstrip("`,").split()
-        assert (job in JOBS, option, shown) == (True, "--config", name)
+        assert (job in JOBS, option) == (True, "--config")
+        assert shown == name or (name, job) == ("ablation", "demo"), "only what the ablation starts from is another's"
         config = load_config(shown, [word for word in rest if not word.startswith("--")])
         # The outputs that the header suggests are the inputs of the next job.
-        if config.output and job != "evaluate":
+        if config.output and job not in ("evaluate", "ablate", "demo"):
             assert config.output in (config.studies, config.prompts, config.checkpoint, config.predictions)
 
 
@@ -175,5 +193,5 @@ def test_names_exist() -> None:
         model = load_config(name).model
         if model.vision_weights == "pretrained":
             assert timm.is_model_pretrained(model.vision), name
-        if name != "phantom":
+        if name not in DRAWN:
             assert model.llm in described()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -38,6 +39,27 @@ class ClusterConfig(Section):
         return self
 
 
+class DataColumnsConfig(Section):
+    """Columns of a manifest, a JSONL file or a Parquet table of studies; recognised by their names by default."""
+
+    study: str | None = None
+    """The column that names a study; without one, each row is a study."""
+    subject: str | None = None
+    """The column that names the patient."""
+    image: str | None = None
+    """The column of film paths, or of the films themselves."""
+    position: str | None = None
+    """The column of projections, such as PA, AP or LATERAL."""
+    report: str | None = None
+    """The column of whole reports."""
+    findings: str | None = None
+    """The column of findings."""
+    impression: str | None = None
+    """The column of impressions."""
+    split: str | None = None
+    """The column of splits."""
+
+
 class DataConfig(Section):
     """How an archive is read."""
 
@@ -47,6 +69,12 @@ class DataConfig(Section):
     """Where the reports are, if they are not inside the archive (MIMIC-CXR keeps them apart)."""
     annotations: str | None = None
     """A table or JSON of studies to use instead of the archive's own."""
+    encoding: str | None = None
+    """Encoding of the archive's tables and report files (utf-8, cp1252, utf-16, …); detected by default."""
+    delimiter: str | None = None
+    """Delimiter of the archive's CSV tables, one character; detected from their first line by default."""
+    roots: tuple[str, ...] = ()
+    """Folders outside the archive that its symbolic links and absolute paths may lead into."""
     cleaner: str = "none"
     """How report text is normalised before it is used or scored (docs/reports.md); a score names its cleaner."""
     section: Literal["report", "findings", "impression"] = "report"
@@ -57,6 +85,22 @@ class DataConfig(Section):
     """Whether a study whose films have changed since it was done is left as it is (`keep`) or done again (`redo`)."""
     max_pixels: Positive = 200_000_000
     """A film that declares more pixels is refused before it is decoded (a decompression bomb)."""
+    columns: DataColumnsConfig = DataColumnsConfig()
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str | None) -> str | None:
+        try:
+            return name if name is None else codecs.lookup(name).name
+        except LookupError:
+            raise ValueError(f"unknown encoding {name!r}; use utf-8, cp1252, utf-16, …") from None
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, text: str | None) -> str | None:
+        if text is not None and len(text) != 1:
+            raise ValueError(f"{text!r} is not one character; a tab is $'\\t' in bash")
+        return text
 
     @field_validator("cleaner")
     @classmethod
@@ -78,5 +122,9 @@ class PrepareConfig(Section):
     """JPEG quality of a stored film (`films: resize`)."""
     shard_size: Positive = 500
     """Studies in one Parquet file."""
+    lateral_alone: bool = False
+    """Whether a study keeps its report when its frontal film is unreadable and only a lateral one is left."""
     max_failed_fraction: Annotated[Fraction, Indifferent] = 0.05
     """If a larger fraction of studies is unreadable, the finished job ends with exit code 3."""
+    max_failed_films_fraction: Annotated[Fraction, Indifferent] = 0.05
+    """If a larger fraction of films is dropped from studies that stay, the finished job ends with exit code 3."""

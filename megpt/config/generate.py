@@ -14,8 +14,8 @@ class GenerateConfig(Section):
 
     backend: Literal["engine", "hf"] = "engine"
     """`engine` for continuous batching, `hf` for plain transformers.generate, the reference."""
-    split: Literal["train", "val", "test", "all"] = "test"
-    """The split of a studies/ table to write reports for; an archive without splits is taken whole."""
+    split: Literal["train", "val", "test", "all"] = "all"
+    """The split to write reports for; studies without one belong to each. In ablations and the demo, all is test."""
     num_beams: Positive = 3
     """Beams of the beam search; 1 decodes greedily, or samples."""
     repetition_penalty: float = Field(default=2.0, gt=0)
@@ -80,7 +80,9 @@ class EvaluateConfig(Section):
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Coverage of the intervals."""
     baselines: bool = True
-    """Whether to score the constant and the permuted report too."""
+    """Whether to score reports that come from no film too: constant, permuted and nearest ones."""
+    scores: tuple[str, ...] = ()
+    """Further scores by name: radgraph, f1chexbert, green, … of RadEval, or those of an installed package."""
     meteor: bool = True
     """Whether to compute METEOR, which needs Java 8 or newer."""
     films: int = Field(default=1000, ge=0)
@@ -88,7 +90,20 @@ class EvaluateConfig(Section):
 
 
 class AblateConfig(Section):
-    """One train → generate → evaluate per variant, one table at the end."""
+    """train → generate → evaluate for each variant and seed, one table and one page at the end."""
 
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Name → dotted overrides of each variant; the unchanged config always runs as `full`."""
+    """Name → dotted overrides of each variant; the unchanged config always runs as `base`."""
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    """Dotted key → its values; each combination is one more variant."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Seeds with which each variant runs, in place of `seed`; intervals over seeds need at least two."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> AblateConfig:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different numbers, at least one ({list(self.seeds)})")
+        for key, values in self.grid.items():
+            if not values or any(value in values[:place] for place, value in enumerate(values)):
+                raise ValueError(f"grid.{key} must list different values, at least one ({values})")
+        return self

@@ -33,6 +33,7 @@ from typing import Any
 
 from megpt.config import Config
 from megpt.data.ids import digest, read_ids, scratch, unique
+from megpt.data.members import is_member
 from megpt.data.shards import ShardList, ShardListWriter
 from megpt.data.studies import Listed, read_rows
 from megpt.errors import InputError
@@ -194,7 +195,7 @@ def _look_at(studies: Iterable[Listed]) -> list[Listed]:
 def film_state(listed: Listed) -> bytes:
     """16 bytes that change with a study's films: their names and, of each file, size and time of change.
 
-    Films inside a table have the state of the table's file. So a copy of an archive should keep the times.
+    Films inside a table or a tar have the state of that file. So a copy of an archive should keep the times.
     """
     state = hashlib.blake2b(digest_size=16)
     for view in listed.study.views:
@@ -207,8 +208,9 @@ def film_state(listed: Listed) -> bytes:
 def _stamp(path: str | None) -> bytes:
     if path is None:
         return b""
+    file = path.partition("#")[0] if is_member(path) else path
     try:
-        found = os.stat(path)  # noqa: PTH116 (for each of a million films: Path takes twice as long)
+        found = os.stat(file)  # noqa: PTH116 (for each of a million films: Path takes twice as long)
     except (OSError, ValueError):
         return b"missing"
     return f"{found.st_size}:{found.st_mtime_ns}".encode()

@@ -3,11 +3,12 @@
     OUT/data/split=train/part-00000.parquet   the studies of shard train-00000, with their films
     OUT/.work/plan/                       the shard list (megpt/data/shards.py)
     OUT/.work/failed/train-00000.parquet  its unreadable studies, merged into OUT/failed.parquet at the end
+    OUT/.work/films/train-00000.parquet   its unreadable films, merged into OUT/films_failed.parquet at the end
     OUT/.work/done/train-00000.json       the mark: the shard is done; holds its counts
 
 OUT/.work stays when the job has finished: the next start takes up what is new (megpt/data/growth.py).
 
-Order of writes: the failed studies, then the table's file, then the mark. All three appear whole, by renames, and
+Order of writes: the failed films and studies, the table's file, then the mark. All appear whole, by renames, and
 preparing a shard again gives the same files. So a kill between any two of them is harmless: a shard without a mark is
 prepared again.
 """
@@ -18,19 +19,21 @@ import contextlib
 import io
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from PIL import Image
 
 from megpt.config import PrepareConfig
 from megpt.data.card import write_card
 from megpt.data.growth import Intake
+from megpt.data.listing import Found
+from megpt.data.members import is_member
+from megpt.data.positions import side_of
 from megpt.data.shards import LIST_SCHEMA, Shard, ShardList, ShardListWriter, from_row, to_row
-from megpt.data.sources.base import check_mounted
+from megpt.data.sources.base import Source, check_mounted
 from megpt.data.splits import SplitAssigner
 from megpt.data.studies import (
     DATA,
@@ -46,9 +49,9 @@ from megpt.data.studies import (
 from megpt.errors import InputError
 from megpt.films.decode import MISSING, UnreadableFilm, check_film, load_film, read_film
 from megpt.output import write_aside
-from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
+from megpt.study import FAILED_SCHEMA, FILMS_FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
 
-WORK, FAILED = ".work", "failed.parquet"
+WORK, FAILED, FILMS_FAILED = ".work", "failed.parquet", "films_failed.parquet"
 # A film that is stored unchanged is decoded once, as small as its format allows, to see that it can be.
 PROBE_SIZE = 32
 
@@ -59,25 +62,29 @@ def list_shards(
     *,
     shard_size: int,
     seed: int,
-    origin: tuple[str, str],
+    source: Source | None = None,
     intake: Intake | None = None,
 ) -> ShardList:
     """Stream the archive's studies, or what `intake` chooses of them, into a list of shards by split.
 
     Its notes are `split_by` (archive: the archive has splits; patient: by hash of the patient's id; none: all is
-    `test`, because there are no reports) and `patients_in_two_splits`, which counts the archive's own overlaps. A list
-    that grows keeps its first rule, and a patient's new studies go where the earlier ones are.
+    `test`, because there are no reports), `patients_in_two_splits`, which counts the archive's own overlaps, and what
+    `megpt.data.listing.Found` counted. A list that grows keeps its first rule, and a patient's new studies go where the
+    earlier ones are.
+
+    Args:
+        source: the archive that the studies are from; it may refuse what it found.
 
     Raises:
-        InputError: two studies with one id, a study without an id, or no studies.
+        InputError: two studies with one id, a study without an id, no studies, or tables that nothing has read.
     """
-    intake = intake or Intake()
+    intake, found = intake or Intake(), Found(source)
     assigner = SplitAssigner(seed, intake.base)
     unknown = folder / "unknown.parquet"
     with ShardListWriter(folder, shard_size, intake.base) as writer, contextlib.closing(assigner):
 
         def without_split() -> Iterator[dict[str, Any]]:
-            for listed in intake.studies(studies):
+            for listed in intake.studies(found.counted(studies)):
                 assigner.see(listed.study)
                 if listed.study.split:
                     writer.add(listed, listed.study.split)
@@ -86,13 +93,15 @@ def list_shards(
 
         # Whether an archive without splits has reports is known only at its end, so its studies wait in a file.
         write_rows(unknown, without_split(), LIST_SCHEMA)
+        found.check()
         for row in read_rows(unknown):
             split = assigner.split_of(row["subject_id"] or row["study_id"])
             writer.add(from_row(row, split=split), split)
         unknown.unlink()
         if not writer.studies and intake.base is None:
             raise InputError("the archive lists no studies", next="check source=PATH and data.format")
-        return intake.commit(writer, **assigner.notes(), source=origin[0], format=origin[1])
+        origin = dict(zip(("source", "format"), source.origin, strict=True)) if source else {}
+        return intake.commit(writer, **assigner.notes() | found.notes() | origin)
 
 
 def prepare_shard(
@@ -104,24 +113,31 @@ def prepare_shard(
         MegptError: the disk is full or not writable, or films are missing because the archive is not mounted on this
             machine.
     """
-    mark = _mark(out, shard)
+    mark = mark_path(out, shard)
     if mark.exists():
         return dict(json.loads(mark.read_text()))
     counts: Counter[str] = Counter(studies=shard.studies, failed=0, films=0, films_dropped=0)
     reasons: Counter[str] = Counter()
     failed: list[dict[str, Any]] = []
+    bad_films: list[dict[str, Any]] = []
 
     def usable() -> Iterator[dict[str, Any]]:
         for study in with_films(shards.read(shard)):
+            dropped: list[tuple[View, str]] = []
             try:
-                ready = prepare_study(study, settings, max_pixels=max_pixels)
+                ready = prepare_study(study, settings, max_pixels=max_pixels, dropped=dropped)
             except UnreadableFilm as error:
                 counts["failed"] += 1
                 reasons[error.reason] += 1
                 failed.append(study.failed_row(error.reason))
                 continue
+            finally:
+                bad_films.extend(
+                    {"study_id": study.study_id, "image_id": view.image_id, "split": shard.split, "reason": reason}
+                    for view, reason in dropped
+                )
             counts["films"] += len(ready.views)
-            counts["films_dropped"] += len(study.views) - len(ready.views)
+            counts["films_dropped"] += len(dropped)
             yield ready.to_row()
 
     # The table's file gets its name only after the failed studies are on disk.
@@ -132,8 +148,10 @@ def prepare_shard(
                 writer.write(row)
         if MISSING in reasons:
             check_mounted(archive)
+        if bad_films:
+            write_rows(films_part(out, shard), bad_films, FILMS_FAILED_SCHEMA)
         if failed:
-            write_rows(_failed_part(out, shard), failed, FAILED_SCHEMA)
+            write_rows(failed_part(out, shard), failed, FAILED_SCHEMA)
     if counts["failed"] == shard.studies:
         path.unlink()
     content = {**counts, "split": shard.split, "reasons": dict(reasons)}
@@ -142,22 +160,32 @@ def prepare_shard(
     return content
 
 
-def prepare_study(study: Study, settings: PrepareConfig, *, max_pixels: int) -> Study:
+def prepare_study(
+    study: Study, settings: PrepareConfig, *, max_pixels: int, dropped: list[tuple[View, str]] | None = None
+) -> Study:
     """The study with its films in the form that `prepare.films` asks for; unreadable ones are left out.
 
+    Args:
+        dropped: gets each film that is left out, with its reason.
+
     Raises:
-        UnreadableFilm: the study has no films, or none that can be read.
+        UnreadableFilm: the study has no films, none that can be read, or a report and only a lateral film left of it.
     """
     if not study.views:
         raise UnreadableFilm("the study has no films")
-    views, reasons = [], []
+    views = []
+    dropped = [] if dropped is None else dropped
     for view in study.views:
         try:
             views.append(prepare_view(view, settings, max_pixels=max_pixels))
         except UnreadableFilm as error:
-            reasons.append(error.reason)
+            dropped.append((view, error.reason))
     if not views:
-        raise UnreadableFilm(reasons[0])
+        raise UnreadableFilm(dropped[0][1])
+    if not settings.lateral_alone and (study.report or study.findings or study.impression):
+        lost = next((reason for view, reason in dropped if side_of(view.position) == "frontal"), None)
+        if lost is not None and all(side_of(view.position) in ("lateral", "other") for view in views):
+            raise UnreadableFilm(f"the frontal film: {lost} (prepare.lateral_alone=true keeps the others)")
     return replace(study, views=tuple(views))
 
 
@@ -169,7 +197,8 @@ def prepare_view(view: View, settings: PrepareConfig, *, max_pixels: int) -> Vie
     """
     if settings.films == "link":
         check_film(view, max_pixels=max_pixels)
-        return view
+        # a film inside a tar or a table has no path that other readers know, so it is embedded
+        return replace(view, uri=None) if view.data is not None and is_member(view.uri) else view
     if settings.films == "embed":
         embedded = replace(view, data=read_film(view), uri=None)
         load_film(embedded, size=PROBE_SIZE, max_pixels=max_pixels)
@@ -187,61 +216,21 @@ def encode(image: Image.Image, *, quality: int) -> bytes:
 
 def unfinished(out: Path, shards: ShardList) -> list[Shard]:
     """The shards that no earlier run has marked as done."""
-    return [shard for shard in shards if not _mark(out, shard).exists()]
+    return [shard for shard in shards if not mark_path(out, shard).exists()]
 
 
 def marks(out: Path, shards: ShardList) -> Iterator[dict[str, Any]]:
     """The marks of all shards that are done."""
     for shard in shards:
-        if (mark := _mark(out, shard)).exists():
+        if (mark := mark_path(out, shard)).exists():
             yield json.loads(mark.read_text())
-
-
-def failed_ids(out: Path, shards: ShardList) -> frozenset[str]:
-    """The studies that could not be prepared."""
-    parts = (_failed_part(out, shard) for shard in shards)
-    return frozenset(row["study_id"] for part in parts if part.exists() for row in read_rows(part, ["study_id"]))
-
-
-def drop_superseded(out: Path, shards: ShardList) -> None:
-    """Take the studies that are listed again out of the files of their earlier shards.
-
-    The mark comes last: as long as it counts other studies than the shard has, this is done again. A shard without a
-    mark is prepared again, and its file, if there is one, goes: its studies may be in another shard by now.
-    """
-    for shard in shards:
-        if shard.studies == shard.rows:
-            continue
-        mark, path, failed = _mark(out, shard), part_path(out, shard.split, shard.number), _failed_part(out, shard)
-        old = json.loads(mark.read_text()) if mark.exists() else None
-        if old is None:
-            path.unlink(missing_ok=True)
-        elif old["studies"] != shard.studies:
-            views = {listed.study.study_id: len(listed.study.views) for listed in shards.read(shard)}
-            films = [(row["study_id"], len(row["views"])) for row in _keep(path, views, STUDIES_SCHEMA, aside=out)]
-            reasons = Counter(row["error"] for row in _keep(failed, views, FAILED_SCHEMA, aside=out))
-            counts = {"studies": shard.studies, "failed": reasons.total(), "films": sum(n for _, n in films)}
-            dropped = sum(views[name] - n for name, n in films)
-            content = {**old, **counts, "films_dropped": dropped, "reasons": dict(reasons)}
-            with write_aside(mark) as temporary:
-                temporary.write_text(json.dumps(content))
-
-
-def _keep(path: Path, wanted: Collection[str], schema: pa.Schema, *, aside: Path) -> Iterator[dict[str, Any]]:
-    """Leave only the rows of these studies in a file, or no file; gives the ids, reasons and views of those rows."""
-    if not path.exists():
-        return
-    if write_rows(path, (row for row in read_rows(path) if row["study_id"] in wanted), schema, aside=aside) == 0:
-        path.unlink()
-        return
-    yield from read_rows(path, ["study_id", "error", "views"])
 
 
 def merge_failed(out: Path, shards: ShardList) -> Path:
     """All failed studies in one list, OUT/failed.parquet; it is empty if nothing failed."""
-    parts = (_failed_part(out, shard) for shard in shards)
+    parts = (failed_part(out, shard) for shard in shards)
     rows = (row for part in parts if part.exists() for row in read_rows(part))
-    origin = {name: shards.notes[name] for name in ("source", "format")}
+    origin = {name: shards.notes.get(name) for name in ("source", "format")}
     write_rows(out / FAILED, ({**row, **origin} for row in rows), FAILED_SCHEMA)
     return out / FAILED
 
@@ -250,6 +239,14 @@ def describe(out: Path) -> None:
     """OUT/README.md, which names the files of each split that has any."""
     splits = {split: f"{DATA}/split={split}/*.parquet" for split, _ in study_files(out)}
     write_card(out, splits, title="Studies", about="Chest X-ray studies: films, reports and labels, one row per study.")
+
+
+def merge_failed_films(out: Path, shards: ShardList) -> Path:
+    """All unreadable films in OUT/films_failed.parquet, also those of failed studies; it is empty if there are none."""
+    parts = (films_part(out, shard) for shard in shards)
+    rows = (row for part in parts if part.exists() for row in read_rows(part))
+    write_rows(out / FILMS_FAILED, rows, FILMS_FAILED_SCHEMA)
+    return out / FILMS_FAILED
 
 
 def clear(out: Path) -> None:
@@ -261,9 +258,16 @@ def clear(out: Path) -> None:
             folder.rmdir()
 
 
-def _mark(out: Path, shard: Shard) -> Path:
+def mark_path(out: Path, shard: Shard) -> Path:
+    """The file that says that a shard is done."""
     return out / WORK / "done" / f"{shard.name}.json"
 
 
-def _failed_part(out: Path, shard: Shard) -> Path:
+def failed_part(out: Path, shard: Shard) -> Path:
+    """The file of a shard's unreadable studies."""
     return out / WORK / "failed" / f"{shard.name}.parquet"
+
+
+def films_part(out: Path, shard: Shard) -> Path:
+    """The file of a shard's unreadable films."""
+    return out / WORK / "films" / f"{shard.name}.parquet"

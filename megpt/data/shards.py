@@ -149,6 +149,13 @@ class ShardList:
         studies = rows - (bisect_left(gone, row + rows) - bisect_left(gone, row))
         return Shard(split, first_shard + place, studies, name, row, rows)
 
+    def splits(self) -> Counter[str]:
+        """The number of studies of each split."""
+        counts = Counter[str]()
+        for shard in self:
+            counts[shard.split] += shard.studies
+        return counts
+
     def files(self) -> list[str]:
         """The names of the list's files."""
         return [

@@ -21,6 +21,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megpt.data.members import Members
 from megpt.errors import InputError, MegptError
 from megpt.output import write_aside
 from megpt.study import SPLITS, STUDIES_SCHEMA, Study
@@ -188,7 +189,7 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, range]]:
 
 
 def with_films(studies: Iterable[Listed]) -> Iterator[Study]:
-    """The studies with the bytes of those films that are inside a table, streamed.
+    """The studies with the bytes of those films that are inside a table or another file, streamed.
 
     Memory holds one row group of films. Studies that follow one another in a table share its reading.
 
@@ -198,9 +199,10 @@ def with_films(studies: Iterable[Listed]) -> Iterator[Study]:
     """
     file: str | None = None
     rows, group_rows = range(0), cast(Any, None)
+    members = Members()
     for listed in studies:
         if listed.file is None:
-            yield listed.study
+            yield members.fetched(listed.study)
             continue
         if listed.file != file or listed.row not in rows:
             file, group_rows = listed.file, None  # the old row group is freed before the new one is read
@@ -218,7 +220,9 @@ def with_films(studies: Iterable[Listed]) -> Iterator[Study]:
                 next="choose another output=PATH, which starts over",
             )
         views = zip(listed.study.views, films, strict=True)
-        yield replace(listed.study, views=tuple(replace(view, data=film["bytes"]) for view, film in views))
+        yield members.fetched(
+            replace(listed.study, views=tuple(replace(view, data=film["bytes"]) for view, film in views))
+        )
 
 
 def read_studies(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +79,12 @@ class Findings:
         """The reports at `rows`, a slice or an array of indices or of flags."""
         columns = (self.labels, self.sides, self.sizes, self.unread, self.foreign)
         return Findings(*(column[rows] for column in columns))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Findings]) -> Findings:
+        """The reports of all parts, one after another; of no part, none."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts or [label_findings([])]]) for name in names))
 
     @property
     def positives(self) -> np.ndarray:

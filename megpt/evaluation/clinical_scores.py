@@ -1,28 +1,28 @@
 """Clinical scores of what two sets of reports say: F1 over several sets of observations, and sides.
 
-    counts = ClinicalCounts.of(generated, references)      # two `clinical.Findings` of the same N studies
-    counts.scores()                                        # name → value
-    counts.weighted(weights)                               # (B, N) weightings → name → (B,), for a bootstrap
+    columns = clinical_columns(generated, references)      # two `clinical.Findings` of the same N studies: (N, 47)
+    clinical_scores(columns.sum(0, keepdims=True))         # name → (1,)
     verdicts(generated, references)                        # (N, 14): agreed, invented, missed, wrong side, doubted
 
-Every score follows from weighted sums of one row a study, so that any resampling is a matrix product.
+Every score follows from sums of the columns, so that the studies of a patient may be added up, and any resampling is a
+matrix product (`statistics`, `intervals`).
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
 from megpt.evaluation.clinical import PRESENT, UNCERTAIN, Findings
 from megpt.study import CHEXPERT
 
-FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-"""The observations of CheXpert's competition (Irvin et al., 2019)."""
+ALL = len(CHEXPERT)
+THIRTEEN = np.array([name != "No Finding" for name in CHEXPERT])
+"""(14,) bool: the observations of the headline. No Finding is left out: a model that calls every film normal would earn
+as much by it as by its own permutation."""
+FIVE = np.isin(CHEXPERT, ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"])
+"""(14,) bool: the observations of CheXpert's competition (Irvin et al., 2019)."""
 
-THIRTEEN = tuple(name for name in CHEXPERT if name != "No Finding")
-
-SCORES = (
+CLINICAL = (
     "clinical_micro_f1",
     "clinical_macro_f1",
     "clinical_micro_f1_14",
@@ -33,6 +33,9 @@ SCORES = (
 """The names in metrics.json: micro-F1 over 13 observations without No Finding, the mean of their F1 over those that the
 references have, micro-F1 over all 14, over CheXpert's five, over 13 with uncertain counted as present; and of the
 (study, observation) that both reports call present, the reference on a stated side, the share on the same side."""
+
+COLUMNS = 3 * ALL + 3 + 2
+"""Hits, extra and missed of each observation; the same of 13 together with uncertain as present; sides right, sides."""
 
 AGREED, INVENTED, MISSED, WRONG_SIDE, DOUBTED = 1, 2, 3, 4, 5
 VERDICTS = {
@@ -64,82 +67,69 @@ def verdicts(generated: Findings, references: Findings) -> np.ndarray:
     return result
 
 
-@dataclass(frozen=True)
-class ClinicalCounts:
-    """N studies, one row each, int8."""
+def clinical_columns(generated: Findings, references: Findings) -> np.ndarray:
+    """(N, 47) int16, a row a study, see `COLUMNS`.
 
-    hits: np.ndarray
-    """(N, 14): called present by both."""
-    extra: np.ndarray
-    """(N, 14): by the generated report only."""
-    missed: np.ndarray
-    """(N, 14): by the reference only."""
-    uncertain: np.ndarray
-    """(N, 14, 3): hits, extra and missed with uncertain counted as present."""
-    sided: np.ndarray
-    """(N, 14): called present by both, the reference on a stated side."""
-    same_side: np.ndarray
-    """(N, 14): of these, those on the same side in the generated report."""
+    Raises:
+        ValueError: as many generated reports as references are needed.
+    """
+    if len(generated) != len(references):
+        raise ValueError(f"{len(generated)} generated reports against {len(references)} references")
+    sure = _hits(generated.labels == PRESENT, references.labels == PRESENT)
+    doubts = _hits(abs(generated.labels[:, THIRTEEN]) == PRESENT, abs(references.labels[:, THIRTEEN]) == PRESENT)
+    sided = sure[0] & (references.sides != 0)
+    same = sided & (generated.sides == references.sides)
+    together = [column.sum(1, keepdims=True) for column in (*doubts, same, sided)]
+    return np.hstack([*sure, *together], dtype=np.int16, casting="unsafe")
 
-    @classmethod
-    def of(cls, generated: Findings, references: Findings) -> ClinicalCounts:
-        """Counts of N generated reports against their N references.
 
-        Raises:
-            ValueError: as many generated reports as references are needed.
-        """
-        if len(generated) != len(references):
-            raise ValueError(f"{len(generated)} generated reports against {len(references)} references")
-        sure = _hits(generated.labels == PRESENT, references.labels == PRESENT)
-        doubts = _hits(abs(generated.labels) == PRESENT, abs(references.labels) == PRESENT)
-        sided = sure[0] & (references.sides != 0)
-        same = sided & (generated.sides == references.sides)
-        columns = (*sure, np.stack(doubts, axis=-1), sided, same)
-        return cls(*(column.astype(np.int8) for column in columns))
+def clinical_scores(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of B weighted sums of the columns (B, 47): name → (B,); NaN for a side accuracy of nothing."""
+    counts, doubts, (same, sided) = _thirds(sums), sums[:, 3 * ALL : -2].T, sums[:, -2:].T
+    there = (counts[0] + counts[2] > 1e-9)[:, THIRTEEN]
+    each = np.where(there, f1(*counts)[:, THIRTEEN], 0.0)
+    return {
+        "clinical_micro_f1": _micro(counts, THIRTEEN),
+        "clinical_macro_f1": each.sum(1) / np.maximum(there.sum(1), 1),
+        "clinical_micro_f1_14": _micro(counts, np.ones(ALL, dtype=bool)),
+        "clinical_micro_f1_5": _micro(counts, FIVE),
+        "clinical_micro_f1_uncertain": f1(*doubts),
+        "clinical_side_accuracy": np.where(sided > 1e-9, same / np.maximum(sided, 1e-12), np.nan),
+    }
 
-    def __len__(self) -> int:
-        return len(self.hits)
 
-    def scores(self) -> dict[str, float | None]:
-        """Name → score of the whole set in [0, 1]; None for a side accuracy where no side can be compared."""
-        weighted = self.weighted(np.ones((1, len(self))))
-        return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in weighted.items()}
+def observation_f1(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Observation → (B,) F1 of B weighted sums (B, 47); NaN where neither report calls it present."""
+    counts = _thirds(sums)
+    each = np.where(sum(counts) > 1e-9, f1(*counts), np.nan)
+    return dict(zip(CHEXPERT, each.T, strict=True))
 
-    def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Scores of B weightings (B, N) of the studies: name → (B,); NaN for a side accuracy of nothing."""
-        hits, extra, missed = (weights @ column for column in (self.hits, self.extra, self.missed))
-        doubts = np.tensordot(weights, self.uncertain, axes=1)
-        each, known = _f1(hits, extra, missed)[:, _columns(THIRTEEN)], (hits + missed)[:, _columns(THIRTEEN)] > 0
-        sided, same = (weights @ self.sided).sum(1), (weights @ self.same_side).sum(1)
-        return {
-            "clinical_micro_f1": _micro(hits, extra, missed, THIRTEEN),
-            "clinical_macro_f1": (each * known).sum(1) / np.maximum(known.sum(1), 1),
-            "clinical_micro_f1_14": _micro(hits, extra, missed, CHEXPERT),
-            "clinical_micro_f1_5": _micro(hits, extra, missed, FIVE),
-            "clinical_micro_f1_uncertain": _micro(doubts[..., 0], doubts[..., 1], doubts[..., 2], THIRTEEN),
-            "clinical_side_accuracy": np.where(sided > 0, same / np.maximum(sided, 1e-12), np.nan),
-        }
 
-    def by_observation(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """(B, 14) F1 of each observation under B weightings, (14,) of the whole set; 0 where there is nothing."""
-        used = np.ones((1, len(self))) if weights is None else weights
-        f1 = _f1(used @ self.hits, used @ self.extra, used @ self.missed)
-        return f1[0] if weights is None else f1
+def observation_counts(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(14,) each of one sum (47,): called present by both, by the generated report only, by the reference only."""
+    both, extra, missed = _thirds(sums[None])
+    return both[0], extra[0], missed[0]
+
+
+def study_f1(columns: np.ndarray) -> np.ndarray:
+    """(N,) F1 of each study over all 14 observations; 1 where both reports name nothing."""
+    both, extra, missed = (counts.sum(1, dtype=np.float64) for counts in _thirds(columns))
+    return np.where(both + extra + missed > 0, f1(both, extra, missed), 1.0)
+
+
+def f1(hits: np.ndarray, extra: np.ndarray, missed: np.ndarray) -> np.ndarray:
+    """2·hits / (2·hits + extra + missed); 0 where there is nothing to find and nothing found."""
+    total = 2 * hits + extra + missed
+    return np.where(total > 0, 2 * hits / np.maximum(total, 1e-12), 0.0)
 
 
 def _hits(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return found & truth, found & ~truth, ~found & truth
 
 
-def _columns(names: tuple[str, ...]) -> list[int]:
-    return [CHEXPERT.index(name) for name in names]
+def _thirds(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return sums[:, :ALL], sums[:, ALL : 2 * ALL], sums[:, 2 * ALL : 3 * ALL]
 
 
-def _micro(hits: np.ndarray, extra: np.ndarray, missed: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    columns = _columns(names)
-    return _f1(*(counts[:, columns].sum(1) for counts in (hits, extra, missed)))
-
-
-def _f1(hits: np.ndarray, extra: np.ndarray, missed: np.ndarray) -> np.ndarray:
-    total = 2 * hits + extra + missed
-    return np.where(total > 0, 2 * hits / np.maximum(total, 1e-12), 0.0)
+def _micro(counts: tuple[np.ndarray, np.ndarray, np.ndarray], which: np.ndarray) -> np.ndarray:
+    return f1(*(one[:, which].sum(1) for one in counts))

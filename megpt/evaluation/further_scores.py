@@ -5,7 +5,8 @@
 
 The built-in ones run through RadEval (Xu et al., 2025; MIT), which loads their weights from the Hugging Face hub. A
 package adds its own by an entry point of the group `megpt.scores`: a function of N generated and N reference reports
-that returns name → N values. What is not installed is refused with what to install, before anything is scored.
+that returns N values, or name → N values. A value depends on its own study alone. What is not installed is refused with
+what to install, before anything is scored.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from typing import Any
 import numpy as np
 
 from megpt.errors import InputError, did_you_mean
+from megpt.evaluation.clinical_scores import CLINICAL
 
 GROUP = "megpt.scores"
-Score = Callable[[Sequence[str], Sequence[str]], Mapping[str, Sequence[float]]]
+Score = Callable[[Sequence[str], Sequence[str]], Mapping[str, Sequence[float]] | Sequence[float] | np.ndarray]
 
+TAKEN = frozenset({*(f"BLEU_{n}" for n in range(1, 5)), "METEOR", "ROUGE_L", "CIDEr", "clinical_f1", *CLINICAL})
+"""Names of megpt's own scores."""
 RADEVAL = ("radgraph", "f1chexbert", "green", "ratescore", "radcliq", "srrbert", "radeval_bertscore")
 """Names that RadEval knows as well; each loads a language model."""
 
@@ -34,21 +38,33 @@ def known_scores() -> list[str]:
     return sorted({*RADEVAL, *(point.name for point in importlib.metadata.entry_points(group=GROUP))})
 
 
+def check_scores(names: Sequence[str]) -> None:
+    """Refuse what `further_score` would refuse without loading any weights.
+
+    Raises:
+        InputError: an unknown name, or one whose package is not installed.
+    """
+    others = {point.name for point in importlib.metadata.entry_points(group=GROUP)}
+    for name in names:
+        if name not in known_scores():
+            known = ", ".join(known_scores())
+            raise InputError(
+                f"unknown score {name!r}", cause=f"known are {known}", next=did_you_mean(name, known_scores())
+            )
+        if name not in others and importlib.util.find_spec("radeval") is None:
+            raise InputError(f"score {name!r} needs the package radeval, which is not installed", next=INSTALL)
+
+
 def further_score(name: str) -> Callable[[Sequence[str], Sequence[str]], dict[str, np.ndarray]]:
     """A function (generated, references) → name → (N,) float64, one value a study.
 
     Raises:
         InputError: unknown name; its package is not installed, or its weights cannot be loaded. From the function: the
-            score gave another number of values than there are reports, or one that is no number.
+            score gave another number of values than there are reports, one that is no number, or the name of another.
     """
+    check_scores([name])
     points = {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
-    if name in points:
-        return _checked(name, points[name].load())
-    if name not in RADEVAL:
-        raise InputError(f"unknown score {name!r}", next=did_you_mean(name, known_scores()))
-    if importlib.util.find_spec("radeval") is None:
-        raise InputError(f"score {name!r} needs the package radeval, which is not installed", next=INSTALL)
-    return _checked(name, _radeval(name))
+    return _checked(name, points[name].load() if name in points else _radeval(name))
 
 
 def _radeval(name: str) -> Score:
@@ -72,8 +88,13 @@ def _checked(name: str, score: Score) -> Callable[[Sequence[str], Sequence[str]]
     def compute(generated: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
         if not generated:
             return {}
-        columns = {key: np.asarray(values, dtype=np.float64) for key, values in score(generated, references).items()}
+        found = score(generated, references)
+        named = found if isinstance(found, Mapping) else {name: found}
+        columns = {key: np.asarray(values, dtype=np.float64) for key, values in named.items()}
         for key, values in columns.items():
+            if key in TAKEN:
+                what = f"score {name!r} gave values of {key!r}, which is another score's name"
+                raise InputError(what, next=f"leave {name!r} out, or rename its values")
             if values.shape != (len(generated),):
                 what = f"score {name!r} gave {values.size} values of {key!r} for {len(generated)} reports"
                 raise InputError(what, cause="a score must give one value a study", next=f"leave {name!r} out")

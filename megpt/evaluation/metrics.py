@@ -1,4 +1,4 @@
-"""metrics.json: scores with their intervals, both baselines, and what they are scores of.
+"""metrics.json: scores with their intervals, all baselines, and what they are scores of.
 
     evaluation = evaluate(pairs, training_reports=[...], cleaner="r2gen-iu", settings=config.evaluate, seed=42)
     evaluation.metrics["scores"]["BLEU_4"]
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,28 +19,23 @@ import numpy as np
 
 from megpt.config import EvaluateConfig
 from megpt.errors import InputError
-from megpt.evaluation import nlg
-from megpt.evaluation.baselines import constant_report, derangement
-from megpt.evaluation.clinical import label_reports
-from megpt.evaluation.meteor import MeteorUnavailable, meteor_statistics
+from megpt.evaluation import caveats
+from megpt.evaluation.clinical import Findings
+from megpt.evaluation.clinical_scores import observation_counts
+from megpt.evaluation.intervals import METHOD, Bootstrap, patients
+from megpt.evaluation.labeller.quality import labeller_quality
 from megpt.evaluation.pairs import Pairs
-from megpt.evaluation.statistics import SCORES, Statistics
+from megpt.evaluation.scoring import Permuted, Reports, Runner, Scored, Task, run_here, score_sets
+from megpt.evaluation.sets import MODEL, all_sets
+from megpt.evaluation.statistics import Rows, Statistics
 from megpt.evaluation.texts import Cleaning, full_stop_warnings, scored_text, signature
 from megpt.study import CHEXPERT
 
-Task = tuple[Callable[..., Any], tuple[Any, ...]]
-Runner = Callable[[Sequence[Task]], Iterable[Any]]
-"""Takes tasks, gives their results in the same order."""
+__all__ = ["Evaluation", "Runner", "Task", "evaluate", "run_here", "score_reports"]
 
-SHARD, METEOR_SHARD = 2_000, 10_000
-"""Pairs in one task; METEOR's Java program alone takes ten seconds to start."""
-
-PACKAGES = ("megpt", "pycocoevalcap", "numpy")
-
-
-def run_here(tasks: Sequence[Task]) -> list[Any]:
-    """Run tasks one after another in this process."""
-    return [function(*arguments) for function, arguments in tasks]
+PACKAGES = ("megpt", "pycocoevalcap", "rapidfuzz", "numpy", "scipy")
+BASELINES = ("constant", "permuted", "nearest")
+"""Those that metrics.json always names; null where one is missing, and `notes` says why."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,10 @@ class Evaluation:
 
     metrics: dict[str, Any]
     statistics: Statistics
+    """Of the scored pairs."""
     pairs: Pairs
+    unscored: Findings
+    """What the reports of `pairs.unscored` say."""
 
 
 def score_reports(
@@ -67,13 +65,12 @@ def score_reports(
     pairs = [(g, r) for g, r in zip(generated, references, strict=True) if scored_text(r, cleaning, reference=True)]
     if not pairs:
         raise ValueError("no reference report to score against")
-    texts = [scored_text(text, cleaning) for text, _ in pairs]
-    wanted = [scored_text(text, cleaning, reference=True) for _, text in pairs]
-    reports = [text or "" for side in zip(*pairs, strict=True) for text in side] if clinical else []
-    columns, labels, _ = _compute({"generated": texts}, wanted, reports, meteor=meteor, run=run_here)
-    found, truth = labels.reshape(2, -1, len(CHEXPERT)) if clinical else (None, None)
-    statistics = Statistics(**columns["generated"], found=found, truth=truth)
-    return {name: value for name, value in statistics.scores().items() if value is not None}
+    raw, raw_references = ([text or "" for text in side] for side in zip(*pairs, strict=True))
+    texts = [scored_text(text, cleaning) for text in raw]
+    wanted = [scored_text(text, cleaning, reference=True) for text in raw_references]
+    reports = Reports(texts, raw, wanted, raw_references)
+    found = score_sets(reports, {MODEL: np.arange(len(pairs))}, meteor=meteor, clinical=clinical, run=run_here)
+    return {name: value for name, value in found.sets[MODEL].scores().items() if value is not None}
 
 
 def evaluate(
@@ -84,6 +81,8 @@ def evaluate(
     settings: EvaluateConfig,
     seed: int,
     run: Runner = run_here,
+    neighbours: Mapping[str, Mapping[str, str]] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Score a set of predictions.
 
@@ -93,188 +92,142 @@ def evaluate(
         training_reports: reports of the training split, not cleaned; None where it is not known, which leaves out the
             constant baseline and says so.
         cleaner: the recipe by its name, or ready to use.
+        neighbours: name of a baseline ("nearest", …) → study_id → the report, not cleaned, of the training study whose
+            films are closest. A study that is missing there counts as an empty report of that baseline.
+        notes: what else a reader of the result must know, such as why there are no neighbours.
 
     Raises:
-        InputError: no reference is left after cleaning.
+        InputError: no reference is left after cleaning; a further score that cannot be computed.
     """
     cleaner = cleaner if isinstance(cleaner, Cleaning) else Cleaning.of(cleaner, training=training_reports)
     cleaner.prepare(text for pair in pairs.pairs for text in (pair.generated, pair.reference))
-    every = [(pair, scored_text(pair.reference, cleaner, reference=True)) for pair in pairs.pairs]
-    kept = [(pair, text) for pair, text in every if text]
-    if not kept:
-        raise InputError(f"no reference is left after cleaning with {str(cleaner)!r}", next="set another data.cleaner")
-    blank = [pair for pair, text in every if not text]
-    pairs = replace(
-        pairs,
-        pairs=[pair for pair, _ in kept],
-        without_reference=pairs.without_reference + len(blank),
-        unscored=[*pairs.unscored, *blank],
-    )
-    references = [text for _, text in kept]
-    texts = [scored_text(pair.generated, cleaner) for pair in pairs.pairs]
-    raw = [pair.generated or "" for pair in pairs.pairs]
-    notes: dict[str, str] = {}
-    order, chosen = _baselines(len(texts), training_reports, cleaner, settings, seed, notes)
-    sets = {"generated": texts}
-    if chosen is not None:
-        sets["constant"] = [chosen] * len(texts)
-    if order is not None:
-        sets["permuted"] = [texts[i] for i in order]
-
-    reports = [*raw, *(pair.reference for pair in pairs.pairs)]
-    columns, labels, reason = _compute(sets, references, reports, meteor=settings.meteor, run=run)
-    found, truth = labels.reshape(2, len(raw), len(CHEXPERT))
-    by_set = {"generated": found}
-    if chosen is not None:
-        by_set["constant"] = np.repeat(label_reports([chosen]), len(raw), axis=0)
-    if order is not None:
-        by_set["permuted"] = found[order]
-    scored = {name: Statistics(**columns[name], found=by_set[name], truth=truth) for name in sets}
-    if reason:
-        notes["METEOR"] = reason
-    if not settings.meteor:
-        notes["METEOR"] = "switched off (evaluate.meteor)"
-    metrics = _metrics(scored, pairs, chosen, notes, cleaner=cleaner, settings=settings, seed=seed)
-    metrics["warnings"] += full_stop_warnings(texts, references, cleaner)
-    return Evaluation(metrics, scored["generated"], pairs)
-
-
-def _baselines(
-    n: int,
-    training_reports: Sequence[str] | None,
-    cleaner: Cleaning,
-    settings: EvaluateConfig,
-    seed: int,
-    notes: dict[str, str],
-) -> tuple[np.ndarray | None, str | None]:
-    """The order of the permuted reports and the constant one; None with a note where there is none."""
-    if not settings.baselines:
-        notes["baselines"] = "switched off (evaluate.baselines)"
-        return None, None
-    order = derangement(n, seed) if n > 1 else None
-    if order is None:
-        notes["permuted"] = "needs two studies"
-    chosen = None
-    if training_reports is None:
-        notes["constant"] = "the training split's reports are not known; set training=PATH or studies=PATH"
-    else:
-        cleaner.prepare(training_reports)
-        chosen = constant_report([scored_text(text, cleaner, reference=True) for text in training_reports], seed)
-        if chosen is None:
-            notes["constant"] = "the training split has no reports"
-    return order, chosen
-
-
-def _compute(
-    sets: dict[str, list[str]], references: list[str], reports: list[str], *, meteor: bool, run: Runner
-) -> tuple[dict[str, dict[str, Any]], np.ndarray, str | None]:
-    """The columns of `Statistics` for each set of texts, the labels of `reports`, and why METEOR is missing if it is.
-
-    All sets share the tasks of what is scored pair by pair, so that METEOR's slow start is paid once.
-    """
-    texts, wanted = [text for part in sets.values() for text in part], references * len(sets)
-    jobs: list[tuple[str, Task]] = [(f"cider {name}", (nlg.cider, (part, references))) for name, part in sets.items()]
-    if meteor:
-        jobs += [("meteor", (_meteor, part)) for part in _paired(texts, wanted, METEOR_SHARD)]
-    for part in _paired(texts, wanted, SHARD):
-        jobs += [("bleu", (nlg.bleu_statistics, part)), ("rouge", (nlg.rouge_l, part))]
-    jobs += [("labels", (label_reports, (reports[i : i + SHARD],))) for i in range(0, len(reports), SHARD)]
-    results: dict[str, list[Any]] = {}
-    for (name, _), result in zip(jobs, run([task for _, task in jobs]), strict=True):
-        results.setdefault(name, []).append(result)
-    reason = next((part for part in results.get("meteor", ()) if isinstance(part, str)), None)
-    if reason:
-        del results["meteor"]
-    columns: dict[str, dict[str, Any]] = {name: {"cider": results.pop(f"cider {name}")[0]} for name in sets}
-    labels = np.concatenate(results.pop("labels")) if reports else np.zeros((0, len(CHEXPERT)), dtype=bool)
-    for column, parts in results.items():
-        for name, rows in zip(sets, np.split(np.concatenate(parts), len(sets)), strict=True):
-            columns[name][column] = rows
-    return columns, labels, reason
-
-
-def _meteor(texts: Sequence[str], references: Sequence[str]) -> np.ndarray | str:
-    """METEOR's statistics, or why there are none: a missing Java must not end an evaluation."""
-    try:
-        return meteor_statistics(texts, references)
-    except MeteorUnavailable as error:
-        return str(error)
-
-
-def _paired(texts: list[str], references: list[str], size: int) -> list[tuple[list[str], list[str]]]:
-    return [(texts[i : i + size], references[i : i + size]) for i in range(0, len(texts), size)]
-
-
-def _metrics(
-    scored: dict[str, Statistics],
-    pairs: Pairs,
-    constant: str | None,
-    notes: dict[str, str],
-    *,
-    cleaner: Cleaning,
-    settings: EvaluateConfig,
-    seed: int,
-) -> dict[str, Any]:
-    model = scored["generated"]
-    scores = model.scores()
-    baselines = {name: scored[name].scores() if name in scored else None for name in ("constant", "permuted")}
-    return {
-        "n": len(pairs.pairs),
-        "unit": "study",
-        "cleaner": str(cleaner),
-        "tokenizer": cleaner.tokenizer,
-        "signature": signature(cleaner, len(pairs.pairs)),
-        "versions": versions(),
-        "scores": scores,
-        "intervals": model.intervals(resamples=settings.bootstrap, confidence=settings.confidence, seed=seed),
-        "baselines": baselines,
-        "warnings": warnings(scores, baselines, failed=pairs.failed, n=len(pairs.pairs)),
-        "notes": notes,
-        "confidence": settings.confidence,
-        "bootstrap": settings.bootstrap,
-        "seed": seed,
+    pairs, references = _with_reference(pairs, cleaner)
+    ids = [pair.study_id for pair in pairs.pairs]
+    groups, alone = patients([pair.subject_id for pair in pairs.pairs], ids)
+    sets = all_sets(pairs, training_reports, neighbours or {}, groups, cleaner, settings, seed)
+    # Those without a reference are in no set; they are labelled with the rest.
+    others, first_other = [pair.generated or "" for pair in pairs.unscored], len(sets.raw)
+    texts, raw = [*sets.texts, *[""] * len(others)], [*sets.raw, *others]
+    reports = Reports(texts, raw, references, [pair.reference for pair in pairs.pairs])
+    ask = {"meteor": settings.meteor, "clinical": True, "further": settings.scores}
+    scored = score_sets(reports, sets.picks, orders=sets.orders, ids=ids, run=run, **ask)
+    assert scored.findings is not None
+    found = figures(scored, groups, settings, seed)
+    n, count = len(ids), int(groups.max()) + 1
+    warnings = caveats.warnings(found["scores"], found["baselines"], found["paired"], failed=pairs.failed, n=n)
+    metrics = {
+        **head(n, count, alone, cleaner=cleaner, settings=settings, seed=seed),
+        **found,
+        "warnings": [*warnings, *full_stop_warnings(sets.texts[:n], references, cleaner)],
+        "notes": {**(notes or {}), **sets.notes, **told(scored, [MODEL], n, count, alone, settings)},
         "n_failed": pairs.failed,
         "n_without_reference": pairs.without_reference,
         "model": pairs.models,
-        "constant_report": constant,
-        "clinical": _observations(model),
+        "constant_report": sets.constant,
+    }
+    return Evaluation(metrics, scored.sets[MODEL], pairs, scored.findings[first_other:])
+
+
+def told(
+    scored: Scored, models: Sequence[str], n: int, count: int, alone: int, settings: EvaluateConfig
+) -> dict[str, str]:
+    """Notes on what the scores of the sets `models` hold; see `head` for the counts."""
+    notes = caveats.of_patients(n, count, alone) | caveats.of_scores(scored.sets[models[0]].scores(), n)
+    for name in models:
+        of = f" of {name}" if len(models) > 1 else ""
+        notes |= {key + of: text for key, text in caveats.of_labels(scored.sets[name]).items()}
+    off = {} if settings.meteor else {"METEOR": "switched off (evaluate.meteor)"}
+    return notes | scored.notes | off
+
+
+def head(n: int, count: int, alone: int, *, cleaner: Cleaning, settings: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """What every result says of how it came about.
+
+    Args:
+        n: studies.
+        count: patients; a study without one counts as one.
+        alone: studies whose patient is not known.
+    """
+    return {
+        "n": n,
+        "n_patients": None if alone == n else count,
+        "unit": "study",
+        "interval_unit": "study" if alone == n else "patient",
+        "interval_method": METHOD,
+        "cleaner": str(cleaner),
+        "tokenizer": cleaner.tokenizer,
+        "signature": signature(cleaner, n),
+        "versions": {
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            "meteor": "1.5",
+            "python": platform.python_version(),
+        },
+        "confidence": settings.confidence,
+        "bootstrap": settings.bootstrap,
+        "seed": seed,
+        "labeller": labeller_quality(),
     }
 
 
-def versions() -> dict[str, str]:
-    """What the scores were computed with."""
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {**packages, "meteor": "1.5", "python": platform.python_version()}
+def _with_reference(pairs: Pairs, cleaner: Cleaning) -> tuple[Pairs, list[str]]:
+    """The pairs whose reference is not blank after cleaning, and these references; the rest is unscored."""
+    texts = [scored_text(pair.reference, cleaner, reference=True) for pair in pairs.pairs]
+    if not any(texts):
+        raise InputError(f"no reference is left after cleaning with {str(cleaner)!r}", next="set another data.cleaner")
+    kept = [pair for pair, text in zip(pairs.pairs, texts, strict=True) if text]
+    blank = [pair for pair, text in zip(pairs.pairs, texts, strict=True) if not text]
+    unscored, without = [*pairs.unscored, *blank], pairs.without_reference + len(blank)
+    return replace(pairs, pairs=kept, unscored=unscored, without_reference=without), [text for text in texts if text]
 
 
-def warnings(
-    scores: dict[str, float | None], baselines: dict[str, dict[str, float | None] | None], *, failed: int, n: int
-) -> list[str]:
-    """What a reader must know before quoting the scores."""
-    result = []
-    for baseline, values in baselines.items():
-        if values is None:
-            result.append(f"the {baseline} baseline is missing: whether the model looks at the films is not shown")
-            continue
-        behind = [s for s in SCORES if (a := scores[s]) is not None and (b := values[s]) is not None and a <= b]
-        if behind:
-            result.append(f"the model does not beat the {baseline} baseline on {', '.join(behind)}")
-    if failed:
-        result.append(f"{failed} of {n} studies have no generated report and count as empty ones")
-    return result
+def figures(scored: Scored, groups: np.ndarray, settings: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """Scores, intervals and baselines."""
+    permuted = scored.permuted
+    rows = {name: statistics.rows().grouped(groups) for name, statistics in scored.sets.items()}
+    if permuted is not None:
+        rows["permuted"] = permuted.rows.grouped(groups)
+    bootstrap = Bootstrap(rows, resamples=settings.bootstrap, seed=seed) if len(rows[MODEL].matrix) > 1 else None
+
+    def interval(score: str, minus: str | None = None) -> list[float] | None:
+        return bootstrap.interval(score, settings.confidence, of=MODEL, minus=minus) if bootstrap else None
+
+    others = [name for name in rows if name != MODEL]
+    baselines: dict[str, Any] = dict.fromkeys(BASELINES)
+    for name in others:
+        baselines[name] = permuted.mean() if permuted and name == "permuted" else rows[name].scores()
+    return {
+        "scores": rows[MODEL].scores(),
+        "intervals": {name: interval(name) for name in rows[MODEL].names},
+        "baselines": baselines,
+        "paired": {name: {score: interval(score, name) for score in rows[MODEL].names} for name in others},
+        "permuted": _described(permuted),
+        "clinical": observations(rows[MODEL], interval, {name: rows[name] for name in others}),
+    }
 
 
-def _observations(model: Statistics) -> dict[str, dict[str, float | int | None]]:
+def _described(permuted: Permuted | None) -> dict[str, Any] | None:
+    """How many permutations, and their range: score → [lowest, highest]."""
+    if permuted is None:
+        return None
+    return {"permutations": permuted.count, "permutations_meteor": permuted.meteor_count, "range": permuted.range()}
+
+
+def observations(
+    model: Rows, interval: Callable[[str], list[float] | None], others: Mapping[str, Rows] | None = None
+) -> dict[str, dict[str, Any]]:
     """Per observation: studies whose reference, generated report, and both name it, with precision, recall and F1."""
-    both, extra, missed = model.observations()
-    rows: dict[str, dict[str, float | int | None]] = {}
+    both, extra, missed = observation_counts(model.clinical().astype(int))
+    f1 = {name: own.observation_f1(own.matrix.sum(0, keepdims=True)) for name, own in (others or {}).items()}
+    found: dict[str, dict[str, Any]] = {}
     for name, b, e, m in zip(CHEXPERT, both.tolist(), extra.tolist(), missed.tolist(), strict=True):
-        rows[name] = {
+        found[name] = {
             "reference": b + m,
             "generated": b + e,
             "both": b,
             "precision": b / (b + e) if b + e else None,
             "recall": b / (b + m) if b + m else None,
             "f1": 2 * b / (2 * b + e + m) if b + e + m else None,
+            "interval": interval(name),
+            "baselines": {k: float(v[name][0]) if np.isfinite(v[name][0]) else None for k, v in f1.items()},
         }
-    return rows
+    return found

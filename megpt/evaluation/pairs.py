@@ -7,18 +7,19 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from megpt.config import EvaluateConfig
-from megpt.data.studies import read_studies
+from megpt.data.studies import open_parquet, read_studies, study_files
 from megpt.errors import InputError
 from megpt.evaluation.reading.columns import SECTIONS, known_names, prediction_columns
 from megpt.evaluation.reading.ids import AMBIGUOUS, Matcher, as_id, named
 from megpt.evaluation.reading.records import Counts, Record, records
 from megpt.evaluation.reading.references import References, find_references
-from megpt.evaluation.reading.tables import Table, open_table
+from megpt.evaluation.reading.tables import SPLIT, Table, open_table
 from megpt.evaluation.texts import is_blank
 from megpt.output import SUCCESS
-from megpt.study import Study
+from megpt.study import SPLITS, Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,11 @@ class Pairs:
     """Studies without a reference (`reference` is ""), in the order of the predictions."""
     said: list[str] = field(default_factory=list)
     """What was taken of the files, a line each."""
+
+    @property
+    def every(self) -> list[Pair]:
+        """All studies: first those that are scored."""
+        return [*self.pairs, *self.unscored]
 
     @property
     def failed(self) -> int:
@@ -115,6 +121,8 @@ def read_pairs(
         said.append(other.said + (f"; {taken.truth!r} of the predictions is not used" if taken.truth else ""))
         found = _with(other, found)
     elif studies:
+        splits = _splits(studies, {pair.study_id for pair in found})
+        found = [replace(pair, split=splits.get(pair.study_id, pair.split)) for pair in found]
         unknown = {pair.study_id for pair in found if is_blank(pair.reference)}
         texts = _of_studies(studies, section, unknown) if unknown else {}
         found = [replace(p, reference=texts[p.study_id]) if p.study_id in texts else p for p in found]
@@ -216,7 +224,15 @@ def _pair(record: Record, ours: bool, subject: str | None) -> Pair:
         subject_id=(as_id(row.get(subject)) if subject else None) or "",
         finish_reason=(row.get("finish_reason") if ours else None) or "",
         error=error,
+        split=_known(row.get(SPLIT) or row.get("split")),
+        prompt_id=row.get("prompt_id") if ours else None,
     )
+
+
+def _known(split: Any) -> str | None:
+    """A split by the name that studies/ has for it; None for anything else."""
+    name = "val" if split in ("validate", "valid", "validation") else split
+    return name if name in SPLITS else None
 
 
 def _with(other: References, found: list[Pair]) -> list[Pair]:
@@ -225,6 +241,7 @@ def _with(other: References, found: list[Pair]) -> list[Pair]:
             pair,
             reference=other.texts.get(pair.study_id, ""),
             subject_id=pair.subject_id or other.subjects.get(pair.study_id, ""),
+            split=_known(other.splits.get(pair.study_id)) or pair.split,
         )
         for pair in found
     ]
@@ -239,6 +256,16 @@ def _of_studies(studies: str, section: str, wanted: set[str]) -> dict[str, str]:
             into = exactly if exact else loosely
             into[match] = AMBIGUOUS if match in into and not exact else text
     return {study: text for study, text in loosely.items() if text != AMBIGUOUS} | exactly
+
+
+def _splits(studies: str, wanted: set[str]) -> dict[str, str]:
+    """The split of each study that the table holds."""
+    found = {}
+    for split, path in study_files(studies):
+        with open_parquet(path) as file:
+            ids = file.read(columns=["study_id"]).column(0).to_pylist()
+        found |= dict.fromkeys(wanted.intersection(ids), split)
+    return found
 
 
 def _text(study: Study, section: str) -> str | None:

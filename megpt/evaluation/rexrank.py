@@ -34,7 +34,7 @@ def write_rexrank(path: str | Path, pairs: Pairs, config: Config) -> str:
     Args:
         pairs: all predictions; a failed one is an empty `model_prediction`.
     """
-    studies = {pair.study_id: pair for pair in (*pairs.pairs, *pairs.unscored)}
+    studies = {pair.study_id: pair for pair in pairs.every}
     template = _template(config)
     written = failed = 0
     with write_aside(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -98,7 +98,7 @@ def _minimal(pair: Pair, section: str) -> dict[str, Any]:
         "section_findings": "" if impression else pair.reference,
         "section_impression": pair.reference if impression else "",
         "subject_id": pair.subject_id,
-        "split": "test",
+        "split": pair.split or "test",
         PREDICTION: pair.generated or "",
     }
 

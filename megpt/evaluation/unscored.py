@@ -2,56 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from megpt.config import EvaluateConfig
-from megpt.evaluation import nlg
-from megpt.evaluation.clinical import label_reports
-from megpt.evaluation.metrics import Evaluation, versions
+from megpt.evaluation.clinical import label_findings
+from megpt.evaluation.metrics import Evaluation, figures, head
+from megpt.evaluation.nlg import BLEU_COLUMNS
 from megpt.evaluation.pairs import Pairs
-from megpt.evaluation.statistics import SCORES, Statistics
-from megpt.evaluation.texts import Cleaning, signature
+from megpt.evaluation.scoring import Scored
+from megpt.evaluation.sets import MODEL
+from megpt.evaluation.statistics import Statistics
+from megpt.evaluation.texts import Cleaning
 
 
-def without_scores(pairs: Pairs, *, cleaning: Cleaning, settings: EvaluateConfig, seed: int) -> Evaluation:
+def without_scores(pairs: Pairs, *, cleaner: Cleaning, settings: EvaluateConfig, seed: int) -> Evaluation:
     """The evaluation of predictions that nobody has references for: `n` is 0, every score None, all studies listed.
 
     Args:
         pairs: `unscored` holds the studies.
     """
-    studies = pairs.unscored
-    found = label_reports([pair.generated or "" for pair in studies])
-    unknown = np.full(len(studies), np.nan)
-    statistics = Statistics(
-        bleu=np.full((len(studies), nlg.BLEU_COLUMNS), np.nan),
-        rouge=unknown,
-        cider=unknown,
-        found=found,
-        truth=np.zeros_like(found),
-    )
-    failed = sum(pair.generated is None for pair in studies)
-    reason = "no study has a reference report; set references=PATH to a file that has them"
-    metrics: dict[str, Any] = {
-        "n": 0,
-        "unit": "study",
-        "cleaner": str(cleaning),
-        "tokenizer": cleaning.tokenizer,
-        "signature": signature(cleaning, 0),
-        "versions": versions(),
-        "scores": dict.fromkeys(SCORES),
-        "intervals": dict.fromkeys(SCORES),
-        "baselines": {"constant": None, "permuted": None},
-        "warnings": [f"nothing is scored: none of {len(studies)} studies has a reference report"],
-        "notes": {"scores": reason},
-        "confidence": settings.confidence,
-        "bootstrap": settings.bootstrap,
-        "seed": seed,
-        "n_failed": failed,
-        "n_without_reference": len(studies),
+    nothing = np.zeros(0)
+    none = label_findings([])
+    statistics = Statistics(np.zeros((0, BLEU_COLUMNS)), nothing, nothing, found=none, truth=none)
+    scored = Scored({MODEL: statistics})
+    n = len(pairs.unscored)
+    metrics = {
+        **head(0, 0, 0, cleaner=cleaner, settings=settings, seed=seed),
+        **figures(scored, np.zeros(0, dtype=np.int64), settings, seed),
+        "scores": dict.fromkeys(statistics.rows().names),
+        "warnings": [f"nothing is scored: none of {n} studies has a reference report"],
+        "notes": {"scores": "no study has a reference report; set references=PATH to a file that has them"},
+        "n_failed": sum(pair.generated is None for pair in pairs.unscored),
+        "n_without_reference": n,
         "model": pairs.models,
         "constant_report": None,
-        "clinical": {},
     }
-    return Evaluation(metrics, statistics, Pairs(studies, len(studies), pairs.models, studies, pairs.said))
+    return Evaluation(metrics, statistics, pairs, label_findings([pair.generated or "" for pair in pairs.unscored]))

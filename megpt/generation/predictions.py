@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from megpt import __version__
+from megpt.data import listing
 from megpt.data.card import write_card
 from megpt.data.growth import Intake
 from megpt.data.shards import ShardList, ShardListWriter
@@ -43,7 +44,11 @@ PACKAGES = ("torch", "transformers", "timm", "ray", "pyarrow", "pillow")
 
 def studies_of_split(source: Source, split: str) -> Iterator[Listed]:
     """The studies of one split; those without a split in the archive belong to every one."""
-    return (listed for listed in source.listed() if split == "all" or listed.study.split in ("", split))
+    return _of_split(source.listed(), split)
+
+
+def _of_split(studies: Iterable[Listed], split: str) -> Iterator[Listed]:
+    return (listed for listed in studies if split == "all" or listed.study.split in ("", split))
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,20 @@ class Predictions:
         Raises:
             InputError: no study of that split, two studies with one id, or a study without an id.
         """
-        intake = intake or Intake()
+        intake, found = intake or Intake(), listing.Found(source)
+        splits = Counter(intake.base.notes["splits"] if intake.base else {})
+        limit, new = intake.choice.limit, 0
+        studies = _of_split(found.counted(source.listed()), split)
         with ShardListWriter(folder / LIST, shard_size, intake.base) as writer:
-            for listed in intake.studies(studies_of_split(source, split), where=str(source.root)):
+            for listed in intake.studies(studies, where=str(source.root)):
+                splits[listed.study.split] += intake.new - new
+                new = intake.new
                 writer.add(listed)
+            held = writer.studies - intake.again + (intake.base.studies if intake.base else 0)
+            # a limit ends the listing early, so that nothing is known of the rest
+            whole = limit is None or held < limit
+            if whole:
+                found.check()
             if not writer.studies and intake.base is None:
                 raise InputError(
                     f"no study of split {split!r} in {source.root}",
@@ -79,7 +94,15 @@ class Predictions:
                     next="set generate.split=all",
                 )
             path, name = source.origin
-            return cls(folder, intake.commit(writer, source=path, format=name))
+            notes = {**found.notes(), "whole": whole, "split": split, "splits": dict(splits)}
+            return cls(folder, intake.commit(writer, **notes | {"source": path, "format": name}))
+
+    def said(self) -> list[str]:
+        """What the archive holds, and how much of it is written: `597 of 4,991 studies, split=test`."""
+        notes = self.shards.notes
+        taken, held = self.shards.studies, int(notes["found"]["studies"])
+        amount = f"{taken:,} of {held:,} studies" if notes["whole"] else f"the first {taken:,} studies"
+        return [listing.line(notes, notes["splits"].items()), f"{amount}, split={notes['split']}"]
 
     # ---- shards
 

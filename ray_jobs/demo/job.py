@@ -18,6 +18,7 @@ from megpt.config import Config
 from megpt.demo.costs import PeakMemory, costs_table, measured, read_costs
 from megpt.output import SUCCESS, Output
 from megpt.progress import console, log
+from ray_jobs.ablate import held_out
 from ray_jobs.demo.draw import Draw
 from ray_jobs.demo.language_model import LanguageModel
 from ray_jobs.evaluate import HEADLINE, PAGE, Evaluate, read_metrics
@@ -100,7 +101,7 @@ def config_of(stage: Stage, config: Config) -> Config:
     """The stage's own output; `generate` reads the studies table, not the archive."""
     folder = str(Path(str(config.output)) / stage.folder)
     if stage.job is Generate:
-        return config.updated(output=folder, source=None)
+        return held_out(config).updated(output=folder, source=None)
     return config.updated(output=folder)
 
 

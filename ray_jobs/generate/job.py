@@ -63,8 +63,8 @@ class Generate(Job):
     name = "generate"
     reads = (
         *("source", "studies", "checkpoint", "ids", "retry", "limit", "seed", "generate"),
-        *("data.format", "data.reports", "data.annotations", "data.section", "data.max_views", "data.max_pixels"),
-        "data.changed",
+        *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
+        *("data.roots", "data.section", "data.max_views", "data.changed", "data.max_pixels"),
     )
     needs = ("checkpoint",)
     grows = True
@@ -100,7 +100,10 @@ class Generate(Job):
         """
         if ShardList.load(folder / LIST) is None:
             with tempfile.TemporaryDirectory() as scratch:
-                return self._list(Path(scratch), self._intake(folder)).shards.studies
+                first = self._list(Path(scratch), self._intake(folder))
+                for line in first.said():
+                    log(f"generate: {line}")
+                return first.shards.studies
         with self._intake(folder) as intake:
             return sum(1 for _ in intake.studies(studies_of_split(self.source, self.config.generate.split)))
 
@@ -109,7 +112,7 @@ class Generate(Job):
         folder = folder.absolute()
         with self._intake(folder) as intake:
             self.predictions = self._list(folder, intake)
-        for line in intake.lines():
+        for line in [*(self.predictions.said() if intake.new else ()), *intake.lines()]:
             log(f"generate: {line}")
         self.predictions.drop_superseded()
         left = self.predictions.left()

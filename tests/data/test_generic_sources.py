@@ -222,13 +222,19 @@ def test_a_parquet_manifest_and_one_kept_apart(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("study,image_path\n1,a\n", r"has no column 'study_id'\n  cause: its columns are: study, image_path\n"),
-        ("", r"has no column 'study_id'\n  cause: its columns are: none, the file is empty"),
+        (
+            "study,where\n1,a\n",
+            r"has no column of films\n  cause: its columns are: study, where\n  next:  set data.col",
+        ),
+        ("", r"has no column of films\n  cause: its columns are: none, the file is empty"),
         ("image_path,study_id\na,1\nb\n", r"ends too early\n  where: column 'study_id', line 3"),
         ("study_id,image_path\n,a\n", r"has an empty study_id\n  where: column 'study_id', line 2"),
         ("study_id,image_path,split\n1,a,extra\n", r"unknown split 'extra'\n  where: .*manifest.csv, study 1"),
         ("study_id,image_path,Edema\n1,a,yes\n", r"a label is not 1, 0, -1 or blank\n  where: column 'Edema', line 2"),
-        (b"study_id,image_path\n1,\xff\xfe\n", r"is not a UTF-8 CSV table"),
+        (
+            b"study_id,image_path\n1,a\n2,\xc3\xa9\n3,\xff\xfe\n",
+            r"neither UTF-8 nor cp1252 throughout\n  where: line 4\n.*\n  next:  save it as UTF-8, or set data.enc",
+        ),
     ],
 )
 def test_bad_manifests(tmp_path, text, message):

@@ -200,8 +200,8 @@ def test_mimic_cut_off_files(mimic):
     table.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"split.csv.gz cannot be read\n  cause: EOFError: the file is damaged"):
         read(mimic)
-    table.write_bytes(b"not gzip")
-    with pytest.raises(InputError, match=r"split.csv.gz cannot be read"):
+    table.write_bytes(b"not gzip")  # told by its first bytes, so it is a table without the columns
+    with pytest.raises(InputError, match=r"split.csv.gz has no column 'study_id'"):
         read(mimic)
     table.write_bytes(whole)
     (mimic / "mimic-cxr-reports.zip").write_bytes(b"PK not really")
@@ -364,7 +364,7 @@ def test_rexrank_object_and_list(tmp_path):
 def test_rexrank_entry_without_an_id(tmp_path):
     path = write(tmp_path / "list.json", json.dumps([{"image_path": ["a.png", "b.png"]}]))
     with pytest.raises(InputError, match=r"list.json: entry 0 has no study id"):
-        read(path)
+        read(path, format="rexrank")
 
 
 # --- NIH

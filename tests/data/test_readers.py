@@ -27,7 +27,7 @@ from megpt.data.sources import open_source
 from megpt.data.studies import write_rows, write_studies
 from megpt.evaluation.table import PER_STUDY_SCHEMA
 from megpt.generation.predictions import Predictions
-from megpt.study import CHEXPERT, FAILED_SCHEMA, PREDICTIONS_SCHEMA, STUDIES_SCHEMA, Study, View
+from megpt.study import CHEXPERT, FAILED_SCHEMA, FILMS_FAILED_SCHEMA, PREDICTIONS_SCHEMA, STUDIES_SCHEMA, Study, View
 
 PAGE = (Path(__file__).parents[2] / "docs" / "outputs.md").read_text(encoding="utf-8")
 STUDIES, REPORTS, JOIN = (block.strip().splitlines() for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
@@ -68,7 +68,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with pytest.raises(KeyboardInterrupt):
             write_rows(folder / "x.parquet", killed(folder), STUDIES_SCHEMA, aside=folder)
     names = [entry.study.study_id for shard in predictions.shards for entry in predictions.shards.read(shard)]
-    scores = [{"study_id": name, "BLEU_1": 0.5} for name in names]
+    scores = [{"study_id": name, "BLEU_1": 0.5, "scored": True} for name in names]
     write_rows(here / "evaluation" / "per_study.parquet", scores, PER_STUDY_SCHEMA)
     return here
 
@@ -156,6 +156,7 @@ def test_the_page_names_every_column() -> None:
         "reports": PREDICTIONS_SCHEMA.names,
         "per_study.parquet": PER_STUDY_SCHEMA.names,
         "failed.parquet": FAILED_SCHEMA.names,
+        "films_failed.parquet": FILMS_FAILED_SCHEMA.names,
     }
     assert sections.keys() == schemas.keys()
     for name, columns in schemas.items():

@@ -25,14 +25,17 @@ from megpt.config import EvaluateConfig, load_config
 from megpt.data.studies import write_studies
 from megpt.evaluation import evaluate
 from megpt.evaluation import page as module
+from megpt.evaluation.clinical import label_findings
+from megpt.evaluation.clinical_scores import verdicts
 from megpt.evaluation.metrics import Evaluation
 from megpt.evaluation.page import Extras, System, write_page
 from megpt.evaluation.page.alignment import aligned_sentences, sentence_spans
 from megpt.evaluation.page.films import page_films, spread
-from megpt.evaluation.page.payload import DOUBTED, INVENTED, KINDS, MISSED, NO_MARK, WRONG_SIDE, described
+from megpt.evaluation.page.payload import KINDS, NO_MARK, described
 from megpt.evaluation.pairs import Pair, Pairs
 from megpt.study import CHEXPERT, Study, View
 
+AGREED, INVENTED, MISSED, WRONG_SIDE, DOUBTED = range(5)
 HOSTILE = "<script>alert(1)</script> the heart & \"lungs\" are clear </p><img src='http://example.org/x.png'>\u2028]]>"
 
 
@@ -64,6 +67,11 @@ def evaluation() -> Evaluation:
     )
 
 
+def marked(generated: list[str | None], references: list[str]) -> list[dict[str, Any]]:
+    told = verdicts(label_findings([text or "" for text in generated]), label_findings(references))
+    return described(generated, references, told)
+
+
 def embedded(html: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="page-data">(.*?)</script>', html, re.DOTALL)
     assert found is not None
@@ -71,7 +79,7 @@ def embedded(html: str) -> dict[str, Any]:
 
 
 def test_a_small_evaluation_is_one_file_that_loads_nothing(evaluation: Evaluation, tmp_path: Path) -> None:
-    extras = Extras(films={"one": [film(200), film(90)]}, prompts={1: "Describe <the> heart."})
+    extras = Extras(films=[("one", [film(200), film(90)])], prompts={1: "Describe <the> heart."})
     write_page(tmp_path / "index.html", [System("MeGPT", evaluation)], extras)
     html = (tmp_path / "index.html").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
@@ -90,7 +98,7 @@ def test_a_small_evaluation_is_one_file_that_loads_nothing(evaluation: Evaluatio
 def test_a_large_evaluation_has_its_studies_and_films_beside_it(
     evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extras = Extras(films={"one": [film(200)], "four": [film(10)]})
+    extras = Extras(films=[("one", [film(200)]), ("four", [film(10)])])
     write_page(tmp_path / "small.html", [System("MeGPT", evaluation)], extras)
     wanted = embedded((tmp_path / "small.html").read_text())["studies"]
     monkeypatch.setattr(module, "INLINE_BYTES", 0)
@@ -146,7 +154,7 @@ def test_two_models_stand_side_by_side(tmp_path: Path) -> None:
     ],
 )
 def test_kinds_follow_what_is_said(generated: str, reference: str, finding: str, kind: int | None) -> None:
-    (result,) = described([generated], [reference])
+    (result,) = marked([generated], [reference])
     kinds = {CHEXPERT[column]: KINDS[value] for column, value in result["kinds"]}
     assert kinds.get(finding) == (None if kind is None else KINDS[kind])
     column = CHEXPERT.index(finding)
@@ -161,7 +169,8 @@ def test_kinds_follow_what_is_said(generated: str, reference: str, finding: str,
 
 
 def test_failed_and_unreferenced_reports_have_no_marks_that_cannot_be() -> None:
-    failed, unreferenced = described([None, "Left effusion."], ["Left effusion.", None])
+    (failed,) = marked([None], ["Left effusion."])
+    (unreferenced,) = described(["Left effusion."], [None], np.zeros((1, 14), dtype=np.int8))
     assert failed["mentions"] == [] and [kind for _, kind in failed["kinds"]] == [MISSED] and failed["rows"] is None
     assert unreferenced["kinds"] == [] and {mark for *_, mark in unreferenced["mentions"]} == {NO_MARK}
 
@@ -200,7 +209,7 @@ def test_films_are_found_by_id(tmp_path: Path) -> None:
         Study("other", views=(View("d", data=film(1)),)),
     ]
     write_studies(tmp_path, "test", studies, 0)
-    films = page_films(load_config(None, [f"studies={tmp_path}"]), ["one", "three", "absent"])
+    films = dict(page_films(load_config(None, [f"studies={tmp_path}"]), ["one", "three", "absent"]))
     assert list(films) == ["one"] and len(films["one"]) == 2
     assert max(Image.open(io.BytesIO(films["one"][0])).size) <= 512
 

@@ -42,6 +42,7 @@ SURFACE = {
     "train",
     "generate",
     "evaluate",
+    "compare",
     "ablate",
     "demo",
     "import-checkpoint",
@@ -84,7 +85,8 @@ def own(monkeypatch: pytest.MonkeyPatch) -> type[Own]:
 def test_the_surface() -> None:
     assert set(JOBS) == SURFACE
     positionals = {name: entry.arguments for name, entry in JOBS.items() if entry.arguments}
-    assert positionals == {"import-checkpoint": ("file",), "status": ("folder",)}
+    assert positionals == {"import-checkpoint": ("file",), "status": ("folder",), "compare": ("paths",)}
+    assert [name for name, entry in JOBS.items() if entry.several] == ["compare"]
     choices = parser()._subparsers._group_actions[0].choices
     for name, sub in choices.items():
         assert {option for action in sub._actions for option in action.option_strings} == OPTIONS, name

@@ -1,27 +1,27 @@
-"""The whole flow at tiny size, and the ablation built on it.
+"""The whole flow at tiny size.
 
 - `megpt demo` leaves every job's output under its folder: one report per readable or unreadable study, an honest score;
 - every study of the archive is in studies/ or in failed.parquet, none in both;
 - the same command again, dry or not, finds nothing to do; another config on the same output is refused;
 - a job that fails ends it, and what that job took is kept;
-- the checkpoint is an ordinary Hugging Face folder;
-- an ablation trains, generates and evaluates each variant, and a variant that shares the encoder shares the prompts.
+- README's Python and its commands run as they are printed, on the demo's own output.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from job_promises import check_done, check_refused
 
-from megpt.config import Config, load_config
+from megpt.config import SHIPPED, Config, load_config
 from megpt.data.studies import count_studies, read_studies
 from megpt.errors import TooManyFailed
-from ray_jobs.ablate import Ablate
-from ray_jobs.demo.job import STAGES, Demo, resolve
+from ray_jobs.__main__ import main
+from ray_jobs.demo.job import STAGES, Demo
 
 pytestmark = pytest.mark.slow
 
@@ -91,31 +91,35 @@ def test_what_a_failed_job_took_is_kept(ray_cluster: None, tmp_path: Path) -> No
     assert list(costs) == ["draw", "prepare"] and costs["prepare"]["seconds"] > 0
 
 
-def test_the_checkpoint_is_a_hugging_face_folder(finished: Config) -> None:
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def beside_the_demo(finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder where runs/demo is the finished demo, as README's snippets expect it."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/demo").symlink_to(Path(str(finished.output)))
+    (tmp_path / "configs").symlink_to(SHIPPED)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_of_the_readme(beside_the_demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
-    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    import megpt.hf  # noqa: F401  (registers the Auto classes)
-
-    folder = Path(str(finished.output)) / "checkpoint"
-    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    (block,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     film = Image.new("L", (80, 64), 90)
-    tokens = model.generate(**processor(images=[[film, film]], return_tensors="pt"), max_new_tokens=5)
-    assert isinstance(processor.batch_decode(tokens)[0], str)
+    exec(compile(block, "README.md", "exec"), {"frontal": film, "lateral": film})
+    assert capsys.readouterr().out.strip()
 
 
-def test_an_ablation_has_a_row_per_variant(finished: Config, tmp_path: Path) -> None:
-    config = resolve(finished).overridden(
-        {
-            "output": str(tmp_path / "ablation"),
-            "ablate.variants": {"no_fem": {"model.fem": False}},
-            "cluster.num_workers": 1,
-        }
-    )
-    assert Ablate.run(config) == 0
-    rows = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
-    assert list(rows) == ["full", "no_fem"]
-    assert Ablate.run(config) == 0
-    table = (tmp_path / "ablation" / "ablation.md").read_text()
-    assert "| no_fem |" in table and "baseline: constant" in table
-    assert not (tmp_path / "ablation" / "no_fem" / "prompts").exists()
+def test_the_commands_of_the_readme(beside_the_demo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S) if "megpt generate" in block]
+    lines = [line.split(" # ")[0].split() for line in block.splitlines()]
+    assert len(lines) >= 3
+    archive = ["source=runs/demo/archive" if word == "source=/data/archive" else word for word in lines[0]]
+    assert main([*archive[1:], "--limit", "4", "generate.max_new_tokens=8", "generate.min_new_tokens=1"]) == 0
+    assert pq.read_table("runs/reports/reports").num_rows == 4
+    for line in lines[1:]:
+        assert main(line[1:]) == 0, " ".join(line)
+    assert "parameters" in capfd.readouterr().out

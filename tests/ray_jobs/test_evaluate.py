@@ -6,6 +6,8 @@
 - no folder, not predictions, not finished, a study twice, references of other studies: exit code 2, the next command
 - anyone's file in one command; without a single reference there is a result without scores
 - --dry-run writes nothing; --limit takes the first N; what could not be computed is said
+- an unknown further score is refused with those that are known
+- the page has the prompts and the training curves of the checkpoint
 - no report text on the screen
 """
 
@@ -23,11 +25,13 @@ from PIL import Image
 from megpt.config import Config, load_config
 from megpt.data.studies import write_studies
 from megpt.errors import InputError
+from megpt.evaluation.metrics import evaluate
+from megpt.evaluation.pairs import Pair, Pairs
 from megpt.evaluation.statistics import SCORES
 from megpt.evaluation.table import PER_STUDY_SCHEMA
 from megpt.study import PREDICTIONS_SCHEMA, Study, View
 from ray_jobs.__main__ import main
-from ray_jobs.evaluate import Evaluate
+from ray_jobs.evaluate import Evaluate, extras
 
 TEXTS = ("Small left pleural effusion.", "The heart is enlarged.", "The lungs are clear. No effusion.", "Pacemaker.")
 
@@ -84,9 +88,13 @@ def test_three_files(tmp_path: Path, ray_cluster: None, capfd: pytest.CaptureFix
     assert metrics["scores"]["clinical_micro_f1"] > metrics["baselines"]["permuted"]["clinical_micro_f1"]
     assert metrics["baselines"]["constant"]["BLEU_1"] > 0
 
-    table = pq.read_table(tmp_path / "out/per_study.parquet")
-    assert table.schema.equals(PER_STUDY_SCHEMA) and table["study_id"].to_pylist() == [f"s{i}" for i in range(8)]
-    assert (tmp_path / "out/index.html").read_text().count("data:image/jpeg") == 8
+    table, wanted_ids = pq.read_table(tmp_path / "out/per_study.parquet"), [f"s{i}" for i in range(8)]
+    assert table.schema.equals(PER_STUDY_SCHEMA) and table["study_id"].to_pylist() == [*wanted_ids, "s99"]
+    assert table["scored"].to_pylist() == [True] * 8 + [False] and table["split"].to_pylist() == ["test"] * 8 + [None]
+    assert set(table["prompt_id"].to_pylist()) == {0}
+    html = (tmp_path / "out/index.html").read_text()
+    assert html.count("data:image/jpeg") == 8 and metrics["signature"] in html and '"s99"' in html
+    assert not (tmp_path / "out/page").exists()
     assert "effusion" not in capfd.readouterr().err
 
 
@@ -98,9 +106,7 @@ def test_limit_and_no_studies(tmp_path: Path, ray_cluster: None, capfd: pytest.C
     assert metrics["n"] == 3 and metrics["baselines"]["constant"] is None and "constant" in metrics["notes"]
     assert "no film at hand" in (tmp_path / "out/index.html").read_text()
     said = capfd.readouterr().err
-    assert (
-        "evaluate: no constant: the training split's reports are not known; set training=PATH or studies=PATH\n" in said
-    )
+    assert "evaluate: constant: the training split's reports are not known; set training=PATH or studies=PATH\n" in said
 
 
 def test_dry_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -175,6 +181,31 @@ def test_no_reference_at_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert pq.read_table(tmp_path / "out/per_study.parquet")["reference"].null_count == 3
     assert (tmp_path / "out/index.html").exists() and len(json.loads((tmp_path / "out/rexrank.json").read_text())) == 3
     assert "nothing is scored: none of 3 studies has a reference report" in capfd.readouterr().err
+
+
+def test_an_unknown_score(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    predictions(tmp_path / "predictions", [row(0)])
+    paths = [f"predictions={tmp_path / 'predictions'}", f"output={tmp_path / 'out'}"]
+    assert main(["evaluate", *paths, "evaluate.scores=[radgraf]"]) == 2
+    said = capfd.readouterr().err
+    assert "unknown score 'radgraf'" in said and "did you mean radgraph?" in said and "f1chexbert, green" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_and_curves_of_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")
+    (checkpoint / "prompts.yaml").write_text("prompts: [{text: Describe the heart.}, {text: Describe the lungs.}]\n")
+    rows = [{"step": step, "loss": 3 / (1 + step), "total_steps": 9} for step in range(3)]
+    rows[1]["val_best_metric"] = rows[2]["val_best_metric"] = 0.5
+    (checkpoint / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "lo')
+    pairs = Pairs([Pair("s0", TEXTS[0], TEXTS[0])])
+    settings = load_config(None, [f"checkpoint={checkpoint}", "evaluate.meteor=false"])
+    evaluation = evaluate(pairs, training_reports=None, cleaner="none", settings=settings.evaluate, seed=0)
+    found = extras(settings, [evaluation])
+    assert found.prompts == {0: "Describe the heart.", 1: "Describe the lungs."} and list(found.films) == []
+    assert found.curves == {"loss": [(0, 3.0), (1, 1.5), (2, 1.0)], "val_best_metric": [(1, 0.5), (2, 0.5)]}
 
 
 def test_no_predictions_key(tmp_path: Path) -> None:

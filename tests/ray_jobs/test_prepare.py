@@ -3,6 +3,7 @@
 - an archive with broken films gives the table, failed.parquet and run.json; nothing is lost, nothing is there twice
 - more failed studies than allowed: the table is complete, exit code 3, now and when run again
 - a missing archive, an empty one, and one without a readable study: exit code 2, the text below, nothing left behind
+- dropped films are rows, with a limit of their own; a table that nobody read ends the job
 - --dry-run and --limit
 """
 
@@ -66,7 +67,8 @@ def test_an_archive_with_broken_films(tmp_path, ray_cluster, capfd):
     assert run["counts"] == {"studies": 20, "failed": 3, "films": 17, "films_dropped": 0}
     assert (run["format"], run["split_by"]) == ("manifest", "patient")
     assert sum(split["studies"] for split in run["splits"].values()) == 20
-    beside = [".lock", ".work", "README.md", "_SUCCESS", "failed.parquet", "megpt.yaml", "run.json"]
+    beside = [".lock", ".work", "README.md", "_SUCCESS", "failed.parquet"]
+    beside += ["films_failed.parquet", "megpt.yaml", "run.json"]
     assert sorted(p.name for p in out.iterdir() if p.name != "data") == beside
     assert {p.suffix for p in (out / "data").rglob("*") if p.is_file()} == {".parquet"}
     # the next day
@@ -135,19 +137,55 @@ def test_archives_that_are_not_there(tmp_path, capfd):
     assert not out.exists()
 
 
-def test_repeated_ids(tmp_path, capfd):
+def test_rows_of_a_study_that_disagree(tmp_path, capfd):
     source, out = make_archive(tmp_path / "archive", 3, broken={}), tmp_path / "out"
     manifest = source / "manifest.csv"
     manifest.write_text(manifest.read_text() + "s0000,films/0002.jpg,p9,Again.\n")
     assert main(["prepare", f"source={source}", f"output={out}"]) == 2
-    assert "error: two studies have the id 's0000'\n" in capfd.readouterr().err
+    assert "error: the rows of one study have two values of subject_id\n" in capfd.readouterr().err
     assert not out.exists()
 
 
 def test_dry_run_and_limit(tmp_path, capfd, ray_cluster):
     source, out = make_archive(tmp_path / "archive", 12), tmp_path / "out"
     assert main(["prepare", f"source={source}", f"output={out}", "--dry-run", "--limit", "5"]) == 0
-    assert capfd.readouterr().err == f"prepare: would read 5 studies (manifest) of {source} into {out}\n"
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].startswith("prepare: manifest: 5 studies, 5 films, 5 reports, 0 labels, ")
+    assert said[1:] == [f"prepare: would read 5 studies (manifest) of {source} into {out}"]
     assert not out.exists()
     assert Prepare.run(config(source, out, "limit=5")) == 0
     assert sorted(s.study_id for s in read_studies(out)) == ["s0000", "s0001", "s0002", "s0004"]
+
+
+def test_dropped_films_have_a_limit_of_their_own(tmp_path, ray_cluster, capfd):
+    source, out = make_archive(tmp_path / "archive", 4, broken={}), tmp_path / "out"
+    manifest = source / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("films/0001.jpg", "films/0001.jpg|films/absent.jpg"))
+    for _ in range(2):
+        with pytest.raises(TooManyFailed) as caught:
+            Prepare.run(config(source, out, "prepare.max_failed_films_fraction=0.1"))
+        assert caught.value.exit_code == 3
+        assert str(caught.value) == (
+            "1 of 5 films are unreadable and were dropped, above prepare.max_failed_films_fraction=0.1\n"
+            f"  where: {out}/films_failed.parquet\n"
+            "  cause: see its column `reason`; the studies are in the table with their other films\n"
+            "  next:  go on with the table as it is, or run again with a larger prepare.max_failed_films_fraction"
+        )
+    rows = pq.read_table(out / "films_failed.parquet").to_pylist()
+    assert [(row["study_id"], row["image_id"], row["reason"]) for row in rows] == [
+        ("s0001", "films/absent.jpg", "missing file")
+    ]
+    assert Prepare.run(config(source, out, "prepare.max_failed_films_fraction=0.2")) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert f"prepare: 4 studies in {out}, 0 failed, 1 films dropped (films_failed.parquet)" in lines
+    found = [line for line in lines if line.startswith("prepare: manifest: 4 studies, 5 films, 4 reports, 0 labels, ")]
+    assert len(found) == 1
+
+
+def test_a_table_that_nobody_read(tmp_path, capfd):
+    source, out = make_archive(tmp_path / "archive", 2, broken={}), tmp_path / "out"
+    (source / "manifest.csv").write_text("colour,size\nred,1\n")
+    assert main(["prepare", f"source={source}", f"output={out}"]) == 2
+    assert "error: manifest.csv: nothing was read from it\n" in capfd.readouterr().err
+    assert not out.exists()
+    assert main(["prepare", f"source={source}", f"output={out}", "data.format=folder", "--dry-run"]) == 0

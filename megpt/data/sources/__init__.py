@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import importlib
 from importlib.metadata import EntryPoint, entry_points
+from itertools import islice
 from pathlib import Path
 
 from megpt.config import DataConfig
@@ -34,11 +35,20 @@ FORMATS = {
     "table": "megpt.data.sources.table:TableSource",
     "phantom": "megpt.demo.phantom.source:PhantomSource",
     "mimic_cxr": "megpt.data.sources.mimic_cxr:MimicCxrSource",
+    "chexpert_plus": "megpt.data.sources.chexpert_plus:ChexpertPlusSource",
+    "chexpert": "megpt.data.sources.chexpert:ChexpertSource",
+    "padchest": "megpt.data.sources.padchest:PadchestSource",
+    "vindr": "megpt.data.sources.vindr:VindrSource",
+    "rsna": "megpt.data.sources.rsna:RsnaSource",
+    "rexgradient": "megpt.data.sources.rexgradient:RexgradientSource",
     "r2gen": "megpt.data.sources.r2gen:R2GenSource",
     "iu_kaggle": "megpt.data.sources.iu_kaggle:IuKaggleSource",
     "openi": "megpt.data.sources.openi:OpeniSource",
     "rexrank": "megpt.data.sources.rexrank:RexrankSource",
     "nih": "megpt.data.sources.nih:NihSource",
+    "imagefolder": "megpt.data.sources.imagefolder:ImageFolderSource",
+    "huggingface": "megpt.data.sources.huggingface:HuggingFaceSource",
+    "webdataset": "megpt.data.sources.webdataset:WebDatasetSource",
     "manifest": "megpt.data.sources.manifest:ManifestSource",
     "folder": "megpt.data.sources.folder:FolderSource",
 }
@@ -115,6 +125,13 @@ def _detect(path: Path, data: DataConfig) -> Source:
             cause = error.cause if isinstance(error, InputError) else type(error).__name__
             _warn_once(f"warning: {text} and is skipped ({cause})")
             continue
+        if name == "folder" and fits and (inner := _only_folder(path)) is not None:
+            try:
+                found = _detect(inner, data)
+            except InputError:
+                found = None
+            if found is not None and found.format != "folder":
+                return found
         if fits:
             return source(path, data)
         about.append(f"           {name}: {source.about}")
@@ -123,6 +140,14 @@ def _detect(path: Path, data: DataConfig) -> Source:
         cause="known formats:\n" + "\n".join(about),
         next="set data.format=NAME to see what is missing, or write a manifest (docs/data.md)",
     )
+
+
+def _only_folder(path: Path) -> Path | None:
+    """The folder that is all there is in a folder, as archives leave it when they are unpacked."""
+    if not path.is_dir():
+        return None
+    entries = [entry for entry in islice(path.iterdir(), 8) if not entry.name.startswith((".", "__MACOSX"))]
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() and not entries[0].is_symlink() else None
 
 
 def _added() -> dict[str, EntryPoint]:

@@ -7,30 +7,21 @@ import hashlib
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from megpt.config import DataConfig
+from megpt.data.sources.columns import split_name
+from megpt.data.sources.reading import TextForm
 from megpt.data.studies import Listed
-from megpt.errors import InputError, MegptError
-from megpt.study import Study, View
+from megpt.errors import MegptError
+from megpt.study import Study, View, utf8_name
+
+__all__ = ["FILM_SUFFIXES", "ImageFolder", "Inside", "Source", "check_mounted", "split_name"]
 
 FILM_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".dic", ".ima"})
-# The names that radiology tables use for the splits.
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validate": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-    "": "",
-}
 
 
 class Source(ABC):
@@ -46,7 +37,12 @@ class Source(ABC):
 
     def __init__(self, root: Path, data: DataConfig):
         self.root, self.data = root, data
-        self._inside = Inside(root if root.is_dir() else root.parent)
+        self.form = TextForm(data.encoding, data.delimiter)
+        self.rule = ""
+        """How studies were told apart, in a few words; for the line that says what was found."""
+        self.ignored: Counter[str] = Counter()
+        """What the last listing did not read or had to decide, and how often; for the same line."""
+        self._inside = Inside(root if root.is_dir() else root.parent, data.roots)
 
     @classmethod
     @abstractmethod
@@ -74,6 +70,14 @@ class Source(ABC):
         """The files that list the studies."""
         return ()
 
+    def check(self, *, reports: int, labels: int) -> None:
+        """Refuse a listing that threw something away; called with what all studies together hold.
+
+        Raises:
+            InputError: there are tables or archives beside the films that nothing has read.
+        """
+        return None
+
     def fingerprint(self) -> str:
         """16 hex digits that change with the tables, or with the folder's name if there are no tables.
 
@@ -92,14 +96,20 @@ class Source(ABC):
 
     def view(self, relative: str, *, image_id: str | None = None, position: str = "") -> View:
         """The view of a film that a table names; it has no `uri` if the path leads out of the archive."""
-        return View(image_id or relative, position, uri=self._inside.resolve(relative))
+        return View(utf8_name(image_id or relative), position, uri=self._inside.resolve(relative))
 
 
 class Inside:
-    """Turns the paths in tables into absolute ones, and refuses those that lead out of the archive."""
+    """Turns the paths in tables into absolute ones, and refuses those that lead out of the archive.
 
-    def __init__(self, root: Path):
+    Args:
+        root: the archive.
+        roots: further folders that links and absolute paths may lead into (`data.roots`).
+    """
+
+    def __init__(self, root: Path, roots: Sequence[str] = ()):
         self.root = Path(os.path.realpath(root))
+        self._allowed = [str(self.root), *(os.path.realpath(Path(other).expanduser()) for other in roots)]
         self._folder = functools.lru_cache(maxsize=4096)(self._check_folder)
 
     def resolve(self, relative: str) -> str | None:
@@ -129,7 +139,11 @@ class Inside:
 
     def _real(self, path: str) -> str | None:
         real = os.path.realpath(path)
-        return real if real == str(self.root) or real.startswith(str(self.root).rstrip("/") + "/") else None
+        return real if any(real == root or real.startswith(root.rstrip("/") + "/") for root in self._allowed) else None
+
+    def real_folder(self, path: str) -> str | None:
+        """Where a folder of the archive really lies; None if that is outside the allowed roots."""
+        return self._real(path)
 
 
 class ImageFolder:
@@ -141,12 +155,13 @@ class ImageFolder:
     Args:
         root: the archive.
         candidates: folders inside the root that may hold the images, the likeliest first; the root is the last.
+        roots: further folders that links may lead into.
     """
 
-    def __init__(self, root: Path, candidates: Sequence[str]):
+    def __init__(self, root: Path, candidates: Sequence[str], roots: Sequence[str] = ()):
         self.root = root
         self.base = next((name for name in candidates if (root / name).is_dir()), "")
-        self._inside = Inside(root)
+        self._inside = Inside(root, roots)
 
     def views(self, study_id: str, paths: Sequence[str], positions: Sequence[str] = ()) -> tuple[View, ...]:
         """The views of a study; a view whose path leads out of the archive has no uri."""
@@ -203,17 +218,3 @@ def check_mounted(root: Path) -> None:
             cause="its file system is not mounted there, or was lost; finished shards are kept",
             next="mount it, or remove the node from the cluster, then run the same command again: it resumes",
         )
-
-
-def split_name(value: str | None, *, where: str) -> str:
-    """train, val or test, from the names that tables use; "" if the cell is empty.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    name = SPLIT_NAMES.get((value or "").strip().lower())
-    if name is None:
-        raise InputError(
-            f"unknown split {value!r}", where=where, next=f"use one of {', '.join(k for k in SPLIT_NAMES if k)}"
-        )
-    return name

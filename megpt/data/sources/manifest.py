@@ -1,126 +1,233 @@
-"""Any archive with a table of your own: CSV or Parquet, one row per study or per film.
+"""Any archive with a table of your own: CSV, TSV, JSONL, a JSON list or Parquet, one row per study or per film.
 
     study_id, image_path, subject_id, position, report, findings, impression, split, Atelectasis, …
 
-`study_id` and `image_path` are required. Paths are relative to the table's folder; `|` separates several in
-one cell. Rows of one study follow one another. Columns named like CheXpert observations hold 1, 0, -1 or nothing.
+Only films are required: a column of paths, or of the films themselves (Parquet). Other names of these columns are
+known (`ALIASES`), and `data.columns.*` names any other. Paths are relative to the table's folder; `|` separates several
+in one cell. Rows of one study may be anywhere. TableColumns named like CheXpert observations hold 1, 0, -1 or nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megpt.config import DataConfig
-from megpt.data.sources.base import Source, split_name
-from megpt.data.sources.reading import csv_header, csv_rows
-from megpt.data.sources.table import has_columns
-from megpt.data.studies import open_parquet, read_rows
-from megpt.errors import InputError, did_you_mean
-from megpt.study import CHEXPERT, Study
+from megpt.data.ids import digest
+from megpt.data.members import cell_uri
+from megpt.data.positions import side_of_name
+from megpt.data.sources.columns import (
+    TableColumns,
+    find_columns,
+    id_cell,
+    label_columns,
+    observations,
+    plain,
+    split_name,
+    split_of_path,
+    text_cell,
+)
+from megpt.data.sources.reading import TextForm, fold
+from megpt.data.sources.rows import FilmRow, TabularSource
+from megpt.data.sources.tablefile import TableFile, kind_of_table
+from megpt.errors import InputError
 
-REQUIRED = ("study_id", "image_path")
-NAMES = ("manifest.csv", "manifest.csv.gz", "manifest.parquet", "studies.csv")
+NAMES = ("manifest", "studies", "metadata")
+ENDS = (".csv", ".csv.gz", ".tsv", ".jsonl", ".parquet", ".json")
+TEXTS = ("report", "findings", "impression")
 
 
-class ManifestSource(Source):
-    """One study per run of rows with the same study_id."""
+@dataclass(frozen=True)
+class Film:
+    """A film of a row: its path or uri, the name to know it by, and the column it is from."""
+
+    uri: str
+    name: str
+    column: str
+    member: bool
+
+
+class ManifestSource(TabularSource):
+    """One study per study_id; without that column, one per row."""
 
     format = "manifest"
-    about = "manifest.csv or .parquet with columns study_id, image_path [, subject_id, position, report, split, …]"
+    about = "a table (.csv, .tsv, .jsonl, .json, .parquet) with a column of films [, study_id, report, split, …]"
 
     def __init__(self, root: Path, data: DataConfig):
         super().__init__(root, data)
-        table = _table(root, data)
-        if table is None or not table.is_file():
-            raise InputError(f"no manifest at {root}", next="give the table itself, or set data.annotations=PATH")
-        self._table = table
+        missing = next((path for path in self._paths if not path.is_file()), None)
+        if not self._paths or missing:
+            raise InputError(
+                f"no manifest at {missing or root}", next="give the table itself, or set data.annotations=PATH"
+            )
 
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:
-        table = _table(path, data)
-        if table is None or not table.is_file():
-            return False
-        if table.suffix == ".parquet":
-            return has_columns(table, *REQUIRED)
-        # a CSV given by name is meant to be a manifest: an error about its columns helps more than "no known format"
-        return (path.is_file() and _is_csv(table)) or set(REQUIRED) <= set(csv_header(table))
+        if data.annotations or path.is_file():
+            table = Path(data.annotations) if data.annotations else path
+            if not table.is_file() or kind_of_table(table) is None:
+                return False
+            # a CSV given by name is meant to be a manifest: an error about its columns helps more than "unknown format"
+            return TableFile(table, _form(data)).kind == "csv" or fits(table, data)
+        return bool(cls.find(path, data))
+
+    @classmethod
+    def find(cls, path: Path, data: DataConfig) -> list[Path]:
+        """The tables of an archive: one with a manifest's name, else the only one that fits, or one per split."""
+        if data.annotations:
+            return [Path(data.annotations)]
+        if path.is_file():
+            return [path]
+        named = [path / f"{name}{end}" for name in NAMES for end in ENDS]
+        if found := next((table for table in named if table.is_file() and fits(table, data)), None):
+            return [found]
+        others = sorted(p for p in path.iterdir() if kind_of_table(p) and p.is_file() and fits(p, data, strict=True))
+        by_split = [table for table in others if split_of_path(table.name)]
+        return by_split if by_split and len(by_split) == len(others) else others if len(others) == 1 else []
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        return self.find(self.root, self.data)
 
     def tables(self) -> Iterable[Path]:
-        return [self._table]
+        return self._paths
 
-    def studies(self) -> Iterator[Study]:
-        for study_id, group in groupby(self._rows(), key=lambda numbered: numbered[1]["study_id"]):
-            rows = list(group)
-            line, first = rows[0]
-            where = f"{self._table}, study {study_id}"
-            if not study_id:
-                raise InputError(f"{self._table} has an empty study_id", where=f"column 'study_id', line {line}")
-            views = tuple(
-                self.view(path, position=_text(row.get("position")) or "")
-                for _, row in rows
-                for path in _paths(row["image_path"])
-            )
-            yield Study(
-                str(study_id),
-                _text(first.get("subject_id")) or str(study_id),
-                views,
-                _text(first.get("report")),
-                _text(first.get("findings")),
-                _text(first.get("impression")),
-                self._observations(first, line),
-                split=split_name(_text(first.get("split")), where=where),
-            )
+    def film_rows(self) -> Iterator[FilmRow]:
+        for path in self._paths:
+            yield from self._rows_of(TableFile(path, self.form))
 
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        if self._table.suffix != ".parquet":
-            yield from csv_rows(self._table, REQUIRED)
+    def _rows_of(self, table: TableFile) -> Iterator[FilmRow]:
+        columns = find_columns(table.names, self.data.columns.model_dump(), where=str(table.path))
+        images = film_columns(table, columns)
+        if not images:
+            raise InputError(
+                f"{table.path} has no column of films",
+                cause=f"its columns are: {', '.join(table.names[:20]) or 'none, the file is empty'}",
+                next="set data.columns.image=NAME (docs/data.md lists the names that are known)",
+            )
+        roles = {role: getattr(columns, role) for role in ("study", *TEXTS, "split")}
+        told = ", ".join(f"{role}={name}" for role, name in {"film": "+".join(images), **roles}.items() if name)
+        self.rule = f"a study per {columns.study or 'row'} of {table.path.name}: {told}"
+        labels = label_columns(table.names)
+        required = [*images, *([columns.study] if columns.study else [])]
+        seen: dict[bytes, str] = {}
+        for number, row in table.rows(required):
+            where = table.where(number)
+            films = [film for column in images for film in self._films(table, column, number, row)]
+            study_id = self._study_id(table, columns, number, row, films, seen)
+            split = split_name(columns.text(row, "split"), where=f"{table.path}, study {study_id}")
+            positions = (columns.text(row, "position") or "").split("|")
+            if len(positions) != len(films):
+                positions = [columns.text(row, "position") or "" for _ in films]
+            for film, position in zip(films or [Film("", "", "", False)], positions or [""], strict=True):
+                yield FilmRow(
+                    study_id,
+                    film.uri,
+                    None if columns.subject is None else id_cell(row.get(columns.subject), where=where),
+                    position.strip() or side_of_name(film.column).upper(),
+                    split or self._split_of(table.path),
+                    columns.text(row, "report"),
+                    fold(columns.text(row, "findings")),
+                    fold(columns.text(row, "impression")),
+                    observations(row, labels, where=where),
+                    where,
+                    film.name,
+                    film.member,
+                )
+
+    def _films(self, table: TableFile, column: str, number: int, row: dict[str, Any]) -> Iterator[Film]:
+        value = row.get(column)
+        if column in table.film_columns:
+            cells = value if isinstance(value, list) else [value]
+            for item, cell in enumerate(cells):
+                if cell is not None:
+                    uri = cell_uri(table.path, column, number, item if isinstance(value, list) else None)
+                    name = text_cell(cell.get("path")) if isinstance(cell, dict) else None
+                    yield Film(uri, name or f"{column}-{item}", column, True)
             return
-        with open_parquet(self._table) as file:
-            names = file.schema_arrow.names
-        for column in REQUIRED:
-            if column not in names:
-                raise InputError(f"{self._table} has no column {column!r}", next=did_you_mean(column, names))
-        yield from enumerate(read_rows(self._table))
+        for path in _paths(value):
+            inside = self._relative(table.path, path)
+            yield Film(inside, inside, column, False)
 
-    def _observations(self, row: dict[str, Any], line: int) -> dict[str, int] | None:
-        observed = [name for name in CHEXPERT if name in row]
-        if not observed:
-            return None
-        labels = {}
-        for name in observed:
-            if (text := _text(row[name])) is not None:
-                try:
-                    value = float(text)
-                except ValueError:
-                    value = float("nan")
-                if value not in (-1.0, 0.0, 1.0):
-                    raise InputError(
-                        f"{self._table}: a label is not 1, 0, -1 or blank", where=f"column {name!r}, line {line}"
-                    )
-                labels[name] = int(value)
-        return labels
+    def _relative(self, table: Path, path: str) -> str:
+        """A path of the table, from the archive: paths are relative to the table's folder if that is in the archive."""
+        base = self.root if self.root.is_dir() else self.root.parent
+        if path.startswith("/") or self.data.annotations:
+            return path
+        folder = table.parent.relative_to(base).as_posix()
+        return path if folder == "." else f"{folder}/{path}"
+
+    def _split_of(self, table: Path) -> str:
+        base = self.root if self.root.is_dir() else self.root.parent
+        return split_of_path(table.relative_to(base).as_posix()) if table.is_relative_to(base) else ""
+
+    def _study_id(
+        self,
+        table: TableFile,
+        columns: TableColumns,
+        number: int,
+        row: dict[str, Any],
+        films: list[Film],
+        seen: dict[bytes, str],
+    ) -> str:
+        """The row's id; without a column of ids it is the first film's path without suffix, or the row's number."""
+        if columns.study is not None:
+            study_id = id_cell(row[columns.study], where=f"column {columns.study!r}, {table.where(number)}")
+            if study_id is None:
+                place = table.where(number).rpartition(", ")[2]
+                raise InputError(
+                    f"{table.path} has an empty {columns.study}", where=f"column {columns.study!r}, {place}"
+                )
+            return study_id
+        if not films or films[0].member:
+            return f"{table.path.name.partition('.')[0]}-{number:06d}"
+        name = films[0].name
+        stem = name.removesuffix(PurePosixPath(name).suffix)
+        earlier = seen.setdefault(digest(stem), name)
+        if earlier == name and seen.setdefault(digest(f"{stem}\0"), table.where(number)) != table.where(number):
+            raise InputError(
+                f"{table.path} names one film in two rows",
+                where=table.where(number).rpartition(", ")[2],
+                cause="without a column of study ids, each row is a study of its own",
+                next="set data.columns.study=NAME, or remove the row",
+            )
+        return stem if earlier == name else name
 
 
-def _table(path: Path, data: DataConfig) -> Path | None:
-    if data.annotations:
-        return Path(data.annotations)
-    if path.is_file():
-        return path
-    return next((path / name for name in NAMES if (path / name).is_file()), None)
+def fits(path: Path, data: DataConfig, *, strict: bool = False) -> bool:
+    """Whether a table has a column of films; `strict` asks for one more role, since many tables name files."""
+    table = TableFile(path, _form(data))
+    try:
+        columns = find_columns(table.names, data.columns.model_dump())
+    except InputError:
+        return False
+    if not film_columns(table, columns):
+        return False
+    roles = (columns.study, columns.report, columns.findings, columns.impression, columns.split)
+    return not strict or any(roles) or bool(label_columns(table.names))
 
 
-def _is_csv(path: Path) -> bool:
-    return path.name.removesuffix(".gz").endswith(".csv")
+def film_columns(table: TableFile, columns: TableColumns) -> list[str]:
+    """The columns of films: those that hold films themselves, else the one of paths, or all `…_file_name`s."""
+    if columns.image in table.film_columns:
+        return [str(columns.image)]
+    if table.film_columns:
+        return table.film_columns
+    if columns.image:
+        return [columns.image]
+    return [name for name in table.names if plain(name).endswith(("_file_name", "_file_names", "_image_path"))]
+
+
+def _form(data: DataConfig) -> TextForm:
+    return TextForm(data.encoding, data.delimiter)
 
 
 def _paths(cell: Any) -> list[str]:
+    if isinstance(cell, dict):  # Hugging Face's {bytes: null, path}
+        cell = cell.get("path")
     if isinstance(cell, list):
-        return [str(path) for path in cell if path]
-    return [path.strip() for path in (cell or "").split("|") if path.strip()]
-
-
-def _text(value: Any) -> str | None:
-    return (str(value).strip() or None) if value is not None else None
+        return [path for one in cell for path in _paths(one)]
+    return [path.strip() for path in (text_cell(cell) or "").split("|") if path.strip()]

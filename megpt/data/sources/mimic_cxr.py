@@ -4,6 +4,9 @@
     files/p10/p10000032/s50414267/<dicom_id>.dcm       cxr-record-list.csv.gz
     files/p10/p10000032/s50414267.txt                  … inside mimic-cxr-reports.zip, or extracted
 
+The source is the folder that holds files/, files/ itself, or any folder of p10/…, with films as JPEG, DICOM or PNG;
+any table may be missing. `mimic_cxr_sectioned.csv` (of MIT-LCP's mimic-cxr repository) is read in place of the reports.
+
 Memory holds the id columns of the tables (some 250 MB for all 377,110 films) and the zip's directory. Report texts
 are streamed. `data.reports` names the zip or folder of the reports and `data.annotations` the folder of the tables, if
 they are not in the archive.
@@ -13,21 +16,21 @@ from __future__ import annotations
 
 import os
 import zipfile
-from array import array
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Inside, Source, split_name
+from megpt.data.sources.mimic_tables import SECTIONED, LabelLookup, Sections
 from megpt.data.sources.reading import SectionedReport, csv_header, csv_rows, parse_report
 from megpt.errors import InputError
-from megpt.study import CHEXPERT, Study, View
+from megpt.study import Study, View
 
+SUFFIXES = (".jpg", ".dcm", ".png", ".jpeg")
 RECORDS = ("cxr-record-list.csv.gz", "cxr-record-list.csv")
 # Reports are a few kilobytes; anything this large is not one.
 MAX_REPORT_BYTES = 1 << 20
@@ -40,9 +43,13 @@ class MimicCxrSource(Source):
     about = "MIMIC-CXR(-JPG) as on PhysioNet: files/p10/p10000032/s50414267/*.jpg|dcm with mimic-cxr-2.0.0-*.csv.gz"
 
     def __init__(self, root: Path, data: DataConfig):
-        super().__init__(root, data)
         if not root.is_dir():
             raise InputError(f"source {root} is not a folder", next="give the folder that holds files/")
+        if root.name == "files":  # its tables and reports are beside it
+            root = root.parent
+        super().__init__(root, data)
+        self.rule = "a study per study_id"
+        self._tree = "files" if (root / "files").is_dir() else "."
         self._tables_at = Path(data.annotations) if data.annotations else root
         self._reports_inside: Inside | None = None
 
@@ -54,11 +61,12 @@ class MimicCxrSource(Source):
             any(path.glob("mimic-cxr-2.*-metadata.csv*"))
             or any((path / name).exists() for name in RECORDS)
             or any((path / "files").glob("p1[0-9]"))
+            or any(path.glob("p1[0-9]/p1[0-9]*/s[0-9]*"))
         )
 
     def tables(self) -> Iterable[Path]:
         found = [self._films_table, *(self._table(name) for name in ("split", "chexpert", "negbio"))]
-        reports = self._reports_at
+        reports = self._sectioned_at or self._reports_at
         if reports is not None and reports.is_file():
             found.append(reports)
         return [path for path in found if path is not None]
@@ -117,24 +125,24 @@ class MimicCxrSource(Source):
 
     def _film(self, row: tuple[str, str, str, str], suffix: str) -> View:
         subject_id, study_id, dicom_id, position = row
-        path = f"files/p{subject_id[:2]}/p{subject_id}/s{study_id}/{dicom_id}{suffix}"
+        path = f"{self._tree}/p{subject_id[:2]}/p{subject_id}/s{study_id}/{dicom_id}{suffix}"
         return self.view(path, image_id=dicom_id, position=position)
 
     def _suffix(self, rows: list[tuple[str, str, str, str]]) -> str:
-        """`.jpg` or `.dcm`, the suffix of the first film that exists."""
+        """The suffix of the first film that exists."""
         for row in rows[:1000]:
-            for suffix in (".jpg", ".dcm"):
+            for suffix in SUFFIXES:
                 uri = self._film(row, suffix).uri
                 if uri and os.path.exists(uri):  # noqa: PTH110
                     return suffix
-        return ".jpg"
+        return SUFFIXES[0]
 
     def _films_of_tree(self) -> Iterator[tuple[tuple[str, str], list[View]]]:
         """The same from folder names, for a tree without tables."""
-        for group in sorted((self.root / "files").glob("p[0-9][0-9]")):
+        for group in sorted((self.root / self._tree).glob("p[0-9][0-9]")):
             for patient in sorted(group.glob("p*")):
                 for study in sorted(path for path in patient.glob("s*") if path.is_dir()):
-                    names = sorted(path.name for path in study.iterdir() if path.suffix in (".jpg", ".dcm"))
+                    names = sorted(path.name for path in study.iterdir() if path.suffix.lower() in SUFFIXES)
                     relative = study.relative_to(self.root).as_posix()
                     views = [self.view(f"{relative}/{name}", image_id=Path(name).stem) for name in names]
                     yield (patient.name.removeprefix("p"), study.name.removeprefix("s")), views
@@ -148,9 +156,9 @@ class MimicCxrSource(Source):
         named = ((row["study_id"], split_name(row["split"], where=f"{table}, line {line}")) for line, row in rows)
         return {study_id: split for study_id, split in named if split}
 
-    def _labels(self) -> _LabelLookup | None:
+    def _labels(self) -> LabelLookup | None:
         table = self._table("chexpert") or self._table("negbio")
-        return None if table is None else _LabelLookup(table)
+        return None if table is None else LabelLookup(table)
 
     # --- reports
 
@@ -180,7 +188,23 @@ class MimicCxrSource(Source):
                 f"{path} cannot be read as a zip archive", cause=type(error).__name__, next="download it again"
             ) from None
 
+    @cached_property
+    def _sectioned_at(self) -> Path | None:
+        folders = (Path(self.data.reports),) if self.data.reports else (self.root, self._tables_at)
+        candidates = [
+            path
+            for folder in folders
+            for path in ((folder,) if folder.is_file() else (folder / name for name in SECTIONED))
+        ]
+        return next((path for path in candidates if path.is_file() and "impression" in csv_header(path)), None)
+
+    @cached_property
+    def _sections(self) -> Sections | None:
+        return None if self._sectioned_at is None else Sections(self._sectioned_at)
+
     def _report(self, subject_id: str, study_id: str) -> SectionedReport | None:
+        if self._sections is not None:
+            return self._sections.get(study_id)
         name = f"files/p{subject_id[:2]}/p{subject_id}/s{study_id}.txt"
         raw = self._zipped(name) if self._zip is not None else self._extracted(name)
         return None if raw is None else parse_report(raw.decode("utf-8", errors="replace"))
@@ -203,7 +227,7 @@ class MimicCxrSource(Source):
         if self._reports_inside is None:
             self._reports_inside = Inside(self._reports_at or self.root)
         inside = self._reports_inside
-        # data.reports may name mimic-cxr-reports/ or the files/ inside it.
+        # data.reports may name mimic-cxr-reports/ or the files/ inside it; so may the source.
         for candidate in (name, name.removeprefix("files/")):
             path = inside.resolve(candidate)
             if path is None or not os.path.isfile(path):  # noqa: PTH113
@@ -212,37 +236,3 @@ class MimicCxrSource(Source):
                 raise InputError(f"{path} is too large to be a report")
             return Path(path).read_bytes()
         return None
-
-
-class _LabelLookup:
-    """study_id → {observation: 1, 0 or -1}, from a -chexpert or -negbio table: 14 bytes per study, and its id."""
-
-    ABSENT = 9
-    VALUES: ClassVar[dict[str, int]] = {"": ABSENT, "1.0": 1, "0.0": 0, "-1.0": -1}
-
-    def __init__(self, table: Path):
-        self._places: dict[str, int] = {}
-        self._values = array("b")
-        for number, (line, row) in enumerate(csv_rows(table, ("study_id", *CHEXPERT))):
-            self._places.setdefault(row["study_id"], number * len(CHEXPERT))
-            self._values.extend(self._value(row[name], name, table, line) for name in CHEXPERT)
-
-    @classmethod
-    def _value(cls, cell: str, column: str, table: Path, line: int) -> int:
-        if (known := cls.VALUES.get(cell)) is not None:
-            return known
-        if not cell.strip():
-            return cls.ABSENT
-        try:
-            value = float(cell)
-        except ValueError:
-            value = float("nan")
-        if value not in (-1.0, 0.0, 1.0):
-            raise InputError(f"{table}: {cell!r} is not 1, 0, -1 or blank", where=f"column {column!r}, line {line}")
-        return int(value)
-
-    def get(self, study_id: str) -> dict[str, int] | None:
-        if (place := self._places.get(study_id)) is None:
-            return None
-        values = self._values[place : place + len(CHEXPERT)]
-        return {name: value for name, value in zip(CHEXPERT, values, strict=True) if value != self.ABSENT}

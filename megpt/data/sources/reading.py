@@ -6,21 +6,28 @@ Errors name the file, and the column and line or the field.
 from __future__ import annotations
 
 import csv
-import gzip
+import functools
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO
 
 import ijson
 
+from megpt.data import encoding as encodings
+from megpt.data.encoding import find_encoding, guess_encoding
 from megpt.errors import InputError, did_you_mean
+from megpt.progress import log
 
 csv.field_size_limit(min(sys.maxsize, 2**24))
+MAX_LINE = 1 << 20
+
+say_once = functools.cache(log)
 
 # A heading begins a line, is in capitals, and ends with a colon.
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ,/()&_-]{2,60}?)[ \t]*:", re.MULTILINE)
@@ -28,32 +35,55 @@ _FINDINGS = frozenset({"FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "FINDIN
 _IMPRESSION = frozenset({"IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "SUMMARY", "OPINION"})
 
 
-def open_text(path: Path) -> TextIO:
-    """A UTF-8 text file, with or without gzip and a byte-order mark."""
-    if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
-    return path.open(encoding="utf-8-sig", newline="")
+DELIMITERS = (",", ";", "\t", "|")
 
 
-def csv_header(path: Path) -> list[str]:
+@dataclass(frozen=True)
+class TextForm:
+    """How the archive's tables are written: `data.encoding` and `data.delimiter`, or None to detect them."""
+
+    encoding: str | None = None
+    delimiter: str | None = None
+
+
+def open_text(path: Path, form: TextForm = TextForm()) -> TextIO:
+    """A text file, unpacked where it is gzipped, in the encoding that its bytes show; cp1252 is said aloud."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    encoding = find_encoding(path, form.encoding, setting="data.encoding")
+    if encoding == "cp1252" and form.encoding is None:
+        say_once(f"{path.name} is not UTF-8 and is read as cp1252 (Windows); set data.encoding if that is wrong")
+    return encodings.open_text(path, "utf-8-sig" if encoding == "utf-8" else encoding)
+
+
+def csv_header(path: Path, form: TextForm = TextForm()) -> list[str]:
     """The column names; [] for a file that is not a table."""
     try:
-        with open_text(path) as file:
-            return next(csv.reader(file), [])
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error):
+        start = encodings.head(path, 1 << 20)
+        encoding = form.encoding or guess_encoding(start)
+        first = start.decode(encoding, errors="replace").lstrip("\ufeff")
+        return _header(next(iter(first.splitlines()), ""), form)[1]
+    except (InputError, csv.Error):
         return []
 
 
-def csv_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(path: Path, required: Sequence[str], form: TextForm = TextForm()) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, row) of a CSV file. A required cell is never None; other cells may be.
+
+    The delimiter is the one that cuts the first line into most columns: comma, semicolon, tab or bar.
 
     Raises:
         InputError: no such file, not text, a missing column, or a line with fewer cells than the required ones need.
     """
+    line = 1
     try:
-        with open_text(path) as file:
-            reader = csv.reader(file)
-            names = next(reader, [])
+        with open_text(path, form) as file:
+            first = file.readline(MAX_LINE)
+            delimiter, _ = _header(first.lstrip("\ufeff"), form)
+            reader = csv.reader(chain([first.lstrip("\ufeff")], file), delimiter=delimiter)
+            names = [name.strip() for name in next(reader, [])]
+            if twice := next((name for name, times in Counter(names).items() if name and times > 1), None):
+                raise InputError(f"{path} has two columns {twice!r}", next="rename one of them")
             for column in required:
                 if column not in names:
                     raise InputError(
@@ -62,8 +92,16 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[st
                         next=did_you_mean(column, names) if names else None,
                     )
             for cells in reader:
+                line = reader.line_num
                 if not cells:
                     continue
+                if len(cells) > len(names) and any(map(str.strip, cells[len(names) :])):
+                    raise InputError(
+                        f"{path} has a line of {len(cells)} cells under a header of {len(names)}",
+                        where=f"line {line}",
+                        cause="an unquoted delimiter inside a text",
+                        next="quote the texts, or set data.delimiter if it was found wrongly",
+                    )
                 # This does what csv.DictReader does in half the time: MIMIC-CXR's tables have a million lines.
                 short = [None] * (len(names) - len(cells))
                 row: dict[str, Any] = dict(zip(names, [*cells, *short], strict=False))
@@ -71,18 +109,42 @@ def csv_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[st
                     if row[column] is None:
                         raise InputError(
                             f"{path} has a line that ends too early",
-                            where=f"column {column!r}, line {reader.line_num}",
-                            cause="the table was cut off or is not comma-separated",
+                            where=f"column {column!r}, line {line}",
+                            cause="the table was cut off, or has another delimiter than its first line",
                         )
-                yield reader.line_num, row
+                yield line, row
     except FileNotFoundError:
         raise InputError(f"no table at {path}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a UTF-8 CSV table", cause=type(error).__name__) from None
+    except UnicodeError as error:
+        raise InputError(
+            f"{path} has bytes that {getattr(error, 'encoding', 'its encoding')} does not have",
+            where=f"after line {line}",
+            next="save it as UTF-8, or set data.encoding=NAME",
+        ) from None
+    except csv.Error as error:
+        raise InputError(f"{path} is not a CSV table", where=f"after line {line}", cause=type(error).__name__) from None
     except (OSError, EOFError) as error:
         raise InputError(
             f"{path} cannot be read", cause=f"{type(error).__name__}: the file is damaged or was cut off"
         ) from None
+
+
+def _header(first: str, form: TextForm) -> tuple[str, list[str]]:
+    """(delimiter, column names) of a table's first line."""
+    choices = (form.delimiter,) if form.delimiter else DELIMITERS
+    cut = {choice: next(csv.reader([first], delimiter=choice), []) for choice in choices}
+    best = max(choices, key=lambda choice: len(cut[choice]))
+    return best, [name.strip() for name in cut[best]]
+
+
+def decode_text(raw: bytes, form: TextForm = TextForm()) -> str:
+    """A report file's bytes as text: the encoding wanted, a byte-order mark's, UTF-8, UTF-16, or cp1252."""
+    for encoding in (form.encoding or guess_encoding(raw[:4096]), "cp1252"):
+        try:
+            return raw.decode(encoding).removeprefix("\ufeff")
+        except (UnicodeError, LookupError):
+            continue
+    return raw.decode("utf-8", errors="replace")
 
 
 def json_items(path: Path, prefix: str) -> Iterator[Any]:

@@ -16,6 +16,9 @@ from megpt.data.sources.reading import json_is_list, json_items, json_keys, json
 from megpt.errors import InputError
 from megpt.study import Study
 
+# Fields that no other list of studies has.
+OWN = {"key_image_path", "frontal_lateral", "context", "section_findings", "section_impression"}
+
 
 class RexrankSource(Source):
     """One file, or all ReXRank*.json of a folder, in the order of their names."""
@@ -31,7 +34,7 @@ class RexrankSource(Source):
         super().__init__(root, data)
         if not _files(root, data):
             raise InputError(f"no ReXRank*.json in {root}", next="give the file itself, or set data.annotations=PATH")
-        self._images = ImageFolder(root if root.is_dir() else root.parent, ("images", "files"))
+        self._images = ImageFolder(root if root.is_dir() else root.parent, ("images", "files"), data.roots)
 
     def tables(self) -> Iterable[Path]:
         return _files(self.root, self.data)
@@ -91,4 +94,4 @@ def _is_rexrank(path: Path) -> bool:
             entry = next(json_pairs(path), ("", None))[1] if json_keys(path, 1) else None
     except InputError:
         return False
-    return isinstance(entry, dict) and "image_path" in entry
+    return isinstance(entry, dict) and "image_path" in entry and bool(OWN & entry.keys())

@@ -1,6 +1,6 @@
 """index.html: every study to work with, scores beside their baselines, and nothing loaded from elsewhere.
 
-    write_page(output / "index.html", [System("MeGPT", evaluation)], films=films)
+    write_page(output / "index.html", [System("MeGPT", evaluation)], Extras(films=films))
 
 The page is its own program (page.js, no library). Up to `INLINE_BYTES` of studies and films lie inside the file; more
 lie beside it, as scripts and JPEG files in `page/`: a page opened from a disk may load those, but may not fetch.
@@ -11,18 +11,20 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
+from megpt.evaluation.clinical_scores import verdicts
 from megpt.evaluation.metrics import Evaluation, Runner, run_here
 from megpt.evaluation.page.payload import KINDS, described
-from megpt.evaluation.page.summary import Summary, summarised
+from megpt.evaluation.page.summary import Summary, study_scores, summarised
 from megpt.evaluation.page.titles import TITLES
 from megpt.evaluation.pairs import Pair
 from megpt.output import write_aside
@@ -47,12 +49,14 @@ class System:
 class Extras:
     """What the page shows if it is known.
 
-    films: study_id → encoded JPEG films; prompts: cluster → text; curves: title → [(step, value), …].
+    films: (study_id, encoded JPEG films), streamed; prompts: cluster → text; curves: title → [(step, value), …];
+    differences: the `comparisons` of compare.json.
     """
 
-    films: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
+    films: Iterable[tuple[str, Sequence[bytes]]] = ()
     prompts: Mapping[int, str] = field(default_factory=dict)
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    differences: Sequence[Mapping[str, Any]] = ()
 
 
 def write_page(
@@ -67,8 +71,9 @@ def write_page(
     path, extras = Path(path), extras or Extras()
     folder = path.parent / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
-    inline = _weight(systems, extras) <= INLINE_BYTES
-    rows = study_rows(systems, extras, folder=None if inline else folder, run=run)
+    films = _Films(folder / "films", systems[0].evaluation.pairs.every, extras.films)
+    inline = _text_bytes(systems) + 4 * films.bytes // 3 <= INLINE_BYTES
+    rows = study_rows(systems, films.inline if inline else films.beside, run=run)
     chunks = []
     while not inline and (part := list(islice(rows, CHUNK))):
         chunks.append(_write_chunk(folder, len(chunks), part))
@@ -84,28 +89,57 @@ def write_page(
     html = _render(summary, data, chunks)
     with write_aside(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
+    if inline:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Films:
+    """The films as files, one study's in memory at a time; row of the study → what an image element loads."""
+
+    def __init__(self, folder: Path, pairs: Sequence[Pair], films: Iterable[tuple[str, Sequence[bytes]]]):
+        self.folder, self.bytes = folder, 0
+        self._files: dict[int, list[Path]] = {}
+        row_of = {pair.study_id: row for row, pair in enumerate(pairs)}
+        for study, images in films:
+            row = row_of[study]
+            self._files[row] = [folder / f"film-{row:06d}-{number}.jpg" for number in range(len(images))]
+            folder.mkdir(parents=True, exist_ok=True)
+            for file, image in zip(self._files[row], images, strict=True):
+                file.write_bytes(image)
+                self.bytes += len(image)
+
+    def inline(self, row: int) -> list[str]:
+        encoded = (base64.b64encode(file.read_bytes()).decode() for file in self._files.get(row, ()))
+        return [f"data:image/jpeg;base64,{text}" for text in encoded]
+
+    def beside(self, row: int) -> list[str]:
+        return [f"{FOLDER}/films/{file.name}" for file in self._files.get(row, ())]
 
 
 def study_rows(
-    systems: Sequence[System], extras: Extras, *, folder: Path | None, run: Runner = run_here
+    systems: Sequence[System], films: Callable[[int], list[str]], *, run: Runner = run_here
 ) -> Iterator[dict[str, Any]]:
-    """The studies as page.js takes them; films go into `folder`, or into the row itself without one."""
-    pairs = [system.evaluation.pairs.pairs for system in systems]
+    """The studies as page.js takes them, the scored ones first.
+
+    Args:
+        films: row of a study → the sources of its films.
+    """
+    pairs = [system.evaluation.pairs.every for system in systems]
     scores = [system.evaluation.statistics.per_study() for system in systems]
-    shown = summarised(systems, extras).study_scores
-    spans = [range(start, min(start + CHUNK, len(pairs[0]))) for start in range(0, len(pairs[0]), CHUNK)]
-    tasks = [(described, _texts(part[span.start : span.stop])) for span in spans for part in pairs]
+    told = [_verdicts(system.evaluation) for system in systems]
+    shown = study_scores(systems)
+    spans = [slice(start, start + CHUNK) for start in range(0, len(pairs[0]), CHUNK)]
+    tasks = [(described, (*_texts(part[s]), kinds[s])) for s in spans for part, kinds in zip(pairs, told, strict=True)]
     results = iter(run(tasks))
     for span in spans:
         marks = [next(results) for _ in systems]
-        for row in span:
-            first = pairs[0][row]
+        for row, first in enumerate(pairs[0][span], start=span.start):
             yield {
                 "id": first.study_id,
                 "split": first.split,
                 "prompt": first.prompt_id,
                 "reference": first.reference or None,
-                "films": _film_sources(extras.films.get(first.study_id, ()), row, folder),
+                "films": films(row),
                 "reports": [
                     {
                         "name": system.name if len(systems) > 1 else None,
@@ -120,31 +154,27 @@ def study_rows(
             }
 
 
+def _verdicts(evaluation: Evaluation) -> np.ndarray:
+    """(M, 14) of all studies: zeros for those that are not scored."""
+    statistics = evaluation.statistics
+    assert statistics.found is not None and statistics.truth is not None
+    scored = verdicts(statistics.found, statistics.truth)
+    return np.vstack([scored, np.zeros((len(evaluation.pairs.unscored), len(CHEXPERT)), scored.dtype)])
+
+
 def _texts(pairs: Sequence[Pair]) -> tuple[list[str | None], list[str | None]]:
     return [pair.generated for pair in pairs], [pair.reference or None for pair in pairs]
 
 
 def _rounded(values: Mapping[str, Any], name: str, row: int) -> float | None:
-    value = values[name][row] if name in values else None
+    column = values.get(name, ())
+    value = column[row] if row < len(column) else None
     return None if value is None or value != value else round(float(value), 4)
 
 
-def _film_sources(films: Sequence[bytes], row: int, folder: Path | None) -> list[str]:
-    if folder is None:
-        return [f"data:image/jpeg;base64,{base64.b64encode(film).decode()}" for film in films]
-    names = []
-    for number, film in enumerate(films):
-        name = f"film-{row:06d}-{number}.jpg"
-        (folder / "films").mkdir(parents=True, exist_ok=True)
-        (folder / "films" / name).write_bytes(film)
-        names.append(f"{FOLDER}/films/{name}")
-    return names
-
-
-def _weight(systems: Sequence[System], extras: Extras) -> int:
-    """About as many bytes as the studies take inside the page."""
-    texts = sum(len(p.generated or "") + len(p.reference or "") for s in systems for p in s.evaluation.pairs.pairs)
-    return 3 * texts + sum(len(film) * 4 // 3 for films in extras.films.values() for film in films)
+def _text_bytes(systems: Sequence[System]) -> int:
+    """About as many bytes as the studies' texts and marks take inside the page."""
+    return 3 * sum(len(p.generated or "") + len(p.reference or "") for s in systems for p in s.evaluation.pairs.every)
 
 
 def _write_chunk(folder: Path, number: int, rows: Iterable[dict[str, Any]]) -> str:

@@ -27,17 +27,15 @@ def spread(scores: np.ndarray, count: int) -> list[int]:
     return [int(i) for i in order[np.linspace(0, len(order) - 1, count).round().astype(int)]] if count else []
 
 
-def page_films(config: Config, study_ids: Iterable[str]) -> dict[str, list[bytes]]:
-    """study_id → its films as JPEG; a study whose films cannot be found or read is missing."""
+def page_films(config: Config, study_ids: Iterable[str]) -> Iterator[tuple[str, list[bytes]]]:
+    """Each study with its films as JPEG, streamed; one whose films cannot be found or read is missing."""
     wanted = set(study_ids)
-    films = {}
     for study in _find(config, wanted) if wanted else ():
         try:
             images = load_films(study, size=SIZE, max_views=MAX_VIEWS, max_pixels=config.data.max_pixels)
         except UnreadableFilm:
             continue
-        films[study.study_id] = [_jpeg(image) for image in images]
-    return films
+        yield study.study_id, [_jpeg(image) for image in images]
 
 
 def _find(config: Config, wanted: set[str]) -> Iterator[Study]:

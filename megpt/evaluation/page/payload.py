@@ -9,86 +9,62 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from megpt.evaluation.clinical import ABSENT, PRESENT, UNCERTAIN, Mention, labeler
+import numpy as np
+
+from megpt.evaluation.clinical import ABSENT, Mention, mentions
+from megpt.evaluation.clinical_scores import AGREED, INVENTED, VERDICTS, WRONG_SIDE
 from megpt.evaluation.page.alignment import aligned_sentences
 from megpt.study import CHEXPERT
 
-AGREED, INVENTED, MISSED, WRONG_SIDE, DOUBTED = range(5)
-KINDS = ("agreed", "invented", "missed", "wrong side", "doubted")
+KINDS = tuple(VERDICTS[code] for code in sorted(VERDICTS) if code)
+"""The names of `clinical_scores.VERDICTS`; a kind is a verdict less 1, so that NO_MARK is none."""
 NO_MARK = -1
+_UNMARKED_DENIALS = tuple(verdict - 1 for verdict in (AGREED, INVENTED, WRONG_SIDE))
+NO_FINDING = CHEXPERT.index("No Finding")
 
 Spans = list[list[int]]
 """[start, end, observation, status, kind] for each mention of a text: characters [start, end)."""
 
 
-def described(texts: Sequence[str | None], references: Sequence[str | None]) -> list[dict[str, Any]]:
+def described(
+    texts: Sequence[str | None], references: Sequence[str | None], verdicts: np.ndarray
+) -> list[dict[str, Any]]:
     """How each of N generated reports (None: it failed) compares with its reference (None: unknown).
+
+    Args:
+        verdicts: (N, 14), see `clinical_scores.verdicts`; zeros where the reference is unknown.
 
     Returns:
         For each report: `mentions` and `refMentions` (see `Spans`), `kinds` [[observation, kind], …] and `rows`, the
         sentences of both side by side as [start, end, start, end], -1 where one side has none.
     """
-    return [_described(text, reference) for text, reference in zip(texts, references, strict=True)]
+    kinds = verdicts.astype(int) - 1
+    kinds[:, NO_FINDING] = NO_MARK
+    return [_described(*row) for row in zip(texts, references, kinds.tolist(), strict=True)]
 
 
-def _described(text: str | None, reference: str | None) -> dict[str, Any]:
-    ours = labeler().mentions(text) if text else []
-    theirs = labeler().mentions(reference) if reference else []
-    kinds = differences(ours, theirs) if reference is not None else {}
+def _described(text: str | None, reference: str | None, kinds: list[int]) -> dict[str, Any]:
     return {
-        "mentions": spans(ours, kinds),
-        "refMentions": spans(theirs, kinds),
-        "kinds": [[CHEXPERT.index(name), kind] for name, kind in sorted(kinds.items())],
+        "mentions": spans(mentions(text) if text else [], kinds),
+        "refMentions": spans(mentions(reference) if reference else [], kinds),
+        "kinds": [[column, kind] for column, kind in enumerate(kinds) if kind != NO_MARK],
         "rows": aligned_sentences(text, reference) if text and reference else None,
     }
 
 
-def differences(generated: Iterable[Mention], reference: Iterable[Mention]) -> dict[str, int]:
-    """Observation → its kind; what neither report states or doubts is left out."""
-    ours, theirs = summary(generated), summary(reference)
-    kinds = {}
-    for name in ours.keys() | theirs.keys():
-        (mine, my_sides), (its, its_sides) = (side.get(name, (ABSENT, frozenset())) for side in (ours, theirs))
-        if (kind := _kind(mine, its, my_sides, its_sides)) is not None:
-            kinds[name] = kind
-    return kinds
+def spans(found: Iterable[Mention], kinds: Sequence[int]) -> Spans:
+    """The mentions of one text as the page wants them; a denial that both reports share gets no mark.
 
-
-def _kind(mine: int, its: int, my_sides: frozenset[str], its_sides: frozenset[str]) -> int | None:
-    if mine == its == ABSENT:
-        return None
-    if UNCERTAIN in (mine, its) and mine != its:
-        return DOUBTED
-    if mine == its:
-        return WRONG_SIDE if my_sides and its_sides and my_sides != its_sides else AGREED
-    return INVENTED if mine == PRESENT else MISSED
-
-
-def summary(mentions: Iterable[Mention]) -> dict[str, tuple[int, frozenset[str]]]:
-    """Observation → what a report says of it (present over uncertain over absent), and on which sides."""
-    rank = {PRESENT: 2, UNCERTAIN: 1, ABSENT: 0}
-    found: dict[str, tuple[int, frozenset[str]]] = {}
-    for mention in mentions:
-        if mention.status is None:
-            continue
-        sides = {"left", "right"} if mention.side == "both" else {mention.side} - {""}
-        before, known = found.get(mention.observation, (ABSENT, frozenset()))
-        if rank[mention.status] > rank[before]:
-            found[mention.observation] = (mention.status, frozenset(sides))
-        else:
-            same = sides if mention.status == before else set()
-            found[mention.observation] = (before, known | same)
-    return found
-
-
-def spans(mentions: Iterable[Mention], kinds: dict[str, int]) -> Spans:
-    """The mentions of one text as the page wants them; a denial that both reports share gets no mark."""
+    Args:
+        kinds: (14,) of the study.
+    """
     rows = []
-    for mention in mentions:
+    for mention in found:
         if mention.status is None:
             continue
-        kind = kinds.get(mention.observation, NO_MARK)
-        if mention.status == ABSENT and kind in (AGREED, INVENTED, WRONG_SIDE):
+        column = CHEXPERT.index(mention.observation)
+        kind = kinds[column]
+        if mention.status == ABSENT and kind in _UNMARKED_DENIALS:
             kind = NO_MARK
-        rows.append([mention.start, mention.end, CHEXPERT.index(mention.observation), mention.status, kind])
+        rows.append([mention.start, mention.end, column, mention.status, kind])
     return rows

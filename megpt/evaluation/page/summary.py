@@ -54,11 +54,12 @@ class Summary:
     study_scores: list[str]
     score_table: PageTable
     score_notes: list[str]
-    signature: str | None
+    signature: str
     finding_table: PageTable
-    labeller: str | None
+    labeller: str
     prompts: list[dict[str, Any]]
     curves: bool
+    differences: list[tuple[str, PageTable]]
     method: list[str]
 
 
@@ -66,20 +67,23 @@ def summarised(systems: Sequence[System], extras: Extras) -> Summary:
     """The summary of one model's evaluation, or of several side by side."""
     evaluations = [system.evaluation for system in systems]
     metrics = evaluations[0].metrics
-    known = evaluations[0].statistics.per_study()
     names = " and ".join(system.name for system in systems)
     return Summary(
         title=f"megpt: {names}, {metrics['n']} studies" if len(systems) > 1 else f"megpt: {metrics['n']} studies",
-        facts=_facts(metrics),
-        warnings=list(metrics["warnings"]),
-        study_scores=[name for name in STUDY_SCORES if name in known],
+        facts=_facts({system.name: system.evaluation.metrics for system in systems}),
+        warnings=[warning for evaluation in evaluations for warning in evaluation.metrics["warnings"]],
+        study_scores=study_scores(systems),
         score_table=score_table({system.name: system.evaluation.metrics for system in systems}),
-        score_notes=[BASELINE_NOTE, *(f"{name}: {note}" for name, note in metrics["notes"].items())],
-        signature=metrics.get("signature"),
+        score_notes=[
+            *([BASELINE_NOTE] if any(metrics["baselines"].values()) else []),
+            *(f"{name}: {note}" for name, note in metrics["notes"].items()),
+        ],
+        signature=metrics["signature"],
         finding_table=finding_table({system.name: system.evaluation.metrics for system in systems}),
         labeller=_labeller(metrics),
         prompts=_prompts(systems[0], extras),
         curves=bool(extras.curves),
+        differences=[(f"{pair['a']} − {pair['b']}", difference_table(pair)) for pair in extras.differences],
         method=_method(metrics),
     )
 
@@ -106,41 +110,64 @@ def score_table(metrics: Mapping[str, Mapping[str, Any]]) -> PageTable:
 
 
 def finding_table(metrics: Mapping[str, Mapping[str, Any]]) -> PageTable:
-    """A row an observation: how many reports state it, precision, recall, and F1 with its interval where known."""
-    several = len(metrics) > 1
+    """A row an observation: how many reports state it, precision, recall, and F1 with its interval where known.
+
+    One model's F1 stands beside that of each baseline.
+    """
+    several, found = len(metrics) > 1, next(iter(metrics.values()))["clinical"]
     columns = ["finding", "reference"]
     for name in metrics:
         prefix = f"{name}: " if several else ""
         columns += [f"{prefix}{column}" for column in ("generated", "both", "precision", "recall", "F1")]
+    baselines = [] if several else list(next(iter(found.values()))["baselines"])
     rows = []
-    for finding, row in next(iter(metrics.values()))["clinical"].items():
+    for finding, row in found.items():
         cells = [Cell(str(row["reference"]))]
         for one in metrics.values():
             mine = one["clinical"][finding]
             cells += [Cell(str(mine["generated"])), Cell(str(mine["both"]))]
             cells += [Cell(_number(mine[key], 2)) for key in ("precision", "recall")]
-            cells.append(Cell(_number(mine["f1"], 2), _range(mine.get("interval"), 2)))
+            cells.append(Cell(_number(mine["f1"], 2), _range(mine["interval"], 2)))
+        cells += [Cell(_number(row["baselines"][name], 2)) for name in baselines]
         rows.append(Row(finding, cells))
-    return PageTable(columns, rows)
+    return PageTable([*columns, *(f"F1: {name}" for name in baselines)], rows)
 
 
-def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    facts = [("studies scored", str(metrics["n"]))]
-    if metrics.get("n_patients"):
-        facts.append(("patients", str(metrics["n_patients"])))
-    facts += [
-        ("failed, counted as empty reports", str(metrics["n_failed"])),
-        ("left out for want of a reference", str(metrics["n_without_reference"])),
-        ("cleaner", metrics["cleaner"]),
-        ("tokenizer", metrics["tokenizer"]),
-    ]
-    return facts + [("model", model) for model in metrics["model"]]
+def difference_table(pair: Mapping[str, Any]) -> PageTable:
+    """A row for each score and observation of two systems: difference with interval, p, and p by Holm."""
+    rows = []
+    for name, row in {**pair["scores"], **pair["observations"]}.items():
+        if row is not None:
+            found = [Cell(f"{row['difference']:+.3f}", _range(row["interval"]))]
+            found += [Cell("" if row[key] is None else f"{row[key]:.4f}") for key in ("p", "p_holm")]
+            rows.append(Row(TITLES.get(name, name), found))
+    return PageTable(["score", "difference", "p", "p, corrected (Holm)"], rows)
 
 
-def _labeller(metrics: Mapping[str, Any]) -> str | None:
-    quality = metrics.get("labeller")
-    if not quality:
-        return None
+def study_scores(systems: Sequence[System]) -> list[str]:
+    """The scores of a study alone that are shown: those of `STUDY_SCORES` that are known, and further ones."""
+    statistics = systems[0].evaluation.statistics
+    known = statistics.per_study()
+    return [name for name in (*STUDY_SCORES, *statistics.further) if name in known]
+
+
+def _facts(metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    first = next(iter(metrics.values()))
+    facts = [("studies scored", str(first["n"]))]
+    if first.get("n_patients"):
+        facts.append(("patients", str(first["n_patients"])))
+    if len(metrics) == 1:
+        facts.append(("without a reference, not scored", str(first["n_without_reference"])))
+    facts += [("cleaner", first["cleaner"]), ("tokenizer", first["tokenizer"])]
+    for name, one in metrics.items():
+        of = f" ({name})" if len(metrics) > 1 else ""
+        facts.append((f"failed, counted as empty reports{of}", str(one["n_failed"])))
+        facts += [(f"model{of}", model) for model in one["model"]]
+    return facts
+
+
+def _labeller(metrics: Mapping[str, Any]) -> str:
+    quality = metrics["labeller"]
     low, high = quality["interval"]
     return f"micro-F1 {quality['micro_f1']:.3f} [{low:.3f}, {high:.3f}] against human codes of {quality['n']} reports"
 
@@ -151,10 +178,10 @@ def _prompts(system: System, extras: Extras) -> list[dict[str, Any]]:
 
 
 def _method(metrics: Mapping[str, Any]) -> list[str]:
-    unit = metrics.get("interval_unit", metrics["unit"])
+    unit = metrics["interval_unit"]
     versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())
     lines = [
-        f"Each study counts once, and references are scored in full. Intervals come from {metrics['bootstrap']}"
+        f"Each study counts once. Intervals come from {metrics['bootstrap']}"
         f" resamples of the {'patients' if unit == 'patient' else 'studies'}, seed {metrics['seed']}.",
         f"Versions: {versions}.",
     ]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from megpt.data.encoding import head, open_text, unreadable
 from megpt.errors import InputError
-from megpt.evaluation.reading.encoding import head, open_text, unreadable
 from megpt.evaluation.reading.ids import named, shown
 from megpt.evaluation.reading.json_tables import TEXT
 

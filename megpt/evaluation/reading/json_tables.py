@@ -16,8 +16,8 @@ from typing import Any
 
 import ijson
 
+from megpt.data.encoding import open_bytes, open_text, unreadable
 from megpt.errors import InputError
-from megpt.evaluation.reading.encoding import open_bytes, open_text, unreadable
 
 KEY, TEXT, SPLIT = "(key)", "(text)", "(split)"
 ANNOTATION = "R2Gen annotation"

@@ -22,6 +22,7 @@ class References:
 
     texts: dict[str, str] = field(default_factory=dict)
     subjects: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
     said: str = ""
 
 
@@ -64,6 +65,8 @@ def find_references(path: str, ids: list[str], *, numbered: bool, settings: Eval
             if exact:
                 conflicts[study] = None
             into[study] = AMBIGUOUS
+        if split := record.row.get(SPLIT) or record.row.get("split"):
+            found.splits[study] = str(split)
         if columns.subject and (subject := as_id(record.row.get(columns.subject))):
             found.subjects[study] = subject
     if conflicts:

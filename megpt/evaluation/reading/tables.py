@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megpt.data.encoding import find_encoding, head
 from megpt.errors import InputError
 from megpt.evaluation.reading.delimited import open_delimited
-from megpt.evaluation.reading.encoding import find_encoding, head
 from megpt.evaluation.reading.json_tables import ANNOTATION, KEY, SPLIT, TEXT, open_json
 
 __all__ = ["ANNOTATION", "KEY", "SPLIT", "TEXT", "Table", "open_table"]

@@ -70,10 +70,10 @@ def load_model(
     bank = PromptBank.load(folder)
     _retokenise(config, bank, folder)
     text_model = _language_model(config, tensors, llm, dtype)
-    vision = _encoder("vision", config, tensors, vision_weights, folder)
+    vision = restored_encoder("vision", config, tensors, vision_weights, folder)
     model = model_class(config, vision=vision, language_model=text_model, bank=bank)
     if model.prompt_encoder is not None:
-        original = _encoder("prompt_encoder", config, tensors, vision_weights, folder)
+        original = restored_encoder("prompt_encoder", config, tensors, vision_weights, folder)
         model.prompt_encoder.load_state_dict(original.state_dict())
     _restore(model.projector, _part(tensors, "projector"), folder)
     if config.mode == "delta":
@@ -130,7 +130,7 @@ def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | 
     return language.load_language_model(source, dtype)
 
 
-def _encoder(
+def restored_encoder(
     part: str, config: MeGPTConfig, tensors: dict[str, Tensor], weights: str | None, folder: Path
 ) -> VisionEncoder:
     """The encoder `vision`, or `prompt_encoder`: the frozen copy that chooses the prompts in mode deep."""

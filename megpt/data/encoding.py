@@ -44,10 +44,14 @@ def head(path: Path, size: int = 256 * 1024) -> bytes:
         raise unreadable(path, error) from None
 
 
-def find_encoding(path: Path, wanted: str | None = None) -> str:
+def find_encoding(path: Path, wanted: str | None = None, *, setting: str = "evaluate.encoding") -> str:
     """The encoding of a text file: the one wanted, its byte-order mark's, UTF-8, UTF-16 without a mark, or cp1252.
 
     The whole file is read once, in pieces.
+
+    Args:
+        wanted: the encoding that the user named.
+        setting: the key with which the user names one, for errors.
 
     Raises:
         InputError: the bytes are neither; it holds both UTF-8 and other letters; an unknown encoding is wanted.
@@ -56,18 +60,23 @@ def find_encoding(path: Path, wanted: str | None = None) -> str:
         try:
             return codecs.lookup(wanted).name
         except LookupError:
-            raise InputError(f"unknown encoding {wanted!r}", next="set evaluate.encoding=utf-8, cp1252, …") from None
-    start = head(path, 4096)
+            raise InputError(f"unknown encoding {wanted!r}", next=f"set {setting}=utf-8, cp1252, …") from None
+    guess = guess_encoding(head(path, 4096))
+    return _utf8_or_cp1252(path, setting) if guess == "utf-8" else guess
+
+
+def guess_encoding(start: bytes) -> str:
+    """What a file's first bytes show: the encoding of a byte-order mark, UTF-16 without one, or else `utf-8`."""
     for mark, name in _MARKS:
         if start.startswith(mark):
             return name
     zeros = start[1::2].count(0), start[0::2].count(0)
     if max(zeros) > len(start) // 8:
         return "utf-16-le" if zeros[0] > zeros[1] else "utf-16-be"
-    return _utf8_or_cp1252(path)
+    return "utf-8"
 
 
-def _utf8_or_cp1252(path: Path) -> str:
+def _utf8_or_cp1252(path: Path, setting: str) -> str:
     """Bytes that are no UTF-8 pass as surrogates, so that both kinds of letters can be counted."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     lines, letters, strange, first = 0, False, set[int](), 0
@@ -96,7 +105,7 @@ def _utf8_or_cp1252(path: Path) -> str:
             f"{path} is neither UTF-8 nor cp1252 throughout",
             where=f"line {first}",
             cause="two encodings in one file, or a third one" if letters else "bytes that cp1252 does not have",
-            next="save it as UTF-8, or set evaluate.encoding=NAME",
+            next=f"save it as UTF-8, or set {setting}=NAME",
         )
     return "cp1252"
 
@@ -105,4 +114,6 @@ def unreadable(path: Path, error: Exception) -> InputError:
     """What the system says of a file, as an error for the screen."""
     if isinstance(error, FileNotFoundError):
         return InputError(f"no file at {path}", next="check the path")
-    return InputError(f"{path} cannot be read", cause=f"{type(error).__name__}: damaged, cut off, or not ours to read")
+    return InputError(
+        f"{path} cannot be read", cause=f"{type(error).__name__}: the file is damaged, was cut off, or may not be read"
+    )

@@ -1,0 +1,89 @@
+"""ReXGradient-160K: a JSON of studies a split, beside deid_png/.
+
+metadata/train_metadata_view_position.json:
+    {"<id>": {"StudyInstanceUid", "PatientID", "ImagePath": ["../deid_png/…"], "ImageViewPosition": ["PA", …],
+              "Indication", "Comparison", "Findings", "Impression", …}, …}
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from megpt.config import DataConfig
+from megpt.data.sources.columns import split_of_path, text_cell
+from megpt.data.sources.reading import fold, json_is_list, json_items, json_pairs, list_of, text_of
+from megpt.data.sources.rows import FilmRow, TabularSource
+from megpt.errors import InputError
+
+PATTERN = "*_metadata_view_position.json"
+FOLDERS = ("", "images", "metadata", "data", "data/images")
+
+
+class RexgradientSource(TabularSource):
+    """One study per key, in the order train, valid, test."""
+
+    format = "rexgradient"
+    about = "ReXGradient-160K: metadata/train_metadata_view_position.json beside deid_png/"
+
+    @classmethod
+    def detect(cls, path: Path, data: DataConfig) -> bool:
+        return bool(_files(path, data)) and not path.name.endswith((".jsonl", ".csv"))
+
+    def tables(self) -> Iterable[Path]:
+        found = _files(self.root, self.data)
+        if not found:
+            raise InputError(f"no {PATTERN} in {self.root} or its metadata/", next="set data.annotations=PATH")
+        return found
+
+    def film_rows(self) -> Iterator[FilmRow]:
+        self.rule = "a study per entry"
+        for table in self.tables():
+            entries: Iterator[tuple[str, Any]] = (
+                (("", entry) for entry in json_items(table, "item")) if json_is_list(table) else json_pairs(table)
+            )
+            for number, (key, entry) in enumerate(entries):
+                if not isinstance(entry, dict):
+                    raise InputError(f"{table}: entry {number} is not an object")
+                yield from self._rows_of(table, key, number, entry)
+
+    def _rows_of(self, table: Path, key: str, number: int, entry: dict[str, Any]) -> Iterator[FilmRow]:
+        study_id = key or text_of(entry, "id", table) or text_of(entry, "StudyInstanceUid", table)
+        if not study_id:
+            raise InputError(f"{table}: entry {number} has no id", next="it needs a key, 'id' or 'StudyInstanceUid'")
+        paths = list_of(entry, "ImagePath", table)
+        positions = [text_cell(position) or "" for position in entry.get("ImageViewPosition") or ()]
+        for path, position in zip(paths or [""], [*positions, *[""] * (len(paths) + 1)], strict=False):
+            inside = path.replace("\\", "/").removeprefix("../")
+            yield FilmRow(
+                study_id,
+                f"{self._base}/{inside}".lstrip("/") if inside else "",
+                text_of(entry, "PatientID", table),
+                position,
+                split_of_path(table.name),
+                findings=fold(text_cell(text_of(entry, "Findings", table))),
+                impression=fold(text_cell(text_of(entry, "Impression", table))),
+                where=f"{table}, entry {number}",
+                image_id=inside.rpartition("/")[2],
+            )
+
+    @cached_property
+    def _base(self) -> str:
+        base = self.root if self.root.is_dir() else self.root.parent
+        return next((name for name in FOLDERS if os.path.isdir(base / name / "deid_png")), "")  # noqa: PTH112
+
+
+def _files(path: Path, data: DataConfig) -> list[Path]:
+    if data.annotations:
+        given = Path(data.annotations)
+        found = [given] if given.is_file() else sorted(given.glob(PATTERN))
+    elif path.is_file():
+        found = [path]
+    else:
+        found = sorted(path.glob(PATTERN)) or sorted(path.glob(f"metadata/{PATTERN}"))
+    order = ("train", "val", "test", "")
+    wanted = [file for file in found if file.match(PATTERN)]
+    return sorted(wanted, key=lambda file: order.index(split_of_path(file.name)))
