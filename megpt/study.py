@@ -39,7 +39,8 @@ CHEXPERT = (
 class View:
     """One film. `data` holds the encoded file (JPEG, PNG or DICOM); without it the film lies at `uri`.
 
-    `uri` is an absolute path that the source has already checked to lie inside its archive.
+    `uri` is an absolute path that the source has already checked to lie inside its archive, or `PATH!MEMBER` for a
+    member of a zip or tar archive there (megpt/films/members.py).
     `position` is PA, AP, LATERAL, LL, … or empty when unknown.
     """
 
@@ -54,6 +55,7 @@ class Study:
     """One examination: its films and, where the archive has them, its report and labels.
 
     `labels` maps CheXpert observations to 1 (present), 0 (absent), -1 (uncertain); an unmentioned one is missing.
+    `error` says why a study cannot be used if its source knows that before a film is opened; it becomes an error row.
     """
 
     study_id: str
@@ -64,6 +66,7 @@ class Study:
     impression: str | None = None
     labels: dict[str, int] | None = field(default=None)
     split: str = "test"
+    error: str = ""
 
     def to_row(self) -> dict[str, Any]:
         """The row of a studies/ table (`split` lives in the folder's name, not in the row)."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from megpt import __version__
-from megpt.config import Config, help_text, load_config, refuse_unread
+from megpt.config import KNOWN_KEYS, Config, help_text, load_config, refuse_unread
 from megpt.errors import InputError, MegptError, did_you_mean
 from megpt.progress import console, log
 
@@ -34,6 +34,8 @@ class Entry(NamedTuple):
     """Names of its positional arguments."""
     several: bool = False
     """Whether the last of them takes any number of words."""
+    section: str = ""
+    """The section whose settings may be named without it: `full=true` for `export.full=true`."""
 
 
 JOBS = {
@@ -62,6 +64,11 @@ JOBS = {
         "ray_jobs.import_checkpoint:ImportCheckpoint",
         "a reference .pth → checkpoint/: R2GenGPT and MeGPT weights",
         ("file",),
+    ),
+    "export": Entry(
+        "ray_jobs.export:Export",
+        "checkpoint/ → a folder to share: self-contained, merged, in another number format",
+        section="export",
     ),
     "status": Entry("ray_jobs.status:Status", "what an output folder holds: done, failed, left, rate", ("folder",)),
 }
@@ -213,7 +220,12 @@ def _is_path(word: str) -> bool:
 
 def configure(options: argparse.Namespace) -> Config:
     """The config a command line means."""
-    overrides = list(options.overrides)
+    section = jobs()[options.job].section
+    own = {key.partition(".")[2]: key for key in KNOWN_KEYS if section and key.startswith(f"{section}.")}
+    overrides = []
+    for override in options.overrides:
+        key, sign, value = override.partition("=")
+        overrides.append(f"{own.get(key, key)}{sign}{value}")
     if options.limit is not None:
         overrides.append(f"limit={options.limit}")
     return load_config(options.config, overrides)

@@ -183,13 +183,13 @@ class Job:
 
 def absolute(config: Config) -> Config:
     """The config with its local paths made absolute, for workers: they start in folders of their own."""
-    keys = ("output", "source", "studies", "prompts", "checkpoint", "data.reports", "data.annotations")
+    keys = ("output", "source", "studies", "prompts", "data.reports", "data.annotations")
     changes: dict[str, Any] = {}
-    for key in (*keys, "train.deepspeed", "model.llm", "model.vision_weights"):
+    for key in (*keys, "checkpoint", "train.deepspeed", "model.llm", "model.vision_weights"):
         value: Any = config
         for name in key.split("."):
             value = getattr(value, name)
-        # The last three may be a hub id, a word or the name of a shipped file instead of a path.
+        # The last four may be a hub id, a word or the name of a shipped file instead of a path.
         if value is not None and (key in keys or Path(value).exists()):
             changes[key] = str(Path(value).absolute())
     return config.overridden(changes)

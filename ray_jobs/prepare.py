@@ -33,6 +33,7 @@ from megpt.data.prepare import (
     FILMS_FAILED,
     WORK,
     clear,
+    count_left_out,
     describe,
     list_shards,
     marks,
@@ -63,6 +64,7 @@ class Prepare(Job):
         *("source", "ids", "retry", "limit", "seed", "prepare"),
         *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
         *("data.roots", "data.changed", "data.max_pixels"),
+        *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("source",)
     grows = True
@@ -89,6 +91,7 @@ class Prepare(Job):
 
     def _beyond(self, folder: Path) -> int:
         """How many studies the archive holds, of those that are wanted, beyond the list."""
+        self.source.keep_in(folder.absolute(), write=False)
         if ShardList.load(folder / LIST) is None:
             with tempfile.TemporaryDirectory() as scratch:
                 first = self._list(Path(scratch) / "plan", self._studies(), self._intake(folder))
@@ -104,6 +107,7 @@ class Prepare(Job):
 
     def plan(self, folder: Path) -> bool:
         place = folder.absolute() / LIST  # the tasks, which read it, start in folders of their own
+        self.source.keep_in(folder.absolute())
         studies = self._studies()
         log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
         with self._intake(folder) as intake:
@@ -174,6 +178,7 @@ class Prepare(Job):
             "split_by": shards.notes["split_by"],
             "found": {name: shards.notes.get(name) for name in ("found", "rule", "not_read")},
             "counts": dict(counts),
+            "left_out": count_left_out(folder),
             "splits": {name: dict(numbers) for name, numbers in splits.items()},
             "reasons": dict(reasons.most_common()),
             "patients_in_two_splits": shards.notes["patients_in_two_splits"],

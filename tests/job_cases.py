@@ -110,6 +110,13 @@ CASES = {
         bad=("cluster.num_workers=3", "train.global_batch_size = 16 cannot be divided among 3 workers"),
         unread="prompts=x",
     ),
+    "export": Case(
+        ("checkpoint=checkpoint", "full=true", "dtype=bf16"),
+        bad=("checkpoint=nowhere", "no checkpoint at nowhere"),
+        unread="train.lr=1",
+        changed=("merge=true", "export.merge: False → True"),
+        results=("model.safetensors",),
+    ),
     "import-checkpoint": Case(
         (
             *("reference.pth", f"model.vision_args={GEOMETRY}", "model.vision_weights=encoder.safetensors"),

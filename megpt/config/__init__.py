@@ -12,7 +12,7 @@ screens are made from these declarations.
 from megpt.config.data import ClusterConfig, DataConfig, PrepareConfig
 from megpt.config.demo import LanguageModelConfig, PhantomConfig
 from megpt.config.generate import AblateConfig, ColumnsConfig, EvaluateConfig, GenerateConfig
-from megpt.config.model import FitPromptsConfig, ImportConfig, ModelConfig
+from megpt.config.model import ExportConfig, FitPromptsConfig, ImportConfig, ModelConfig
 from megpt.config.reading import SHIPPED, shipped_names
 from megpt.config.reference import help_text, json_schema, refuse_unread
 from megpt.config.run import KNOWN_KEYS, Config, load_config
@@ -28,6 +28,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "Fingerprinted",
     "FitPromptsConfig",
     "Fraction",

@@ -11,6 +11,8 @@ from megpt.errors import InputError
 from megpt.recipe import parse_recipe
 from megpt.settings import Fraction, Indifferent, Positive, Section
 
+ModalityCode = Annotated[str, Field(pattern="^[A-Z]{2,16}$")]
+
 
 class ClusterConfig(Section):
     """What the job asks of Ray."""
@@ -101,6 +103,13 @@ class DataConfig(Section):
         if text is not None and len(text) != 1:
             raise ValueError(f"{text!r} is not one character; a tab is $'\\t' in bash")
         return text
+
+    study_id: Literal["uid", "hash", "accession"] = "uid"
+    """A DICOM study's id in tables: its StudyInstanceUID, a keyed hash of it, or its accession number."""
+    subject_id: Literal["hash", "patient_id"] = "hash"
+    """A DICOM patient's id in tables: a keyed hash of the PatientID, or the PatientID itself."""
+    modalities: tuple[ModalityCode, ...] = Field(default=("CR", "DX", "RG"), min_length=1)
+    """DICOM modalities that may be chest films; files of all others are left out and counted by kind."""
 
     @field_validator("cleaner")
     @classmethod

@@ -65,6 +65,19 @@ class FitPromptsConfig(Section):
     """Largest number of training studies to encode; a larger split is sampled by seed."""
 
 
+class ExportConfig(Section):
+    """checkpoint/ → a folder to share; `megpt export` takes these also without the `export.` in front."""
+
+    full: bool = False
+    """Hold the language model and the encoder too, so that the folder needs no other files."""
+    merge: bool = False
+    """Add every LoRA update to its weights, and fold DOConv into an ordinary convolution."""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Number format of the weights that are written; that of the checkpoint by default."""
+    max_shard_size: str = Field(default="5GB", pattern=r"^\d+ ?[KMGT]B$")
+    """Largest size of one weights file, such as 500MB."""
+
+
 class ImportConfig(Section):
     """a reference .pth → checkpoint/"""
 

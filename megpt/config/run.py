@@ -13,7 +13,7 @@ from pydantic import PrivateAttr, ValidationError
 from megpt.config.data import ClusterConfig, DataConfig, PrepareConfig
 from megpt.config.demo import LanguageModelConfig, PhantomConfig
 from megpt.config.generate import AblateConfig, EvaluateConfig, GenerateConfig
-from megpt.config.model import FitPromptsConfig, ImportConfig, ModelConfig
+from megpt.config.model import ExportConfig, FitPromptsConfig, ImportConfig, ModelConfig
 from megpt.config.reading import COMMAND_LINE, Layer, keys_of, read_layers, read_override
 from megpt.config.train import TrainConfig
 from megpt.errors import InputError, did_you_mean
@@ -79,6 +79,7 @@ class Config(Section):
     phantom: PhantomConfig = PhantomConfig()
     language_model: LanguageModelConfig = LanguageModelConfig()
     import_checkpoint: ImportConfig = ImportConfig()
+    export: ExportConfig = ExportConfig()
     ablate: AblateConfig = AblateConfig()
 
     _provenance: Provenance = PrivateAttr(default_factory=Provenance)

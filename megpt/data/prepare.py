@@ -39,6 +39,7 @@ from megpt.data.studies import (
     DATA,
     Listed,
     RowWriter,
+    open_parquet,
     part_path,
     read_rows,
     split_folders,
@@ -51,7 +52,7 @@ from megpt.films.decode import MISSING, UnreadableFilm, check_film, load_film, r
 from megpt.output import write_aside
 from megpt.study import FAILED_SCHEMA, FILMS_FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
 
-WORK, FAILED, FILMS_FAILED = ".work", "failed.parquet", "films_failed.parquet"
+WORK, FAILED, FILMS_FAILED, LEFT_OUT = ".work", "failed.parquet", "films_failed.parquet", "left_out.parquet"
 # A film that is stored unchanged is decoded once, as small as its format allows, to see that it can be.
 PROBE_SIZE = 32
 
@@ -171,6 +172,8 @@ def prepare_study(
     Raises:
         UnreadableFilm: the study has no films, none that can be read, or a report and only a lateral film left of it.
     """
+    if study.error:
+        raise UnreadableFilm(study.error)
     if not study.views:
         raise UnreadableFilm("the study has no films")
     views = []
@@ -247,6 +250,14 @@ def merge_failed_films(out: Path, shards: ShardList) -> Path:
     rows = (row for part in parts if part.exists() for row in read_rows(part))
     write_rows(out / FILMS_FAILED, rows, FILMS_FAILED_SCHEMA)
     return out / FILMS_FAILED
+
+
+def count_left_out(out: Path) -> int:
+    """The studies that the source left out, since they hold nothing that it reads; it lists them when it plans."""
+    if not (out / LEFT_OUT).exists():
+        return 0
+    with open_parquet(out / LEFT_OUT) as file:
+        return int(file.metadata.num_rows)
 
 
 def clear(out: Path) -> None:

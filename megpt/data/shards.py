@@ -26,7 +26,7 @@ import json
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ LIST_SCHEMA = (
     .append(pa.field("file", pa.string()))
     .append(pa.field("row", pa.int64()))
     .append(pa.field("state", pa.binary()))
+    .append(pa.field("error", pa.string()))
 )
 
 
@@ -183,13 +184,15 @@ class ShardList:
 
 def to_row(listed: Listed) -> dict[str, Any]:
     """A row of `LIST_SCHEMA`."""
+    study = listed.study
     place = {"file": listed.file, "row": listed.row, "state": listed.state}
-    return {**listed.study.to_row(), "split": listed.study.split, **place}
+    return {**study.to_row(), "split": study.split, **place, "error": study.error or None}
 
 
 def from_row(row: dict[str, Any], *, split: str) -> Listed:
     """The inverse of `to_row`; `split` is that of a study whose row has none."""
-    return Listed(Study.from_row(row, split=split), row["file"], row["row"] or 0, row["state"] or b"")
+    study = replace(Study.from_row(row, split=split), error=row.get("error") or "")
+    return Listed(study, row["file"], row["row"] or 0, row["state"] or b"")
 
 
 def file_name(split: str, number: int) -> str:

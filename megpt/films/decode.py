@@ -20,6 +20,7 @@ from PIL import Image, ImageFile
 
 from megpt.films import dicom, pictures
 from megpt.films.kinds import GZIP, HEADER_BYTES, NAMES, film_type, kind_of
+from megpt.films.members import from_uri, open_member
 from megpt.films.unreadable import UnreadableFilm
 from megpt.study import Study, View
 
@@ -80,6 +81,8 @@ def load_films(study: Study, *, size: int | None, max_views: int | None, max_pix
     Raises:
         UnreadableFilm: the study has no films, or none of them is readable (the first film's reason).
     """
+    if study.error:
+        raise UnreadableFilm(study.error)
     if not study.views:
         raise UnreadableFilm("the study has no films")
     images, reasons = [], []
@@ -162,10 +165,13 @@ def _open_path(uri: str | None) -> BinaryIO:
     if uri is None:
         raise UnreadableFilm("no path inside the archive")
     try:
+        path, member = from_uri(uri)
+        if member is not None:
+            return open_member(path, member)
         # A pipe or a device would block forever, or never end.
-        if not stat.S_ISREG(os.stat(uri).st_mode):  # noqa: PTH116
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
             raise UnreadableFilm("not a file")
-        return open(uri, "rb")  # noqa: PTH123 (closed by the caller)
+        return open(path, "rb")  # noqa: PTH123 (closed by the caller)
     except (FileNotFoundError, NotADirectoryError):
         raise UnreadableFilm(MISSING) from None
     except (OSError, ValueError) as error:

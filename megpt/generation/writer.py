@@ -67,6 +67,7 @@ class ReportWriter:
         generate: backend, decoding rules and slots.
         seed: for sampled reports.
         device: the device for a checkpoint; the first GPU or else the CPU by default. A model in memory is not moved.
+        llm: where the language model of the checkpoint is now, if it has moved.
     """
 
     def __init__(
@@ -76,11 +77,12 @@ class ReportWriter:
         seed: int,
         *,
         device: str | torch.device | None = None,
+        llm: str | None = None,
     ):
         if isinstance(checkpoint, tuple):
             self.model, self.processor = checkpoint
         else:
-            self.model, self.processor = load(Path(checkpoint), generate.precision, device)
+            self.model, self.processor = load(str(checkpoint), generate.precision, device, llm)
         self.batch_size = generate.slots
         decoding = Decoding.from_config(generate, seed)
         self.backend: Backend
@@ -162,11 +164,13 @@ class _Stream:
         return Prediction(study, text, prompt_id, len(result.token_ids), result.finish_reason)
 
 
-def load(folder: Path, precision: str, device: str | torch.device | None) -> tuple[Any, Any]:
-    """The model and processor of a checkpoint folder, ready to generate."""
+def load(checkpoint: str, precision: str, device: str | torch.device | None, llm: str | None = None) -> tuple[Any, Any]:
+    """The model and processor of a checkpoint folder or hub id, ready to generate."""
     from megpt.model import MeGPTForConditionalGeneration, MeGPTProcessor
+    from megpt.model.checkpoint.fingerprint import local_folder
 
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    model = MeGPTForConditionalGeneration.from_pretrained(folder)
+    folder = local_folder(checkpoint)
+    model = MeGPTForConditionalGeneration.from_pretrained(folder, llm=llm)
     return model.to(target, dtype).eval(), MeGPTProcessor.from_pretrained(folder)

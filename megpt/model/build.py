@@ -73,13 +73,19 @@ def build_model(
     bank = _checked_bank(config, bank, encoder, identity)
     text_model = (language.load_language_model if load_llm else language.blank_language_model)(config.llm, dtype)
     tokenizer = language.load_tokenizer(config.llm)
+    frozen = _frozen(config, identity)
+    # Absolute from here on: a relative path means the folder that this process was started in.
+    config = config.model_copy(update={"llm": frozen["language_model"]["source"]})
+    if Path(config.vision_weights).is_file():
+        config = config.model_copy(update={"vision_weights": str(Path(config.vision_weights).absolute())})
     shape = MeGPTConfig.of(
         config,
         text_model.config,
         l2=l2,
         loss_chunk=loss_chunk,
         prompts=tokenise_bank(bank, tokenizer),
-        frozen=_frozen(config, identity),
+        frozen=frozen,
+        tokenizer_fingerprint=language.tokenizer_fingerprint(tokenizer),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -119,9 +125,11 @@ def _checked_bank(config: ModelConfig, bank: PromptBank | None, encoder: VisionE
 def _frozen(config: ModelConfig, vision: str) -> dict[str, Any]:
     """The parts that a partial checkpoint leaves out: source and fingerprint of each."""
     path = Path(config.llm)
-    source = str(path.absolute()) if path.is_dir() else config.llm
+    source = str(path.absolute()) if path.is_dir() else language.located(config.llm)[0]
     found = files_fingerprint(language.weight_files(config.llm))
     frozen = {"language_model": {"source": source, "fingerprint": found}}
+    if revision := language.revision_of(config.llm):
+        frozen["language_model"]["revision"] = revision
     # In mode deep the trained encoder is saved, and only the choice of prompts needs the original.
     if config.vision_weights != "none" and (config.mode != "deep" or config.dynamic_prompt):
         weights = config.vision_weights

@@ -14,6 +14,10 @@ except ImportError:  # an older transformers
     SubConfigSpec = None
 
 
+FORMAT = 1
+"""The newest layout of a checkpoint folder that this code reads, and the one that it writes."""
+
+
 def _shared_fields() -> dict[str, Any]:
     """The fields that a run's config declares, with the defaults it gives them."""
     train = TrainConfig()
@@ -28,7 +32,9 @@ class MeGPTConfig(PreTrainedConfig):
     - `folded`: DOConv is stored as an ordinary convolution;
     - `frozen`: source and fingerprint of each part that a partial checkpoint leaves out;
     - `complete`: the checkpoint leaves out no part;
-    - `prompts`: the tokenised prompt bank with the text around it.
+    - `prompts`: the tokenised prompt bank with the text around it;
+    - `tokenizer_fingerprint`: a hash of the vocabulary that the model was trained with;
+    - `checkpoint_format`: the layout of the folder; a newer one than `FORMAT` is refused.
     """
 
     model_type = "megpt"
@@ -41,6 +47,8 @@ class MeGPTConfig(PreTrainedConfig):
     prompts: dict[str, Any] | None = None
     frozen: dict[str, Any] | None = None
     complete: bool = False
+    tokenizer_fingerprint: str | None = None
+    checkpoint_format: int = FORMAT
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,11 +23,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from megpt.errors import InputError, did_you_mean
 from megpt.model.lora import ADAPTER, PEFT_PREFIX
 
 MAX_NEW_TOKENS = 100
+
+
+def located(name: str) -> tuple[str, dict[str, str]]:
+    """The folder or hub id in `name`, and the keywords for its revision: `org/name@revision` names one."""
+    repository, at, revision = name.partition("@")
+    return (repository, {"revision": revision}) if at and revision and not Path(name).exists() else (name, {})
 
 
 @contextlib.contextmanager
@@ -45,8 +53,17 @@ def _as_input_error(name: str) -> Iterator[None]:
             cause=f"no such folder, and no such model in the local cache or on the hub ({type(error).__name__})"
             if not path.is_dir()
             else f"the folder is not a complete Hugging Face causal language model ({type(error).__name__})",
-            next=did_you_mean(name, known) if known else "give the folder of a Hugging Face causal language model",
+            next=(did_you_mean(name, known) if known else "give the folder of a Hugging Face causal language model")
+            + ("" if path.is_dir() else _download_hint(name)),
         ) from error
+
+
+def _download_hint(name: str) -> str:
+    repository, options = located(name)
+    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+        return ""
+    revision = f" --revision {options['revision']}" if options else ""
+    return f"; for a model of the hub, run `hf download {repository}{revision}` where there is a network"
 
 
 def cached_models() -> list[str]:
@@ -66,7 +83,8 @@ def load_language_model(name: str, dtype: torch.dtype) -> Any:
         InputError: it cannot be found, or is not a causal language model.
     """
     with _as_input_error(name):
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        place, options = located(name)
+        return AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
 
 
 def blank_language_model(name: str, dtype: torch.dtype) -> Any:
@@ -75,10 +93,11 @@ def blank_language_model(name: str, dtype: torch.dtype) -> Any:
     Raises:
         InputError: it cannot be found, or is not a causal language model.
     """
+    place, options = located(name)
     with _as_input_error(name), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place, **options), dtype=dtype)
     with contextlib.suppress(OSError):  # many language models have none
-        model.generation_config = GenerationConfig.from_pretrained(name)
+        model.generation_config = GenerationConfig.from_pretrained(place, **options)
     return model
 
 
@@ -88,8 +107,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: it cannot be found, or has no end token.
     """
+    place, options = located(name)
     with _as_input_error(name):
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)  # its type says it may be None
+        tokenizer: Any = AutoTokenizer.from_pretrained(place, **options)  # its type says it may be None
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"the tokenizer of model.llm = {name!r} has no end token",
@@ -225,9 +245,25 @@ def merge_language_adapter(model: Any) -> None:
 
 def weight_files(name: str) -> list[Path]:
     """The safetensors files of a folder or a cached hub model."""
+    place, options = located(name)
     with _as_input_error(name):
-        index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+        index = cached_file(place, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **options)
         if index is None:
-            return [Path(str(cached_file(name, SAFE_WEIGHTS_NAME)))]
+            return [Path(str(cached_file(place, SAFE_WEIGHTS_NAME, **options)))]
         shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-        return [Path(str(cached_file(name, shard))) for shard in shards]
+        return [Path(str(cached_file(place, shard, **options))) for shard in shards]
+
+
+def revision_of(name: str) -> str | None:
+    """The commit of a hub model in this machine's cache; None for a folder."""
+    place, options = located(name)
+    if Path(place).is_dir():
+        return None
+    with _as_input_error(name):
+        return extract_commit_hash(str(cached_file(place, "config.json", **options)), None)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short hash of a tokenizer's vocabulary: every token with its id."""
+    words = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda pair: (pair[1], pair[0])))
+    return hashlib.sha256(words.encode()).hexdigest()[:16]

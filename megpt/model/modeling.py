@@ -24,6 +24,7 @@ from megpt.model import language, lora
 from megpt.model.checkpoint.load import load_model
 from megpt.model.checkpoint.save import Checkpointed
 from megpt.model.configuration import MeGPTConfig
+from megpt.model.generating import ReportGeneration
 from megpt.model.loss import IGNORED_LABEL, report_cross_entropy
 from megpt.model.projector import Projector
 from megpt.model.prompts import PromptBank
@@ -42,7 +43,7 @@ class MeGPTOutput(ModelOutput):
     prompt_id: Tensor | None = None
 
 
-class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
+class MeGPTForConditionalGeneration(Checkpointed, ReportGeneration, GenerationMixin):
     """The whole model, as `build_model` or `from_pretrained` makes it; from a config alone, all weights are random.
 
     Trained parts have `requires_grad`: the projector with its feature modules always, LoRA in mode delta, the encoder
@@ -53,6 +54,7 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
     config: MeGPTConfig
     base_model_prefix = "megpt"
     main_input_name = "pixel_values"
+    input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -229,7 +231,7 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
                 next="shorten the prompts, set model.views=mean, or lower max_new_tokens / train.max_report_tokens",
             )
 
-    # ---- loss and generation ---------------------------------------------------------------------------------------
+    # ---- loss --------------------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -274,26 +276,6 @@ class MeGPTForConditionalGeneration(Checkpointed, GenerationMixin):
         positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if self._positions else {}
         out = self.language_model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **positions)
         return out.last_hidden_state
-
-    @torch.no_grad()
-    def generate(  # pyrefly: ignore[bad-override]
-        self,
-        pixel_values: Tensor | None = None,
-        view_mask: Tensor | None = None,
-        visual: VisualFeatures | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Reports as new token ids (B, L), from transformers' `generate`, to which further keywords are passed on.
-
-        Raises:
-            InputError: as for `encode` and `assemble`, or the context has no room for `max_new_tokens`.
-        """
-        visual = visual or self.encode(pixel_values, view_mask)
-        embeds, mask = self.assemble(visual)
-        settings = kwargs.get("generation_config") or self.generation_config
-        wanted = kwargs.get("max_new_tokens") or settings.max_new_tokens or 0
-        self.check_context(embeds.shape[1], int(wanted))
-        return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
 
 
 AutoModelForImageTextToText.register(MeGPTConfig, MeGPTForConditionalGeneration, exist_ok=True)

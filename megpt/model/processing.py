@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +14,10 @@ from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, PreTra
 from transformers.image_processing_utils import BaseImageProcessor
 
 from megpt.errors import InputError
-from megpt.films.resize import to_square
+from megpt.films.resize import shrink, to_square
 from megpt.model.configuration import MeGPTConfig
-
-Film = Image.Image | np.ndarray
+from megpt.model.inputs import Film, in_studies, is_chat, no_film, open_film, read_chat, warn_of_text
+from megpt.model.prompts import INSTRUCTION, PREFIX, SUFFIX
 
 
 class MeGPTImageProcessor(BaseImageProcessor):
@@ -46,13 +47,14 @@ class MeGPTImageProcessor(BaseImageProcessor):
 
         Args:
             images: a list of studies, each a list of films; a single film instead of a list is a study of one film.
+                A film is a PIL image, an array, or the path or URL of a JPEG, PNG or DICOM file.
             return_tensors: `pt` (also for None) or `np`.
 
         Raises:
-            InputError: a study without films, or a film with NaN pixels; the text gives its place in the batch.
+            InputError: a study without films, a film that cannot be read, or one with NaN pixels; the text gives its
+                place in the batch.
         """
-        batch = [images] if isinstance(images, (Image.Image, np.ndarray)) else list(images)
-        studies = [[s] if isinstance(s, (Image.Image, np.ndarray)) else list(s) for s in batch]
+        studies = in_studies(images)
         for number, films in enumerate(studies):
             if not films:
                 raise InputError(
@@ -71,8 +73,11 @@ class MeGPTImageProcessor(BaseImageProcessor):
 
     def prepare(self, film: Film, *, where: str = "film") -> Tensor:
         """One film → (3, S, S) float32."""
+        film = open_film(film, size=self.image_size, where=where)
         image = film if isinstance(film, Image.Image) else _from_array(film, where)
-        grey = to_square(image if image.mode == "L" else _grey(image), self.image_size)
+        # Shrunk first, as films that are read from an archive are: the same film gives the same report.
+        grey = shrink(image if image.mode == "L" else _grey(image), self.image_size)
+        grey = to_square(grey, self.image_size)
         values = torch.from_numpy(np.array(grey, dtype=np.float32) / 255.0)
         mean, std = torch.tensor(self.image_mean).view(3, 1, 1), torch.tensor(self.image_std).view(3, 1, 1)
         return (values[None] - mean) / std
@@ -123,6 +128,43 @@ class MeGPTProcessor(ProcessorMixin):
         if text is not None:
             data.update(self.tokenizer(text, return_tensors=tensors, **kwargs))
         return BatchFeature(data)
+
+    @classmethod
+    def from_pretrained(  # pyrefly: ignore[bad-override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Any:
+        """Load the processor of a checkpoint. Raises InputError if a file of it is missing or damaged."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"the processor of {pretrained_model_name_or_path} cannot be loaded",
+                cause=f"{type(error).__name__}: a file of the processor or tokenizer is missing or damaged",
+                next="download or copy the whole folder again",
+            ) from error
+
+    def apply_chat_template(  # pyrefly: ignore[bad-override]
+        self, conversation: Any, *, tokenize: bool = False, return_tensors: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Chat messages, or a list of conversations: with `tokenize` their films as for `__call__`, else the prompt.
+
+        The films of one conversation are one study. The model chooses its instruction by the film, so that text in the
+        messages has no effect on it; the prompt shows where it would stand.
+
+        Raises:
+            InputError: a conversation without a film.
+        """
+        alone = is_chat(conversation)
+        read = [read_chat(c, f"conversation {n}") for n, c in enumerate([conversation] if alone else conversation)]
+        for number, (films, text) in enumerate(read):
+            if not films:
+                raise no_film(f"conversation {number}")
+            if tokenize:
+                warn_of_text(text)
+        if tokenize:
+            return self(images=[films for films, _ in read], return_tensors=return_tensors)
+        prompts = [PREFIX + SUFFIX.format(text=text or INSTRUCTION) for _, text in read]
+        return prompts[0] if alone else prompts
 
     @property
     def image_size(self) -> int:

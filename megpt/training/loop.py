@@ -23,6 +23,9 @@ from torch import nn
 
 from megpt.config import Config
 from megpt.model import PromptBank, build_model
+from megpt.model.checkpoint.decoding import carry
+from megpt.model.checkpoint.fingerprint import local_folder
+from megpt.model.checkpoint.start import start_from
 from megpt.progress import log
 from megpt.training.batches import Loader
 from megpt.training.checkpoints import CheckpointStore, export
@@ -73,6 +76,12 @@ def make_parts(config: Config) -> Parts:
         loss_chunk=config.train.loss_chunk,
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
     )
+    if config.checkpoint:
+        start = start_from(model, local_folder(config.checkpoint))
+        if dist.get_rank() == 0:
+            for line in start.lines():
+                log(f"train: {line}")
+    carry(model.generation_config, config.generate)
     samples = open_samples(
         lambda: training_studies(config),
         folder=sample_folder(config),

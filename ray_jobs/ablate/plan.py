@@ -28,7 +28,7 @@ from megpt.errors import InputError
 from megpt.settings import covers, difference
 from ray_jobs.evaluate import Evaluate
 from ray_jobs.fit_prompts import FitPrompts
-from ray_jobs.generate.job import Generate
+from ray_jobs.generate.job import Generate, held_out
 from ray_jobs.job import Job
 from ray_jobs.train.job import Train
 
@@ -223,7 +223,8 @@ class _Work:
         return None if last.owner == _title(variant, seed) else _variant_of(last)
 
     def steps(self, variant: Variant, seed: int) -> tuple[Step, ...]:
-        config = variant.config.updated(seed=seed, source=None, references=None, training=None, prompts=None)
+        config = held_out(variant.config)
+        config = config.updated(seed=seed, source=None, references=None, training=None, prompts=None)
         steps: list[Step] = []
         result = ""
 

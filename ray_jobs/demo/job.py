@@ -18,12 +18,11 @@ from megpt.config import Config
 from megpt.demo.costs import PeakMemory, costs_table, measured, read_costs
 from megpt.output import SUCCESS, Output
 from megpt.progress import console, log
-from ray_jobs.ablate import held_out
 from ray_jobs.demo.draw import Draw
 from ray_jobs.demo.language_model import LanguageModel
 from ray_jobs.evaluate import HEADLINE, PAGE, Evaluate, read_metrics
 from ray_jobs.fit_prompts import FitPrompts
-from ray_jobs.generate.job import Generate
+from ray_jobs.generate.job import Generate, held_out
 from ray_jobs.job import Job
 from ray_jobs.prepare import Prepare
 from ray_jobs.train.job import Train, check

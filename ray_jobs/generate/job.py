@@ -45,6 +45,8 @@ from megpt.generation.predictions import (
     remove_leftovers,
     studies_of_split,
 )
+from megpt.model.checkpoint.decoding import completed, described
+from megpt.model.checkpoint.fingerprint import is_hub_id, local_folder, pinned
 from megpt.output import SUCCESS
 from megpt.progress import Progress, log
 from ray_jobs.generate.watch import watched
@@ -59,12 +61,18 @@ FRUITLESS_PASSES = 3
 DECODE_SHARE = 0.1
 
 
+def held_out(config: Config) -> Config:
+    """The config with the test split if none is chosen: a score of training studies says nothing."""
+    return config.overridden({"generate.split": "test"}) if config.generate.split == "all" else config
+
+
 class Generate(Job):
     name = "generate"
     reads = (
-        *("source", "studies", "checkpoint", "ids", "retry", "limit", "seed", "generate"),
+        *("source", "studies", "checkpoint", "ids", "retry", "limit", "seed", "generate", "model.llm"),
         *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
         *("data.roots", "data.section", "data.max_views", "data.changed", "data.max_pixels"),
+        *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("checkpoint",)
     grows = True
@@ -75,6 +83,15 @@ class Generate(Job):
         self.source = open_source(str(Path(path).absolute()), data=self.config.data)
         self.fingerprint = checkpoint_fingerprint(self.config)
         self.choice = choice_of(self.config)
+        # Only from the command line: the config of a training run names the language model for training.
+        self.llm = absolute(self.config).model.llm if "model.llm" in self.config.named else None
+        self.config = self.config.updated(checkpoint=pinned(str(self.config.checkpoint)))
+        rules, self.origins = completed(self.config.generate, local_folder(str(self.config.checkpoint)))
+        self.config = self.config.updated(generate=rules.model_dump(mode="json"))
+
+    def identity(self) -> dict[str, Any]:
+        # The language model is checked against the checkpoint's hash, so its place does not count.
+        return self.config.identity(*(key for key in self.reads if key != "model.llm")) | self.inputs()
 
     def inputs(self) -> dict[str, Any]:
         """The model, and which archive, but not what this holds: it may grow."""
@@ -82,6 +99,7 @@ class Generate(Job):
         return {"checkpoint": self.fingerprint, "source": source}
 
     def preview(self, folder: Path) -> None:
+        log(f"generate: decoding: {described(self.config.generate, self.origins)}")
         earlier = Predictions.open(folder)
         left = earlier.left() if earlier else []
         new = self._beyond(folder)
@@ -98,6 +116,7 @@ class Generate(Job):
         Raises:
             InputError: as a first start would raise it.
         """
+        self.source.keep_in(folder.absolute(), write=False)
         if ShardList.load(folder / LIST) is None:
             with tempfile.TemporaryDirectory() as scratch:
                 first = self._list(Path(scratch), self._intake(folder))
@@ -110,6 +129,7 @@ class Generate(Job):
     def plan(self, folder: Path) -> bool:
         remove_leftovers(folder)
         folder = folder.absolute()
+        self.source.keep_in(folder)
         with self._intake(folder) as intake:
             self.predictions = self._list(folder, intake)
         for line in [*(self.predictions.said() if intake.new else ()), *intake.lines()]:
@@ -118,6 +138,7 @@ class Generate(Job):
         left = self.predictions.left()
         if left or not (folder / SUCCESS).exists():
             studies = self.predictions.shards.studies
+            log(f"generate: decoding: {described(self.config.generate, self.origins)}")
             self.predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=studies)
         return bool(left)
 
@@ -176,7 +197,14 @@ class Generate(Job):
                 num_cpus=cpus,
                 num_gpus=config.cluster.gpus_per_worker or None,
                 ray_remote_args_fn=lambda: {"max_task_retries": 0},
-                fn_constructor_args=(config.to_yaml(), self.predictions, archive, self.fingerprint, decode_cpus),
+                fn_constructor_args=(
+                    config.to_yaml(),
+                    self.predictions,
+                    archive,
+                    self.fingerprint,
+                    decode_cpus,
+                    self.llm,
+                ),
             )
         # Its own context, not the process's: other jobs may run in it.
         context = written.context
@@ -218,13 +246,13 @@ def checkpoint_fingerprint(config: Config) -> str:
     from megpt.model import fingerprint
 
     folder = Path(str(config.checkpoint))
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not is_hub_id(str(config.checkpoint)):
         raise InputError(
             f"no checkpoint at {folder}",
             cause="it has no config.json",
             next="set checkpoint=PATH to an output of `megpt train` or `megpt import-checkpoint`",
         )
-    return str(fingerprint(folder))
+    return str(fingerprint(str(config.checkpoint)))
 
 
 def _cpu_shares(config: Config) -> tuple[float, float]:

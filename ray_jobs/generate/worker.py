@@ -68,7 +68,15 @@ class ShardWorker:
     decoded, or writes its file.
     """
 
-    def __init__(self, config: str, predictions: Predictions, archive: str, fingerprint: str, decode_cpus: float):
+    def __init__(
+        self,
+        config: str,
+        predictions: Predictions,
+        archive: str,
+        fingerprint: str,
+        decode_cpus: float,
+        llm: str | None = None,
+    ):
         # Here and not above: the command that starts actors needs no torch, which takes seconds to import.
         with uncollected():
             import torch
@@ -79,7 +87,7 @@ class ShardWorker:
         self.config = Config.model_validate(yaml.safe_load(config))
         self.predictions, self.archive, self.fingerprint = predictions, archive, fingerprint
         self.model = threading.Lock()
-        self.writer = ReportWriter(str(self.config.checkpoint), self.config.generate, self.config.seed)
+        self.writer = ReportWriter(str(self.config.checkpoint), self.config.generate, self.config.seed, llm=llm)
         task: Any = decode  # Ray's types know functions without keywords only
         self.decode = ray.remote(task).options(num_cpus=decode_cpus, scheduling_strategy="SPREAD", max_retries=RETRIES)
         if self.config.cluster.cpus_per_worker >= 2:  # else Ray's own setting of one thread is right

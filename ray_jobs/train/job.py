@@ -20,7 +20,9 @@ from megpt.config import Config
 from megpt.data.sources import open_source
 from megpt.data.studies import study_files
 from megpt.errors import InputError, MegptError, TooManyFailed
+from megpt.model.checkpoint.decoding import carried
 from megpt.model.prompts import CENTROIDS, PROMPTS
+from megpt.output import Output
 from megpt.progress import log
 from megpt.training.deepspeed import check_batch_sizes, check_cache, deepspeed_settings
 from megpt.training.log import check_loggers
@@ -31,15 +33,34 @@ from ray_jobs.train.validate import check_validation
 from ray_jobs.train.watch import watching
 from ray_jobs.train.worker import SUMMARY, take_error, worker
 
+LENGTH = {"train.epochs", "train.max_steps"}
+"""Settings of a run's length. Its learning rates depend on them, so a longer run is another run."""
+
 
 class Train(Job):
     name = "train"
     only_estimated = ("fit_prompts.num_clusters", "fit_prompts.candidates")
     """What the dry run alone reads: how many prompts there may be."""
-    reads = ("source", "studies", "prompts", "limit", "seed", "data", "model", "train", "generate", *only_estimated)
+    reads = (
+        *("source", "studies", "prompts", "checkpoint", "limit", "seed"),
+        *("data", "model", "train", "generate", *only_estimated),
+    )
+
+    @classmethod
+    def run(cls, config: Config, *arguments: str, dry_run: bool = False) -> int:
+        try:
+            return super().run(config, *arguments, dry_run=dry_run)
+        except InputError as error:
+            changed = {part.partition(":")[0] for part in (error.where or "").split("; ")}
+            if " exists from another config" not in error.what or not changed <= LENGTH:
+                raise
+            further = f"megpt train checkpoint={config.output} output=ANOTHER …"
+            raise InputError(
+                error.what, error.where, error.cause, f"to train this run further, start another from it: {further}"
+            ) from error
 
     def open(self) -> None:
-        self.config = self.config.with_one_input("studies", "source")
+        self.config = started(self.config.with_one_input("studies", "source"))
         check(self.config)
         check_inputs(self.config)
 
@@ -50,7 +71,9 @@ class Train(Job):
 
     def inputs(self) -> dict[str, Any]:
         model = self.config.model
-        return {
+        # Outputs from before runs could start from a checkpoint have no such entry.
+        start = {"checkpoint": checkpoint_fingerprint(self.config)} if named_start(self.config) else {}
+        return start | {
             "weights": {key: weights_fingerprint(getattr(model, key)) for key in ("llm", "vision_weights")},
             "studies": input_fingerprint(self.config),
             "prompts": prompts_fingerprint(self.config),
@@ -80,6 +103,12 @@ class Train(Job):
     def finish(self, folder: Path) -> dict[str, Any]:
         return self.summary
 
+    def nothing_to_do(self, output: Output) -> None:
+        super().nothing_to_do(output)
+        rules, held = self.config.generate, carried(output.path)
+        if other := [f"{name}={value}" for name, value in held.items() if getattr(rules, name) != value]:
+            log(f"train: the checkpoint carries the decoding that it was trained with: {', '.join(other)}")
+
     def kept(self, folder: Path) -> bool:
         from megpt.training.checkpoints import CheckpointStore
 
@@ -98,6 +127,41 @@ class Train(Job):
                 cause="films are missing from the archive, or damaged",
                 next="see the reasons there; the checkpoint is finished and usable",
             )
+
+
+def named_start(config: Config) -> str | None:
+    """The checkpoint that a run starts from: one that the command line names.
+
+    In a file `checkpoint` is the output of `train`, which `generate` reads; a run must not start from itself.
+    """
+    return config.checkpoint if "checkpoint" in config.named else None
+
+
+def checkpoint_fingerprint(config: Config) -> str:
+    from megpt.model import fingerprint
+
+    return str(fingerprint(str(config.checkpoint)))
+
+
+def started(config: Config) -> Config:
+    """The config with what a checkpoint to start from gives it; without one, `checkpoint` is unset.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or is the folder that the run would write.
+    """
+    name = named_start(config)
+    if name is None:
+        return config.updated(checkpoint=None)
+    from megpt.model.checkpoint.fingerprint import is_hub_id, local_folder, pinned
+    from megpt.model.checkpoint.start import inherited
+
+    if not is_hub_id(name) and config.output and Path(name).resolve() == Path(config.output).resolve():
+        raise InputError(
+            f"checkpoint and output are the same folder, {name}",
+            cause="a run cannot start from what it writes; an unfinished run resumes without checkpoint=",
+            next=f"to train a finished run further: megpt train checkpoint={name} output=ANOTHER …",
+        )
+    return inherited(config.updated(checkpoint=pinned(name)), local_folder(name))
 
 
 def check(config: Config) -> None:

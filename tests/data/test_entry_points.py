@@ -109,10 +109,11 @@ def test_the_order_of_detection(install, archive: Path) -> None:
     install(lines="{module}:Lines", fragile="{module}:Fragile")
     names = format_names()
     assert names == [
-        *(name for name in FORMATS if name not in ("manifest", "folder")),
+        *(name for name in FORMATS if name not in ("manifest", "dicom", "folder")),
         "fragile",
         "lines",
         "manifest",
+        "dicom",
         "folder",
     ]
     write(archive / "manifest.csv", "study_id,image_path\nm1,a.png\n")

@@ -97,7 +97,8 @@ def test_dicom_files_without_a_suffix(tmp_path):
     write(tmp_path / "study" / "1.2.840.113", dicom_bytes())
     write(tmp_path / "study" / "DICOMDIR.txt", "x")
     write(tmp_path / "study" / "LICENSE", "x")
-    assert films(read(tmp_path)[1]) == {"study": ["study/1.2.840.113", "study/IM0001"]}
+    assert films(read(tmp_path, format="folder")[1]) == {"study": ["study/1.2.840.113", "study/IM0001"]}
+    assert read(tmp_path)[0] == "dicom", "unless the format is said"
 
 
 def test_one_film(tmp_path):

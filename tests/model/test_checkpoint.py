@@ -89,7 +89,7 @@ def test_partial_checkpoint_holds_what_was_trained(make_model: MakeModel, tmp_pa
         model.save_pretrained(folder)
         assert {name.split(".")[0] for name in load_file(folder / "model.safetensors")} == held
         frozen = json.loads((folder / "config.json").read_text())["frozen"]
-        assert set(frozen) == {"language_model", "vision"} and frozen["vision"]["source"] == str(weights)
+        assert set(frozen) == {"language_model", "vision"} and frozen["vision"]["source"] == "../vit.safetensors"
         assert same(model, load(folder))
 
 
@@ -139,14 +139,14 @@ assert len(processor.batch_decode(ids)) == 1 and "ray" not in sys.modules
     assert done.stdout.split()[-3:] == ["MeGPTConfig", "MeGPTForConditionalGeneration", "MeGPTProcessor"]
 
 
-def test_edited_prompts_are_read(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_edited_prompts_are_read(tiny_checkpoint: Path, tiny_llm: Path, tmp_path: Path) -> None:
     folder = tmp_path / "edited"
     shutil.copytree(tiny_checkpoint, folder)
-    before = load(folder)
+    before = load(folder, llm=str(tiny_llm))
     tree = yaml.safe_load((folder / "prompts.yaml").read_text())
     tree["prompts"][1]["text"] = "Look at the heart."
     (folder / "prompts.yaml").write_text(yaml.safe_dump(tree))
-    model, processor = load(folder), MeGPTProcessor.from_pretrained(folder)
+    model, processor = load(folder, llm=str(tiny_llm)), MeGPTProcessor.from_pretrained(folder)
     assert processor.tokenizer.decode(model.prompt_ids()[1][1]) == "</Img> Look at the heart. \nAssistant:"
     assert model.prompt_ids()[1][0] == before.prompt_ids()[1][0]
     del tree["prompts"][2]

@@ -64,6 +64,7 @@ def ignored(path: tuple[Any, ...]) -> bool:
     return path in {
         ("transformers_version",),
         ("complete",),
+        ("checkpoint_format",),
         ("llm",),
         ("vision_weights",),
         ("text_config", "_name_or_path"),

@@ -55,6 +55,7 @@ def test_arrows() -> None:
 def test_loading_is_a_straight_walk() -> None:
     load = FILES["megpt.model.checkpoint.load"]
     helpers = {"megpt.model.configuration", "megpt.model.checkpoint.fingerprint", "megpt.model.lora"}
+    helpers |= {"megpt.model.checkpoint.places"}
     walk = {f"megpt.model.{name}" for name in ("prompts", "language", "vision")}
     assert imports_of(load) == helpers | walk
     callers = {name for name in FILES if "megpt.model.checkpoint.load" in imports_of(FILES[name])}
@@ -68,7 +69,7 @@ def test_loading_is_a_straight_walk() -> None:
     order = [ast.unparse(call) for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset))]
     steps = (
         "local_folder(",
-        "MeGPTConfig.from_pretrained(",
+        "read_config(",
         "_read_tensors(",
         "PromptBank.load(",
         "_language_model(",

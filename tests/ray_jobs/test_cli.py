@@ -46,6 +46,7 @@ SURFACE = {
     "ablate",
     "demo",
     "import-checkpoint",
+    "export",
     "status",
 }
 OPTIONS = {"-h", "--help", "--config", "--limit", "--print-config", "--dry-run", "--debug"}

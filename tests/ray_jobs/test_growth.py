@@ -94,7 +94,14 @@ class Runs:
         if self.job is LocalPrepare:
             own = ["prepare.shard_size=3", "prepare.image_size=8", "prepare.max_failed_fraction=0.9"]
         else:
-            own = ["checkpoint=any", "generate.shard_size=3", "generate.split=all", "generate.max_failed_fraction=0.9"]
+            (self.out.parent / "checkpoint").mkdir(exist_ok=True)
+            (self.out.parent / "checkpoint" / "config.json").write_text("{}")
+            own = [
+                f"checkpoint={self.out.parent}/checkpoint",
+                "generate.shard_size=3",
+                "generate.split=all",
+                "generate.max_failed_fraction=0.9",
+            ]
         return load_config(None, [f"source={self.archive.folder}", f"output={self.out}", *own, *more])
 
     def __call__(self, *more: str) -> None:

@@ -50,9 +50,10 @@ FORMATS = {
     "huggingface": "megpt.data.sources.huggingface:HuggingFaceSource",
     "webdataset": "megpt.data.sources.webdataset:WebDatasetSource",
     "manifest": "megpt.data.sources.manifest:ManifestSource",
+    "dicom": "megpt.data.sources.dicom:DicomSource",
     "folder": "megpt.data.sources.folder:FolderSource",
 }
-GENERIC = ("manifest", "folder")
+GENERIC = ("manifest", "dicom", "folder")
 
 _warn_once = functools.cache(log)
 

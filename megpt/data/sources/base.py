@@ -66,6 +66,13 @@ class Source(ABC):
         """Absolute path and format, which failed.parquet names so that its studies can be read again."""
         return str(self.root.absolute()), self.format
 
+    def keep_in(self, folder: Path, *, write: bool = True) -> None:  # noqa: B027 (most sources keep nothing)
+        """Name the job's output folder, where a source may keep what its next reading needs.
+
+        Args:
+            write: False for a dry run, which may read there and leaves nothing.
+        """
+
     def tables(self) -> Iterable[Path]:
         """The files that list the studies."""
         return ()

@@ -83,4 +83,7 @@ def _open(origins: set[tuple[str, str]], root: Path, data: DataConfig) -> Source
             cause="failed.parquet lists ids and reasons; films and reports are read from the source again",
             next=f"make {path} available, or set source=PATH to where it is now and ids={root}",
         )
-    return load_format(name)(Path(path), data)
+    source = load_format(name)(Path(path), data)
+    # The file lies in the output of the job that failed, which holds the key of its ids.
+    source.keep_in(root.absolute().parent, write=False)
+    return source

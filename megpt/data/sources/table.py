@@ -64,7 +64,7 @@ class TableSource(Source):
         return replace(study, views=tuple(map(self._resolved, study.views)))
 
     def _resolved(self, view: View) -> View:
-        if view.uri is None or view.uri.startswith("/"):
+        if view.uri is None or view.uri.startswith(("/", "file://")):
             return view
         return replace(view, uri=self._inside.resolve(view.uri))
 

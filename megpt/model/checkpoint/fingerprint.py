@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+NOT_OF_A_CHECKPOINT = ["steps/*", "*.pt", "*.pth", "*.bin", "*.pkl"]
+"""Patterns of files that no checkpoint needs, and that are not downloaded."""
 DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError)
 """What reading a missing or damaged file raises; the last two come from JSON values of the wrong type."""
 
 IGNORED_FIELDS = {
     "transformers_version": "the version that wrote the file",
     "complete": "whether the frozen parts are held; a part counts the same, held or named",
+    "checkpoint_format": "the layout of the folder, checked on load",
+    "frozen.*.revision": "of a hub id; the weights are hashed",
     "frozen.*.source": "where a frozen part was when the checkpoint was saved; its fingerprint is hashed",
     "llm": "the path or hub id of the language model; its weights are hashed",
     "text_config._name_or_path": "the same",
@@ -107,19 +113,42 @@ def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def local_folder(name: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint, downloaded when `name` is a hub id."""
+    """The folder of a checkpoint, downloaded when `name` is a hub id (`org/name`, or `org/name@revision`).
+
+    Raises:
+        InputError: there is none, or it cannot be downloaded.
+    """
     if (Path(name) / "config.json").exists():
         return Path(name)
-    if not Path(name).exists() and name.count("/") == 1:
-        from huggingface_hub import snapshot_download
+    if not is_hub_id(name):
+        raise InputError(
+            f"no checkpoint at {name!r}", cause="it has no config.json", next="run `megpt train`, or check the path"
+        )
+    from huggingface_hub import snapshot_download
 
-        try:
-            return Path(snapshot_download(name, revision=revision))
-        except Exception as error:
-            raise InputError(f"no checkpoint at {name!r}", cause=f"{type(error).__name__} from the hub") from error
-    raise InputError(
-        f"no checkpoint at {name!r}", cause="it has no config.json", next="run `megpt train`, or check the path"
-    )
+    repository, _, pinned = name.partition("@")
+    revision = revision or pinned or None
+    try:
+        return Path(snapshot_download(repository, revision=revision, ignore_patterns=NOT_OF_A_CHECKPOINT))
+    except Exception as error:
+        wanted = repository + (f" --revision {revision}" if revision else "")
+        raise InputError(
+            f"no checkpoint at {name!r}",
+            cause=f"no such folder, and {type(error).__name__} from the hub: no network, no such repository, or no "
+            "access to it",
+            next=f"run `hf download {wanted}` on a machine with a network, copy the folder that it prints here, and "
+            "give its path",
+        ) from error
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is no folder and has the form of a hub id, with or without a revision."""
+    return not Path(name).exists() and bool(HUB_ID.fullmatch(name))
+
+
+def pinned(name: str) -> str:
+    """A hub id with the revision that it means now, so that every worker reads the same one; a folder is unchanged."""
+    return f"{name.partition('@')[0]}@{local_folder(name).name}" if is_hub_id(name) else name
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -134,8 +163,8 @@ def damaged(what: str, error: Exception) -> InputError:
     """The error to raise when reading `what` raised one of `DAMAGE`."""
     return InputError(
         f"{what} cannot be read",
-        cause=f"{type(error).__name__}: a file is missing or damaged",
-        next="copy the whole checkpoint folder again",
+        cause=f"{type(error).__name__}: a file is missing or damaged, as after a download that was cut short",
+        next="download or copy the whole folder again",
     )
 
 

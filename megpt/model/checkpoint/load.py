@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from megpt.errors import InputError
 from megpt.model import language, lora
@@ -24,9 +24,11 @@ from megpt.model.checkpoint.fingerprint import (
     damaged,
     files_fingerprint,
     fingerprint_of,
+    is_hub_id,
     local_folder,
     weight_files,
 )
+from megpt.model.checkpoint.places import check_format, locate, read_config
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.prompts import PromptBank, tokenise_bank
 from megpt.model.vision import VisionEncoder, load_weights
@@ -64,11 +66,13 @@ def load_model(
     if ignored := sorted(unused.keys() - FROM_AUTO_CLASSES):
         log(f"from_pretrained: ignored {', '.join(ignored)}, which MeGPT checkpoints do not use")
     folder = local_folder(name, revision)
-    config = config or MeGPTConfig.from_pretrained(folder)
+    config = config or read_config(folder)
+    check_format(config, folder)
+    locate(config, folder)
     dtype = _dtype(dtype, config)
     tensors = _read_tensors(folder)
     bank = PromptBank.load(folder)
-    _retokenise(config, bank, folder)
+    _retokenise(config, bank, _own_tokenizer(config, folder))
     text_model = _language_model(config, tensors, llm, dtype)
     vision = restored_encoder("vision", config, tensors, vision_weights, folder)
     model = model_class(config, vision=vision, language_model=text_model, bank=bank)
@@ -114,19 +118,60 @@ def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
 
 
-def _retokenise(config: MeGPTConfig, bank: PromptBank, folder: Path) -> None:
+def _own_tokenizer(config: MeGPTConfig, folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that the folder holds, if any.
+
+    Raises:
+        InputError: it cannot be loaded, or is not the one that the checkpoint was trained with.
+    """
+    if not (folder / "tokenizer_config.json").exists():
+        return None
+    try:
+        tokenizer = language.load_tokenizer(str(folder))
+    except InputError as error:
+        raise InputError(
+            f"the tokenizer in {folder} cannot be loaded",
+            cause=error.cause or error.what,
+            next="download or copy the whole folder again",
+        ) from error
+    found = language.tokenizer_fingerprint(tokenizer)
+    if config.tokenizer_fingerprint and found != config.tokenizer_fingerprint:
+        raise InputError(
+            "the tokenizer is not the one that this checkpoint was trained with",
+            where=f"{folder}: fingerprint {found}, config.json names {config.tokenizer_fingerprint}",
+            cause="tokenizer files of another model were copied here; every report would be misspelt",
+            next="restore the checkpoint's own tokenizer files",
+        )
+    return tokenizer
+
+
+def _retokenise(config: MeGPTConfig, bank: PromptBank, own: PreTrainedTokenizerBase | None) -> None:
     """Renew the token ids in `config.prompts` if somebody has edited the texts of the bank."""
     if (config.prompts or {}).get("texts") != list(bank.texts):
-        source = str(folder) if (folder / "tokenizer_config.json").exists() else config.llm
-        config.prompts = tokenise_bank(bank, language.load_tokenizer(source))
+        config.prompts = tokenise_bank(bank, own or language.load_tokenizer(config.llm))
 
 
 def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | None, dtype: torch.dtype) -> Any:
     if "language_model" not in config.left_out:
         return language.restore_language_model(cast(Any, config.text_config), _part(tensors, "language_model"), dtype)
     named = cast(Any, config.frozen)["language_model"]
-    source = llm or named["source"]
+    revision = f"@{named['revision']}" if named.get("revision") else ""
+    source = llm or named["source"] + revision
+    if not Path(source).is_dir() and not is_hub_id(source):
+        raise InputError(
+            f"the checkpoint's language model is not at {source}",
+            where=f"config.json: frozen.language_model, fingerprint {named['fingerprint']}",
+            cause="it was moved, or the checkpoint was copied without it",
+            next="name its folder: model.llm=FOLDER on the command line, from_pretrained(…, llm=FOLDER) in Python; "
+            "`megpt export checkpoint=… output=… full=true` makes a folder that holds it",
+        )
     _check_frozen("language model", named, files_fingerprint(language.weight_files(source)), source, "llm")
+    if llm:
+        # Where a checkpoint saved from this model will look for it.
+        place, pinned_at = language.located(source)
+        config.llm = str(Path(place).absolute()) if Path(place).is_dir() else place
+        entry = {"source": config.llm, "fingerprint": named["fingerprint"], **pinned_at}
+        config.frozen = {**cast(Any, config.frozen), "language_model": entry}
     return language.load_language_model(source, dtype)
 
 
@@ -152,7 +197,7 @@ def _check_frozen(what: str, named: Mapping[str, str], found: str, source: str, 
             f"the frozen {what} differs from the one this checkpoint was trained with",
             where=f"{source}: fingerprint {found}, the checkpoint names {named['fingerprint']}",
             cause="another version or fine-tune of these weights; the trained part would not fit it",
-            next=f"give the original weights ({keyword}=PATH)",
+            next=f"give the original weights ({'model.llm=FOLDER, or ' if keyword == 'llm' else ''}{keyword}=PATH)",
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from megpt.errors import MegptError
 from megpt.model import language, lora
 from megpt.model.checkpoint.card import write_card
 from megpt.model.checkpoint.fingerprint import INDEX
+from megpt.model.checkpoint.places import portable
+from megpt.model.checkpoint.push import push_checkpoint, push_options
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.projector import Projector
 from megpt.model.prompts import PromptBank
@@ -74,15 +77,27 @@ class Checkpointed(PreTrainedModel):
                     next="pass it in `state_dict`",
                 )
             save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size)
-            self._save_adapters(folder, state)
-            self.config.save_pretrained(folder)
             self.generation_config.save_pretrained(folder)
             self.bank.save(folder)
-            write_card(folder, self.config, scores)
+            with portable(self.config, folder):
+                self._save_adapters(folder, state)
+                self.config.save_pretrained(folder)
+                write_card(folder, self.config, scores)
         finally:
             self.config.complete = was_complete
         if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), full=full, **kwargs)
+            push_checkpoint(folder, kwargs.pop("repo_id", folder.name), **push_options(kwargs))
+
+    def push_to_hub(  # pyrefly: ignore[bad-override]
+        self, repo_id: str, *, full: bool = False, max_shard_size: int | str = "5GB", **kwargs: Any
+    ) -> str:
+        """Save the checkpoint to a temporary folder and push it as `push_checkpoint` does; returns the commit's URL.
+
+        The processor has a `push_to_hub` of its own.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            self.save_pretrained(scratch, full=full, max_shard_size=max_shard_size)
+            return push_checkpoint(scratch, repo_id, **push_options(kwargs))
 
     def _save_adapters(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         for name in (lora.VISION_ADAPTER, lora.LANGUAGE_ADAPTER):
