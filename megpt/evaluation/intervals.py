@@ -19,7 +19,7 @@ from scipy.stats import norm, t
 from megpt.evaluation.statistics import Rows
 
 Scores = dict[str, np.ndarray]
-_CHUNK_CELLS = 10_000_000
+_CHUNK_CELLS = 4_000_000
 """Weights (draws × patients) that exist at one time."""
 JACKKNIFED = ("clinical_macro_f1",)
 METHOD = {"all": "expanded percentile bootstrap", "clinical_macro_f1": "jackknife, logit scale"}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megpt.config import Config
 from megpt.errors import MegptError
+from megpt.evaluation.compare import compare
 from megpt.evaluation.pairs import Pairs, read_pairs
 from megpt.evaluation.seeds import pooled
 from ray_jobs.evaluate import run_on_ray
@@ -24,10 +24,6 @@ def differences_over_patients(
     Args:
         variant, base: seed → predictions/ folder, the same seeds.
     """
-    try:
-        compare = importlib.import_module("megpt.evaluation.compare").compare
-    except ImportError:
-        return "this megpt has no megpt.evaluation.compare"
     try:
         systems = {
             name: pooled((seed, _pairs(folder, config)) for seed, folder in folders.items())

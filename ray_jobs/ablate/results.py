@@ -195,9 +195,9 @@ def _screen_cell(row: dict[str, Any]) -> str:
         return "–"
     text = f"{row['mean']:.3f}"
     if row["difference"] is not None:
-        text += f"\n{row['difference']:+.3f}"
+        text += f"\n{row['difference']:+z.3f}"
     if row["difference_low"] is not None:
-        text += f" \\[{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
+        text += f" \\[{row['difference_low']:+z.3f}, {row['difference_high']:+z.3f}]"
     return text
 
 

@@ -9,15 +9,19 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import stat
+import tarfile
+import tracemalloc
+import zipfile
+import zlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from dicom_exports import SECRETS, film, other, write_exports
-from hypothesis import given
-from hypothesis import strategies as st
 from make_films import encoded, png, write
 from pydicom.uid import ComprehensiveSRStorage, DeflatedExplicitVRLittleEndian
 
@@ -25,8 +29,7 @@ from megpt.config import DataConfig, PrepareConfig
 from megpt.data.prepare import list_shards, merge_failed, prepare_shard
 from megpt.data.sources import open_source
 from megpt.data.sources.dicom import scan
-from megpt.data.sources.dicom.headers import HEAD_BYTES, UnreadableHeader, read_header
-from megpt.data.sources.dicom.words import FRONTAL, LATERAL, MODALITIES, body_part, modality_code, position_of, side_of
+from megpt.data.sources.dicom.headers import read_header
 from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm, load_films
 
@@ -299,6 +302,54 @@ def test_a_deflated_header_is_read_within_bounds(tmp_path):
     assert views(read(tmp_path)) == {"1.1": ["PA"]}
 
 
+def test_bad_archives_beside_good_films(tmp_path, capsys):
+    put(tmp_path / "in/a", film("1.1", 1))
+    with zipfile.ZipFile(tmp_path / "in/b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("SMITH/bomb.dcm", bytes(80 << 20))
+        archive.writestr("SMITH/IM1", encoded(film("1.2", 1)))
+        archive.writestr("inner.zip", b"PK\x03\x04")
+    with tarfile.open(tmp_path / "in/c.tar", "w") as archive:
+        for name, study in (("../SMITH", "1.3"), ("IM1", "1.4")):
+            data = encoded(film(study, 1))
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            archive.addfile(about, io.BytesIO(data))
+    packed = gzip.compress((tmp_path / "in/c.tar").read_bytes())
+    write(tmp_path / "in/d.tgz", packed[: len(packed) // 2])
+    write(tmp_path / "in/e.zip", b"PK\x03\x04 no archive")
+    write(tmp_path / "in/f.dcm.gz", gzip.compress(encoded(film("1.5", 1))))
+    studies = read(tmp_path / "in", tmp_path / "out")
+    good = {study.study_id for study in studies if not study.error}
+    assert good == {"1.1", "1.2", "1.4", "1.5"}
+    assert sorted((Path(s.views[0].uri).name, s.error) for s in studies if s.error) == [
+        ("b.zip", "archive member that unfolds to too many bytes"),
+        ("c.tar", "archive member whose path leads out of the archive"),
+        ("d.tgz", "damaged archive"),
+        ("e.zip", "damaged archive"),
+    ]
+    assert len({s.study_id for s in studies}) == len(studies)
+    assert all(load_films(s, size=8, max_views=None, max_pixels=10**6) for s in studies if not s.error)
+    said = capsys.readouterr().err
+    assert "dicom: not DICOM films: archive inside an archive 1" in said
+    assert "SMITH" not in said + "".join(s.study_id + s.error for s in studies)
+
+
+def test_a_deflated_header_that_unfolds_to_gigabytes(tmp_path):
+    data = film("1.1", 1)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    whole = encoded(data)
+    start = 144 + int.from_bytes(whole[140:144], "little")
+    # Eighty megabytes in one element before the identifiers, packed to less than a hundredth of that.
+    text = b"\x08\0\x05\0UC\0\0" + (80 << 20).to_bytes(4, "little") + bytes(80 << 20)
+    packer = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+    write(tmp_path / "a", whole[:start] + packer.compress(text) + packer.flush())
+    tracemalloc.start()
+    (study,) = read(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    tracemalloc.stop()
+    assert study.error == "DICOM header that cannot be read"
+
+
 def test_names_in_latin_1(tmp_path):
     put(tmp_path / "in" / os.fsdecode(b"M\xfcller!") / "IM1", film("1.1", 1))
     (study,) = read(tmp_path / "in", tmp_path / "out")
@@ -318,64 +369,3 @@ def test_links_that_lead_out_are_counted(tmp_path, capsys):
     assert (
         "not DICOM films: broken link 1, hidden 1, link that leads out 1, link to a folder 1" in capsys.readouterr().err
     )
-
-
-@given(st.binary(max_size=400), st.booleans())
-def test_any_bytes_are_a_header_none_or_unreadable(data, marked):
-    data = b"\0" * 128 + b"DICM" + data if marked else data
-    try:
-        header = read_header(data[:HEAD_BYTES], lambda: data)
-    except UnreadableHeader as error:
-        assert marked and error.reason == "DICOM header that cannot be read"
-    else:
-        assert header is None or len(header.study) <= 64
-
-
-# --- the words of headers
-
-
-@pytest.mark.parametrize(
-    "view, orientation, words, position, side",
-    [
-        ("PA", [], [], "PA", "frontal"),
-        ("ap ", [], [], "AP", "frontal"),
-        ("LL", [], [], "LL", "lateral"),
-        ("LATERAL", ["L", "F"], [], "LATERAL", "lateral"),
-        ("LLD", [], [], "LLD", "other"),
-        ("", ["L", "F"], [], "FRONTAL", "frontal"),
-        ("", ["R", "F"], ["Thorax pa"], "PA", "frontal"),
-        ("", ["L", "F"], ["lateral"], "FRONTAL", "frontal"),
-        ("", ["A", "F"], ["Chest PA"], "LATERAL", "lateral"),
-        ("", ["P", "FR"], [], "LATERAL", "lateral"),
-        ("", [], ["W033 Chest P.A."], "PA", "frontal"),
-        ("", [], ["CHEST_LAT"], "LATERAL", "lateral"),
-        ("", [], ["Thorax a.p. liegend"], "AP", "frontal"),
-        ("", [], ["PA and lateral"], "", "other"),
-        ("", [], ["Chest", "postero-anterior"], "PA", "frontal"),
-        ("", [], ["left lateral decubitus"], "DECUBITUS", "other"),
-        ("", [], ["SMITH JOHN"], "", "other"),
-        ("SMITH", [], [], "", "other"),
-        ("", ["", ""], [], "", "other"),
-    ],
-)
-def test_positions(view, orientation, words, position, side):
-    assert position_of(view, orientation, words) == position
-    assert side_of(position) == side
-
-
-@pytest.mark.parametrize(
-    "said, part",
-    [
-        *(("CHEST", "CHEST"), ("Thorax", "CHEST"), ("PORT CHEST", "CHEST"), ("", ""), ("UNKNOWN", "")),
-        *(("HAND", "HAND"), ("L SPINE", "LSPINE"), ("CHESTABDOMEN", "ABDOMEN"), ("SMITH", "another part")),
-    ],
-)
-def test_body_parts(said, part):
-    assert body_part(said) == part
-
-
-@given(st.text(max_size=30), st.lists(st.text(max_size=4), max_size=3), st.lists(st.text(max_size=30), max_size=3))
-def test_words_are_never_passed_on(text, orientation, words):
-    others = {"LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO", "OBLIQUE", "DECUBITUS", "LORDOTIC", ""}
-    assert position_of(text, orientation, words) in FRONTAL | LATERAL | others
-    assert modality_code(text, "") in MODALITIES | {"unknown modality"}

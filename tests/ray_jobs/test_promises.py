@@ -172,7 +172,8 @@ def test_an_input_that_has_changed(
     case, here = CASES[name], tmp_path / "world"
     shutil.copytree(world, here, symlinks=True, ignore=shutil.ignore_patterns("finished-*", "stopped-*"))
     monkeypatch.chdir(here)
-    job = find(name)(load_config(None, [*case.arguments, "output=out"]))
+    paths = [word for word in case.arguments if "=" not in word]
+    job = find(name)(load_config(None, [*(w for w in case.arguments if w not in paths), "output=out"]), *paths)
     job.open()
     with claim("out", job=name, identity=job.identity(), config=job.config):
         pass  # stopped as soon as it had begun

@@ -171,4 +171,4 @@ def _title(score: str) -> str:
 
 
 def _number(value: float | None, sign: str = "") -> str:
-    return "–" if value is None or value != value else f"{value:{sign}.3f}"
+    return "–" if value is None or value != value else f"{value:{sign}z.3f}"

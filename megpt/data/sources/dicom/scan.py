@@ -38,8 +38,8 @@ OTHER_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".csv", ".tsv", ".txt", ".json", ".jsonl"),
     *(".xml", ".html", ".pdf", ".parquet", ".yaml", ".md", ".py", ".npy", ".h5", ".exe", ".dll", ".inf", ".xlsx"),
 )
-# Of an archive this many members are looked at.
-DETECT_MEMBERS = 64
+# Of an archive this many members are looked at: more than the viewer that comes before the films of many a disc.
+DETECT_MEMBERS = 512
 
 MakeEntry = Callable[[bytes, Header], IndexEntry]
 Found = tuple[bytes, int, int, list[IndexEntry]]
