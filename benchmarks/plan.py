@@ -128,11 +128,15 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as output:
         if job == "prepare":
             shards = list_shards(
-                Path(output) / "plan", source.listed(), shard_size=config.prepare.shard_size, seed=config.seed
+                Path(output) / "plan",
+                source.listed(),
+                shard_size=config.prepare.shard_size,
+                seed=config.seed,
+                source=source,
             )
         else:
             size = 8 if "shards of 8" in name else config.generate.shard_size
-            shards = Predictions.create(Path(output), source, split="all", limit=None, shard_size=size).shards
+            shards = Predictions.create(Path(output), source, split="all", shard_size=size).shards
         seconds = time.monotonic() - began
         files = [path for path in Path(output).rglob("*") if path.is_file()]
         return {

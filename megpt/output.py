@@ -35,15 +35,20 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
-def write_aside(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name only when the block ends well.
+def write_aside(path: str | Path, *, aside: Path | None = None) -> Iterator[Path]:
+    """A temporary path beside `path`, or in the folder `aside`, that takes its name only when the block ends well.
+
+    `aside` is for tables: some readers refuse a folder that holds anything but Parquet files. It has to be on the same
+    file system.
 
     Safe against a kill at any moment: the data is synced before the rename, the rename before the folder, so a
     reader meets the old file, the new file, or none, never half of one. A full disk raises MegptError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    place = aside or path.parent
+    place.mkdir(parents=True, exist_ok=True)
+    temporary = place / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -59,6 +64,13 @@ def write_aside(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reopen(folder: Path) -> None:
+    """Take `_SUCCESS` from a finished output that is about to grow; durable when this returns."""
+    if (folder / SUCCESS).exists():
+        (folder / SUCCESS).unlink()
+        sync_folder(folder)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -80,12 +80,18 @@ class Study:
             "report": self.report,
             "findings": self.findings,
             "impression": self.impression,
-            "labels": None if self.labels is None else sorted(self.labels.items()),
+            "labels": None if self.labels is None else _all_observations(self.labels),
         }
+
+    def failed_row(self, error: str) -> dict[str, Any]:
+        """The study's row of a failed.parquet, which has neither its text nor its films; `source` is added later."""
+        views = [{"image_id": v.image_id, "position": v.position, "uri": to_uri(v.uri)} for v in self.views]
+        names = {"study_id": self.study_id, "subject_id": self.subject_id, "views": views}
+        return {**names, "split": self.split, "error": error}
 
     @classmethod
     def from_row(cls, row: dict[str, Any], *, split: str = "test") -> Study:
-        """The inverse of `to_row`; takes `labels` as a dict or as Arrow's list of pairs."""
+        """The inverse of `to_row`; takes `labels` also as the list of pairs of tables that megpt 0.1 wrote."""
         labels = row.get("labels")
         return cls(
             study_id=row["study_id"],
@@ -100,6 +106,13 @@ class Study:
             labels=None if labels is None else {str(k): int(n) for k, n in dict(labels).items() if n is not None},
             split=row.get("split") or split,
         )
+
+
+def _all_observations(labels: dict[str, int]) -> dict[str, int | None]:
+    """The cells of the `labels` struct. Arrow would drop a name that the struct does not have without a word."""
+    if unknown := labels.keys() - set(CHEXPERT):
+        raise ValueError(f"not observations of CheXpert: {', '.join(sorted(unknown))}")
+    return {name: labels.get(name) for name in CHEXPERT}
 
 
 _SURROGATE = re.compile("[\udc80-\udcff]")
@@ -121,7 +134,14 @@ def from_uri(uri: str | None) -> str | None:
     return uri if uri is None or not uri.startswith(_FILE + "/") else os.fsdecode(unquote_to_bytes(uri[len(_FILE) :]))
 
 
-_VIEW = pa.struct([("image_id", pa.string()), ("position", pa.string()), ("bytes", pa.binary()), ("uri", pa.string())])
+_FILM = [("image_id", pa.string()), ("position", pa.string())]
+_VIEW = pa.struct([*_FILM, ("bytes", pa.binary()), ("uri", pa.string())])
+
+LABELS = pa.struct([(name, pa.int8()) for name in CHEXPERT])
+"""What a report says of each observation: 1 present, 0 absent, -1 uncertain, null where it is not mentioned. A struct,
+because Hugging Face datasets reads no maps."""
+SIDES = pa.struct([(name, pa.string()) for name in CHEXPERT])
+"""On which side: left, right, both, or null where that is not said."""
 
 STUDIES_SCHEMA = pa.schema(
     [
@@ -131,18 +151,25 @@ STUDIES_SCHEMA = pa.schema(
         ("report", pa.string()),
         ("findings", pa.string()),
         ("impression", pa.string()),
-        ("labels", pa.map_(pa.string(), pa.int8())),
+        ("labels", LABELS),
     ]
 )
-"""studies/split=…/part-*.parquet: one row a study."""
+"""studies/data/split=…/part-*.parquet: one row a study. The split is in the folder's name only: as a column of the
+files as well it would break pandas."""
 
-LABELS = pa.struct([(name, pa.int8()) for name in CHEXPERT])
-"""What a report says of each observation: 1 present, 0 absent, -1 uncertain, null where it is not mentioned."""
-SIDES = pa.struct([(name, pa.string()) for name in CHEXPERT])
-"""On which side: left, right, both, or null where that is not said."""
-
-FAILED_SCHEMA = STUDIES_SCHEMA.append(pa.field("split", pa.string())).append(pa.field("error", pa.string()))
-"""failed.parquet: the studies that could not be used, and why; itself a source that any job accepts."""
+FAILED_SCHEMA = pa.schema(
+    [
+        pa.field("study_id", pa.string(), nullable=False),
+        ("subject_id", pa.string()),
+        ("views", pa.list_(pa.struct([*_FILM, ("uri", pa.string())]))),
+        ("split", pa.string()),
+        ("error", pa.string()),
+        ("source", pa.string()),
+        ("format", pa.string()),
+    ]
+)
+"""failed.parquet: the studies that could not be used, and why. It has no text and no films; as a source it reads them
+again from `source`, the archive or table (an absolute path) that the job read as `format`."""
 
 FILMS_FAILED_SCHEMA = pa.schema(
     [

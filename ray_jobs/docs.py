@@ -34,7 +34,7 @@ Every setting of a config file, with its default. `megpt JOB --help` lists those
   all jobs.
 - **Changes the result**: with *yes*, another value on an existing output is refused, because it would give other
   results. With *no*, it may change between two starts of a job. *By contents* is a path: it may move, but what it holds
-  may not change.
+  may not change. Only the `source` or `studies` of `prepare` and `generate` stays where it is and may grow.
 - Editors that know `yaml-language-server` complete and check a config that begins with
   `# yaml-language-server: $schema=PATH/TO/megpt/configs/schema.json`.
 """

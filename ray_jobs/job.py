@@ -13,8 +13,10 @@
 
 What every job promises follows from this order. Nothing is written before `claim`, and the dry run ends there, after it
 has met every error that the run would meet before its work. `_SUCCESS` is written last: a folder that has it is whole,
-and a folder without it is resumed. An InputError inside the claim deletes a folder without finished work (`kept`), so
-exit code 2 leaves nothing behind and the next try may use another config.
+and a folder without it is resumed. A job that `grows` also plans on a finished output; new studies in its source make
+it unfinished again, so that `_SUCCESS` means all that the source held at the last start. An InputError inside the claim
+deletes a folder without finished work (`kept`), so exit code 2 leaves nothing behind and the next try may use another
+config.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class Job:
     """Keys and sections of the config that the job reads; `output` and `cluster` go without saying."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Paths that must be set, beside `output`."""
+    grows: ClassVar[bool] = False
+    """Whether a finished output takes up what is new in the source; `plan` then says so and removes `_SUCCESS`."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -73,7 +77,7 @@ class Job:
 
     def _rehearse(self) -> None:
         output = inspect(str(self.config.output), job=self.name, identity=self.identity())
-        if output.done:
+        if output.done and not self.has_grown(output.path):
             self.nothing_to_do(output)
             return
         if (demand := self.demand()) is not None:
@@ -82,11 +86,12 @@ class Job:
 
     def _perform(self) -> None:
         with claim(self.config.output, job=self.name, identity=self.identity(), config=self.config) as output:
-            if output.done:
-                self.nothing_to_do(output)
-                return
             try:
-                summary = self._produce(output)
+                left = self.plan(output.path) if self.grows or not output.done else False
+                if output.done and not left:
+                    self.nothing_to_do(output)
+                    return
+                summary = self._produce(output, left)
             except Exception as error:
                 known = known_failure(error, str(output.path)) or error
                 if isinstance(known, InputError) and not self.kept(output.path):
@@ -97,9 +102,8 @@ class Job:
         self.tell(output.path, summary)
         self.verdict(output.path, summary)
 
-    def _produce(self, output: Output) -> dict[str, Any]:
-        self.began = time.monotonic()
-        if self.plan(output.path):
+    def _produce(self, output: Output, left: bool) -> dict[str, Any]:
+        if left:
             demand = self.demand()
             with cluster(self.config.cluster) if demand else contextlib.nullcontext():
                 if demand:
@@ -143,8 +147,12 @@ class Job:
         return self.config.cluster
 
     def plan(self, folder: Path) -> bool:
-        """Decide what to do, once per output; returns whether any of it is left."""
+        """Decide what to do; returns whether any of it is left."""
         return True
+
+    def has_grown(self, folder: Path) -> bool:
+        """Whether a finished output would take up anything; writes nothing."""
+        return False
 
     def work(self, folder: Path) -> None:
         """Do what is left."""

@@ -5,9 +5,9 @@
 The archive's studies are streamed into a shard list on disk (megpt/data/shards.py). Each task of Ray Data takes one
 shard of it and writes that shard's files (megpt/data/prepare.py). Only shards' names and counts pass through Ray, so
 memory does not depend on the archive. A killed job is resumed by the same command, which prepares the shards that are
-left.
+left, and takes up the studies that the archive has got since (megpt/data/growth.py).
 
-OUT/split=…/part-*.parquet, failed.parquet, films_failed.parquet, run.json and _SUCCESS.
+OUT/data/split=…/part-*.parquet, README.md, failed.parquet, films_failed.parquet, run.json and _SUCCESS.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import ray.data
 
 from megpt.config import ClusterConfig
+from megpt.data.growth import Intake, choice_of
 from megpt.data.listing import line
 from megpt.data.prepare import (
     FAILED,
@@ -33,6 +34,7 @@ from megpt.data.prepare import (
     WORK,
     clear,
     count_left_out,
+    describe,
     list_shards,
     marks,
     merge_failed,
@@ -43,6 +45,7 @@ from megpt.data.prepare import (
 from megpt.data.shards import Shard, ShardList
 from megpt.data.sources import open_source
 from megpt.data.studies import Listed
+from megpt.data.superseded import drop_superseded, failed_ids
 from megpt.errors import InputError, TooManyFailed
 from megpt.output import write_json
 from megpt.progress import Progress, log
@@ -58,51 +61,73 @@ LIST = Path(WORK) / "plan"
 class Prepare(Job):
     name = "prepare"
     reads = (
-        *("source", "limit", "seed", "prepare"),
+        *("source", "ids", "retry", "limit", "seed", "prepare"),
         *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
-        *("data.roots", "data.max_pixels"),
+        *("data.roots", "data.changed", "data.max_pixels"),
         *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("source",)
+    grows = True
 
     def open(self) -> None:
         self.source = open_source(str(self.config.source), data=self.config.data)
+        self.choice = choice_of(self.config)
 
     def inputs(self) -> dict[str, Any]:
-        found = self.source
-        return {"source": {"path": str(found.root), "format": found.format, "fingerprint": found.fingerprint()}}
+        """Which archive, but not what it holds: it may grow."""
+        return {"source": {"path": str(self.source.root), "format": self.source.format}}
 
     def demand(self) -> ClusterConfig:
         return one_cpu(self.config.cluster)
 
     def preview(self, folder: Path) -> None:
-        self.source.keep_in(folder.absolute(), write=False)
-        with tempfile.TemporaryDirectory() as scratch:
-            shards = ShardList.load(folder / LIST) or self._list(Path(scratch) / "plan", self._studies())
-            log(f"prepare: {line(shards.notes, shards.segments)}")
-        left = sum(shard.studies for shard in unfinished(folder, shards))
+        shards = ShardList.load(folder / LIST)
+        left = sum(shard.studies for shard in unfinished(folder, shards)) if shards else 0
+        left += self._beyond(folder)
         log(f"prepare: would read {left} studies ({self.source.format}) of {self.source.root} into {folder}")
+
+    def has_grown(self, folder: Path) -> bool:
+        return self._beyond(folder) > 0
+
+    def _beyond(self, folder: Path) -> int:
+        """How many studies the archive holds, of those that are wanted, beyond the list."""
+        self.source.keep_in(folder.absolute(), write=False)
+        if ShardList.load(folder / LIST) is None:
+            with tempfile.TemporaryDirectory() as scratch:
+                first = self._list(Path(scratch) / "plan", self._studies(), self._intake(folder))
+            log(f"prepare: {line(first.notes, first.splits().items())}")
+            return first.studies
+        with self._intake(folder) as intake:
+            return sum(1 for _ in intake.studies(self._studies(), where=str(self.source.root)))
+
+    def _intake(self, folder: Path) -> Intake:
+        base = ShardList.load(folder / LIST)
+        failed = failed_ids(folder, base) if base and self.config.retry else frozenset[str]()
+        return Intake(base, self.choice, output=folder, failed=failed)
 
     def plan(self, folder: Path) -> bool:
         place = folder.absolute() / LIST  # the tasks, which read it, start in folders of their own
-        shards = ShardList.load(place)
-        if shards is None:
-            self.source.keep_in(folder.absolute())
-            studies = self._studies()
-            log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
-            shards = self._list(place, studies)
-            log(f"prepare: {line(shards.notes, shards.segments)}")
-            if twice := shards.notes["patients_in_two_splits"]:
-                log(f"prepare: {twice} patients are in more than one of the archive's own splits")
+        self.source.keep_in(folder.absolute())
+        studies = self._studies()
+        log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
+        with self._intake(folder) as intake:
+            shards = self._list(place, studies, intake)
+        if intake.new:
+            log(f"prepare: {line(shards.notes, shards.splits().items())}")
+        for text in intake.lines():
+            log(f"prepare: {text}")
+        if intake.new and (twice := shards.notes["patients_in_two_splits"]):
+            log(f"prepare: {twice} patients are in more than one of the archive's own splits")
+        drop_superseded(folder, shards)
         self.shards, self.left = shards, unfinished(folder, shards)
         return bool(self.left)
 
-    def _list(self, folder: Path, studies: Iterator[Listed]) -> ShardList:
+    def _list(self, folder: Path, studies: Iterator[Listed], intake: Intake) -> ShardList:
         size, seed = self.config.prepare.shard_size, self.config.seed
-        return list_shards(folder, studies, shard_size=size, seed=seed, source=self.source)
+        return list_shards(folder, studies, shard_size=size, seed=seed, source=self.source, intake=intake)
 
     def _studies(self) -> Iterator[Listed]:
-        studies = itertools.islice(self.source.listed(), self.config.limit)
+        studies = iter(self.source.listed())
         if (first := next(studies, None)) is None:
             self.source.check(reports=0, labels=0)
             raise InputError(
@@ -146,6 +171,7 @@ class Prepare(Job):
             raise self._nothing_readable(counts["studies"], reasons)
         merge_failed(folder, shards)
         merge_failed_films(folder, shards)
+        describe(folder)
         tree = {
             "job": "prepare",
             "format": self.source.format,

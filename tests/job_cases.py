@@ -47,9 +47,8 @@ CASES = {
         bad=("source=nowhere", "no archive at nowhere"),
         unread="model.llm=x",
         changed=("prepare.image_size=24", "prepare.image_size: 32 → 24"),
-        spoil=lambda here: add_study(here / "archive"),
         began=".work/done/*.json",
-        results=("split=*/*.parquet", "failed.parquet"),
+        results=("data/split=*/*.parquet", "README.md"),
     ),
     "fit-prompts": Case(
         ("studies=studies", "fit_prompts.num_clusters=2", *ENCODER),
@@ -79,7 +78,6 @@ CASES = {
         bad=("generate.split=test", "no stud"),
         unread="prompts=x",
         changed=("generate.num_beams=2", "generate.num_beams: 3 → 2"),
-        spoil=lambda here: write_studies(here / "studies", "train", make_studies(13), 0),
         began="reports/*.parquet",
         results=("reports/*.parquet", "failed.parquet"),
     ),

@@ -27,7 +27,7 @@ from megpt.settings import Leaf, Section, covers, leaves
 from ray_jobs.docs import job_reads
 
 INDIFFERENT = {
-    "output",
+    *("output", "ids", "retry", "data.changed"),
     *("cluster.num_workers", "cluster.gpus_per_worker", "cluster.cpus_per_worker", "cluster.wait_s"),
     *("prepare.max_failed_fraction", "prepare.max_failed_films_fraction"),
     *("train.zero_stage", "train.deepspeed", "train.micro_batch_size", "train.loss_chunk"),
@@ -64,7 +64,7 @@ def another(leaf: Leaf) -> Any:
     """A valid value of the setting that is not its default."""
     if leaf.key in ANOTHER:
         return ANOTHER[leaf.key]
-    choices = leaf.schema.get("enum") or ()
+    choices = leaf.schema.get("enum") or [kind["const"] for kind in leaf.schema.get("anyOf", ()) if "const" in kind]
     if choices:
         return next(choice for choice in choices if choice != leaf.default)
     if isinstance(leaf.default, bool):

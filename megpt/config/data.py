@@ -83,6 +83,8 @@ class DataConfig(Section):
     """The part of a report that is learnt and scored."""
     max_views: Positive | None = None
     """Largest number of films used per study, in the archive's order; all of them by default."""
+    changed: Annotated[Literal["keep", "redo"], Indifferent] = "keep"
+    """Whether a study whose films have changed since it was done is left as it is (`keep`) or done again (`redo`)."""
     max_pixels: Positive = 200_000_000
     """A film that declares more pixels is refused before it is decoded (a decompression bomb)."""
     study_id: Literal["uid", "hash", "accession"] = "uid"

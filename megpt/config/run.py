@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import PrivateAttr, ValidationError
@@ -62,6 +62,10 @@ class Config(Section):
     """Reports to score against: a file of the same kinds, a studies/ table, or R2Gen's or ReXrank's JSON."""
     training: Annotated[str | None, Fingerprinted] = None
     """Training reports for the constant baseline and `+unkN`, from the same kinds of file; else those of `studies`."""
+    ids: Annotated[str | None, Indifferent] = None
+    """Use these studies only: a file with one study id per line, or CSV or Parquet with a column `study_id`."""
+    retry: Annotated[Literal["failed"] | None, Indifferent] = None
+    """`failed` does the studies that failed in `output` again, into the same table."""
     limit: Positive | None = None
     """Use the first N studies only (`--limit N`)."""
     cluster: Annotated[ClusterConfig, Indifferent] = ClusterConfig()

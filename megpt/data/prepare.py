@@ -1,10 +1,12 @@
 """`prepare`, shard by shard: the studies of an archive in, one file of a studies/ table per shard out.
 
-    OUT/split=train/part-00000.parquet    the studies of shard train-00000, with their films
+    OUT/data/split=train/part-00000.parquet   the studies of shard train-00000, with their films
     OUT/.work/plan/                       the shard list (megpt/data/shards.py)
     OUT/.work/failed/train-00000.parquet  its unreadable studies, merged into OUT/failed.parquet at the end
     OUT/.work/films/train-00000.parquet   its unreadable films, merged into OUT/films_failed.parquet at the end
     OUT/.work/done/train-00000.json       the mark: the shard is done; holds its counts
+
+OUT/.work stays when the job has finished: the next start takes up what is new (megpt/data/growth.py).
 
 Order of writes: the failed films and studies, the table's file, then the mark. All appear whole, by renames, and
 preparing a shard again gives the same files. So a kill between any two of them is harmless: a shard without a mark is
@@ -14,57 +16,55 @@ prepared again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from megpt.config import PrepareConfig
+from megpt.data.card import write_card
+from megpt.data.growth import Intake
 from megpt.data.listing import Tally
-from megpt.data.prepared_films import prepare_study, without_members
-from megpt.data.shards import (
-    LIST_SCHEMA,
-    Shard,
-    ShardList,
-    ShardListWriter,
-    digest,
-    from_row,
-    scratch,
-    to_row,
-    unique,
-)
+from megpt.data.prepared_films import prepare_study
+from megpt.data.shards import LIST_SCHEMA, Shard, ShardList, ShardListWriter, from_row, to_row
 from megpt.data.sources.base import Source, check_mounted
+from megpt.data.splits import SplitAssigner
 from megpt.data.studies import (
+    DATA,
     Listed,
     RowWriter,
     open_parquet,
     part_path,
     read_rows,
     split_folders,
+    study_files,
     with_films,
     write_rows,
 )
 from megpt.errors import InputError
 from megpt.films.decode import MISSING, UnreadableFilm
 from megpt.output import write_aside
-from megpt.study import FAILED_SCHEMA, FILMS_FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
+from megpt.study import FAILED_SCHEMA, FILMS_FAILED_SCHEMA, STUDIES_SCHEMA, View
 
 WORK, FAILED, FILMS_FAILED, LEFT_OUT = ".work", "failed.parquet", "films_failed.parquet", "left_out.parquet"
-# An archive without splits is divided by patient, so that no patient is in two of them.
-SHARES = (("train", 0.8), ("val", 0.9), ("test", 1.0))
 
 
 def list_shards(
-    folder: Path, studies: Iterable[Listed], *, shard_size: int, seed: int, source: Source | None = None
+    folder: Path,
+    studies: Iterable[Listed],
+    *,
+    shard_size: int,
+    seed: int,
+    source: Source | None = None,
+    intake: Intake | None = None,
 ) -> ShardList:
-    """Stream the archive's studies into a list of shards by split.
+    """Stream the archive's studies, or what `intake` chooses of them, into a list of shards by split.
 
     Its notes are `split_by` (archive: the archive has splits; patient: by hash of the patient's id; none: all is
     `test`, because there are no reports), `patients_in_two_splits`, which counts the archive's own overlaps, and what
-    `megpt.data.listing.Tally` counted.
+    `megpt.data.listing.Tally` counted. A list that grows keeps its first rule, and a patient's new studies go where the
+    earlier ones are.
 
     Args:
         source: the archive that the studies are from; it may refuse what it found.
@@ -72,12 +72,13 @@ def list_shards(
     Raises:
         InputError: two studies with one id, a study without an id, no studies, or tables that nothing has read.
     """
-    assigner, found = _SplitAssigner(seed), Tally(source)
+    intake, found = intake or Intake(), Tally(source)
+    assigner = SplitAssigner(seed, intake.base)
     unknown = folder / "unknown.parquet"
-    with ShardListWriter(folder, shard_size) as writer, contextlib.closing(assigner):
+    with ShardListWriter(folder, shard_size, intake.base) as writer, contextlib.closing(assigner):
 
         def without_split() -> Iterator[dict[str, Any]]:
-            for listed in unique(found.counted(studies)):
+            for listed in intake.studies(found.counted(studies)):
                 assigner.see(listed.study)
                 if listed.study.split:
                     writer.add(listed, listed.study.split)
@@ -91,45 +92,10 @@ def list_shards(
             split = assigner.split_of(row["subject_id"] or row["study_id"])
             writer.add(from_row(row, split=split), split)
         unknown.unlink()
-        if not writer.studies:
+        if not writer.studies and intake.base is None:
             raise InputError("the archive lists no studies", next="check source=PATH and data.format")
-        return writer.finish(**assigner.notes(), **found.notes())
-
-
-class _SplitAssigner:
-    """The split of each patient: the archive's own, or else one that the seed chooses."""
-
-    def __init__(self, seed: int):
-        self.seed, self.has_reports = seed, False
-        self._patients = scratch("CREATE TABLE patients (id BLOB PRIMARY KEY, split TEXT, twice INT) WITHOUT ROWID")
-
-    def see(self, study: Study) -> None:
-        """Take note of a study's split, and of whether it has a report."""
-        self.has_reports = self.has_reports or bool(study.report or study.findings or study.impression)
-        if study.split:
-            self._patients.execute(
-                "INSERT INTO patients VALUES (?, ?, 0) "
-                "ON CONFLICT DO UPDATE SET twice = twice OR split != excluded.split",
-                (digest(study.subject_id or study.study_id), study.split),
-            )
-
-    def split_of(self, patient: str) -> str:
-        """The split of a patient whose study the archive does not place; call it after all studies were seen."""
-        known = self._patients.execute("SELECT split FROM patients WHERE id = ?", (digest(patient),)).fetchone()
-        if known:
-            return str(known[0])
-        if not self.has_reports:
-            return "test"
-        position = hashlib.blake2b(f"{self.seed}:{patient}".encode(), digest_size=8).digest()
-        return next(split for split, share in SHARES if int.from_bytes(position) / 2**64 < share)
-
-    def notes(self) -> dict[str, Any]:
-        placed, twice = self._patients.execute("SELECT count(*), total(twice) FROM patients").fetchone()
-        split_by = "archive" if placed else "patient" if self.has_reports else "none"
-        return {"split_by": split_by, "patients_in_two_splits": int(twice)}
-
-    def close(self) -> None:
-        self._patients.close()
+        origin = dict(zip(("source", "format"), source.origin, strict=True)) if source else {}
+        return intake.commit(writer, **assigner.notes() | found.notes() | origin)
 
 
 def prepare_shard(
@@ -141,7 +107,7 @@ def prepare_shard(
         MegptError: the disk is full or not writable, or films are missing because the archive is not mounted on this
             machine.
     """
-    mark = _mark(out, shard)
+    mark = mark_path(out, shard)
     if mark.exists():
         return dict(json.loads(mark.read_text()))
     counts: Counter[str] = Counter(studies=shard.studies, failed=0, films=0, films_dropped=0)
@@ -157,7 +123,7 @@ def prepare_shard(
             except UnreadableFilm as error:
                 counts["failed"] += 1
                 reasons[error.reason] += 1
-                failed.append({**without_members(study).to_row(), "split": shard.split, "error": error.reason})
+                failed.append(study.failed_row(error.reason))
                 continue
             finally:
                 bad_films.extend(
@@ -170,16 +136,16 @@ def prepare_shard(
 
     # The table's file gets its name only after the failed studies are on disk.
     path = part_path(out, shard.split, shard.number)
-    with write_aside(path) as temporary:
+    with write_aside(path, aside=out) as temporary:
         with RowWriter(temporary, STUDIES_SCHEMA) as writer:
             for row in usable():
                 writer.write(row)
         if MISSING in reasons:
             check_mounted(archive)
         if bad_films:
-            write_rows(_films_part(out, shard), bad_films, FILMS_FAILED_SCHEMA)
+            write_rows(films_part(out, shard), bad_films, FILMS_FAILED_SCHEMA)
         if failed:
-            write_rows(_failed_part(out, shard), failed, FAILED_SCHEMA)
+            write_rows(failed_part(out, shard), failed, FAILED_SCHEMA)
     if counts["failed"] == shard.studies:
         path.unlink()
     content = {**counts, "split": shard.split, "reasons": dict(reasons)}
@@ -190,26 +156,34 @@ def prepare_shard(
 
 def unfinished(out: Path, shards: ShardList) -> list[Shard]:
     """The shards that no earlier run has marked as done."""
-    return [shard for shard in shards if not _mark(out, shard).exists()]
+    return [shard for shard in shards if not mark_path(out, shard).exists()]
 
 
 def marks(out: Path, shards: ShardList) -> Iterator[dict[str, Any]]:
     """The marks of all shards that are done."""
     for shard in shards:
-        if (mark := _mark(out, shard)).exists():
+        if (mark := mark_path(out, shard)).exists():
             yield json.loads(mark.read_text())
 
 
 def merge_failed(out: Path, shards: ShardList) -> Path:
-    """All failed studies in one manifest, OUT/failed.parquet; it is empty if nothing failed."""
-    parts = (_failed_part(out, shard) for shard in shards)
-    write_rows(out / FAILED, (row for part in parts if part.exists() for row in read_rows(part)), FAILED_SCHEMA)
+    """All failed studies in one list, OUT/failed.parquet; it is empty if nothing failed."""
+    parts = (failed_part(out, shard) for shard in shards)
+    rows = (row for part in parts if part.exists() for row in read_rows(part))
+    origin = {name: shards.notes.get(name) for name in ("source", "format")}
+    write_rows(out / FAILED, ({**row, **origin} for row in rows), FAILED_SCHEMA)
     return out / FAILED
+
+
+def describe(out: Path) -> None:
+    """OUT/README.md, which names the files of each split that has any."""
+    splits = {split: f"{DATA}/split={split}/*.parquet" for split, _ in study_files(out)}
+    write_card(out, splits, title="Studies", about="Chest X-ray studies: films, reports and labels, one row per study.")
 
 
 def merge_failed_films(out: Path, shards: ShardList) -> Path:
     """All unreadable films in OUT/films_failed.parquet, also those of failed studies; it is empty if there are none."""
-    parts = (_films_part(out, shard) for shard in shards)
+    parts = (films_part(out, shard) for shard in shards)
     rows = (row for part in parts if part.exists() for row in read_rows(part))
     write_rows(out / FILMS_FAILED, rows, FILMS_FAILED_SCHEMA)
     return out / FILMS_FAILED
@@ -224,22 +198,24 @@ def count_left_out(out: Path) -> int:
 
 
 def clear(out: Path) -> None:
-    """Remove what only a running job needs, and what killed jobs left behind."""
-    shutil.rmtree(out / WORK, ignore_errors=True)
-    for leftover in (*out.glob(".*.tmp"), *out.glob("split=*/.*.tmp")):
+    """Remove what killed jobs left behind."""
+    for leftover in (*out.glob(".*.tmp"), *out.glob(f"{WORK}/*/.*.tmp")):
         leftover.unlink(missing_ok=True)
     for folder in split_folders(out):
         if not any(folder.iterdir()):  # none of the split's studies could be read
             folder.rmdir()
 
 
-def _mark(out: Path, shard: Shard) -> Path:
+def mark_path(out: Path, shard: Shard) -> Path:
+    """The file that says that a shard is done."""
     return out / WORK / "done" / f"{shard.name}.json"
 
 
-def _failed_part(out: Path, shard: Shard) -> Path:
+def failed_part(out: Path, shard: Shard) -> Path:
+    """The file of a shard's unreadable studies."""
     return out / WORK / "failed" / f"{shard.name}.parquet"
 
 
-def _films_part(out: Path, shard: Shard) -> Path:
+def films_part(out: Path, shard: Shard) -> Path:
+    """The file of a shard's unreadable films."""
     return out / WORK / "films" / f"{shard.name}.parquet"

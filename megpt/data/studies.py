@@ -1,10 +1,11 @@
 """studies/: the Parquet table that every job after `prepare` reads.
 
-    studies/split=train/part-00000.parquet   …   one row per study, schema `megpt.study.STUDIES_SCHEMA`
+    studies/data/split=train/part-00000.parquet   …   one row per study, schema `megpt.study.STUDIES_SCHEMA`
 
-Each file is written whole or not at all. Rows are streamed in both directions: a row group is closed at 64 MiB or
-20,000 rows, whichever comes first, so memory does not depend on the size of the table, and a look-up by id reads one
-group. All Parquet files of `megpt.data` and `megpt.generation` are opened here.
+`data/` holds nothing else, not even the temporary file of a writer, so that any reader of Parquet opens it
+(docs/outputs.md). Each file is written whole or not at all. Rows are streamed in both directions: a row group is closed
+at 64 MiB or 20,000 rows, whichever comes first, so memory does not depend on the size of the table, and a look-up by id
+reads one group. All Parquet files of `megpt.data` and `megpt.generation` are opened here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from megpt.errors import InputError, MegptError
 from megpt.output import write_aside
 from megpt.study import SPLITS, STUDIES_SCHEMA, Study
 
+DATA = "data"
 ROW_GROUP_ROWS = 20_000
 ROW_GROUP_BYTES = 64 * 2**20
 READ_ROWS = 64
@@ -33,11 +35,15 @@ COMPRESSION = {"compression": "zstd", "compression_level": 3}
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A study as an archive lists it. If its films are inside a table, `file` and `row` say where."""
+    """A study as an archive lists it. If its films are inside a table, `file` and `row` say where.
+
+    `state` changes with its films (`megpt.data.growth.film_state`); it is empty before anyone has looked at them.
+    """
 
     study: Study
     file: str | None = None
     row: int = 0
+    state: bytes = b""
 
 
 class RowWriter:
@@ -56,7 +62,7 @@ class RowWriter:
     def write(self, row: dict[str, Any]) -> None:
         self._pending.append(row)
         self.rows += 1
-        self._bytes += sum(len(v["bytes"] or b"") for v in row.get("views") or ())
+        self._bytes += sum(len(v.get("bytes") or b"") for v in row.get("views") or ())
         if len(self._pending) >= self.group_rows or self._bytes >= ROW_GROUP_BYTES:
             self._flush()
 
@@ -76,22 +82,27 @@ class RowWriter:
 
 
 def write_rows(
-    path: str | Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, *, group_rows: int = ROW_GROUP_ROWS
+    path: str | Path,
+    rows: Iterable[dict[str, Any]],
+    schema: pa.Schema,
+    *,
+    group_rows: int = ROW_GROUP_ROWS,
+    aside: Path | None = None,
 ) -> int:
     """Stream rows into one Parquet file, whole or absent; returns how many there were."""
-    with write_aside(path) as temporary, RowWriter(temporary, schema, group_rows=group_rows) as writer:
+    with write_aside(path, aside=aside) as temporary, RowWriter(temporary, schema, group_rows=group_rows) as writer:
         for row in rows:
             writer.write(row)
     return writer.rows
 
 
 def part_path(folder: str | Path, split: str, part: int) -> Path:
-    return Path(folder) / f"split={split}" / f"part-{part:05d}.parquet"
+    return Path(folder) / DATA / f"split={split}" / f"part-{part:05d}.parquet"
 
 
 def split_folders(folder: Path) -> list[Path]:
-    """The folders of a table's splits, sorted."""
-    return sorted(folder.glob("split=*"))
+    """The folders of a table's splits, sorted; `folder` may be `data/` itself, or a table written by megpt 0.1."""
+    return sorted(folder.glob(f"{DATA}/split=*")) or sorted(folder.glob("split=*"))
 
 
 def write_studies(folder: str | Path, split: str, studies: Iterable[Study], part: int) -> Path:
@@ -105,7 +116,7 @@ def write_studies(folder: str | Path, split: str, studies: Iterable[Study], part
         MegptError: the disk is full or cannot be written.
     """
     path = part_path(folder, split, part)
-    write_rows(path, (study.to_row() for study in studies), STUDIES_SCHEMA)
+    write_rows(path, (study.to_row() for study in studies), STUDIES_SCHEMA, aside=Path(folder))
     return path
 
 
@@ -121,12 +132,13 @@ def study_files(folder: str | Path, split: str = "all") -> list[tuple[str, Path]
     if not folder.is_dir():
         raise InputError(f"no studies/ table at {folder}", next="run `megpt prepare` first, or set studies=PATH")
     wanted = SPLITS if split == "all" else (split,)
-    files = [(name, path) for name in wanted for path in sorted((folder / f"split={name}").glob("*.parquet"))]
+    found = {place.name.removeprefix("split="): sorted(place.glob("*.parquet")) for place in split_folders(folder)}
+    files = [(name, path) for name in wanted for path in found.get(name, ())]
     if not files:
-        present = [p.name.removeprefix("split=") for p in split_folders(folder) if any(p.glob("*.parquet"))]
+        present = [name for name, paths in found.items() if paths]
         raise InputError(
             f"no studies of split {split!r} in {folder}" if present else f"{folder} is not a studies/ table",
-            cause=f"it holds: {', '.join(present)}" if present else "it has no split=train|val|test/*.parquet",
+            cause=f"it holds: {', '.join(present)}" if present else "it has no data/split=train|val|test/*.parquet",
             next="choose another split" if present else "run `megpt prepare` first, or set studies=PATH",
         )
     return files
@@ -186,27 +198,28 @@ def with_films(studies: Iterable[Listed]) -> Iterator[Study]:
         MegptError: a table has changed since the studies were listed.
     """
     file: str | None = None
-    rows, films = range(0), cast(Any, None)
+    rows, group_rows = range(0), cast(Any, None)
     members = Members()
     for listed in studies:
         if listed.file is None:
             yield members.fetched(listed.study)
             continue
         if listed.file != file or listed.row not in rows:
-            file, films = listed.file, None  # the old row group is freed before the new one is read
+            file, group_rows = listed.file, None  # the old row group is freed before the new one is read
             with open_parquet(Path(file)) as table:
                 group, rows = next((found for found in _row_groups(table) if listed.row in found[1]), (-1, range(0)))
                 if group >= 0:
-                    films = table.read_row_group(group, columns=["views"]).column("views")
-        stored = (films[listed.row - rows.start].as_py() or []) if listed.row in rows else []
-        if len(stored) != len(listed.study.views):
+                    group_rows = table.read_row_group(group, columns=["study_id", "views"])
+        ((stored),) = group_rows.slice(listed.row - rows.start, 1).to_pylist() if listed.row in rows else [{}]
+        films = stored.get("views") or []
+        if stored.get("study_id") != listed.study.study_id or len(films) != len(listed.study.views):
             raise MegptError(
                 f"{file} does not have the films of study {listed.study.study_id!r}",
                 where=f"row {listed.row}",
                 cause="the table has changed since this job was started",
                 next="choose another output=PATH, which starts over",
             )
-        views = zip(listed.study.views, stored, strict=True)
+        views = zip(listed.study.views, films, strict=True)
         yield members.fetched(
             replace(listed.study, views=tuple(replace(view, data=film["bytes"]) for view, film in views))
         )

@@ -155,6 +155,8 @@ def fingerprint(path: str | Path) -> str:
     files = [path] if path.is_file() else sorted(path.glob("**/*.parquet"))
     if path.is_dir() and (path / "reports").is_dir():
         files = prediction_files(path)
+    # Of a studies/ table the studies only: its plan and its failures lie beside them.
+    files = [part for part in files if part.parent.name.startswith("split=")] or files
     digest = hashlib.sha256()
     for part in files:
         with part.open("rb") as file:

@@ -1,14 +1,16 @@
 """predictions/: the output folder of a generation run.
 
-    OUT/plan/                           the shard list (megpt/data/shards.py), written once, at the first start
+    OUT/plan/                           the shard list (megpt/data/shards.py); each start adds what is new
     OUT/reports/part-000000.parquet …   one row per study, `megpt.study.PREDICTIONS_SCHEMA`; one file per shard
+    OUT/README.md                       the dataset card
     OUT/failed.parquet                  the studies without a report: a list that can be used as `source`
     OUT/run.json                        config, decoding, versions, counts, seconds
     OUT/launches.jsonl                  a line per start of the job
 
 Order of writes: the shard list; each shard's file, whole, by a rename after its rows are on disk; failed.parquet and
 run.json when all files are there; `_SUCCESS` last, by the job. So a shard is done if its file exists, and nothing else
-has to be true: after a kill, the shards without a file are still to do.
+has to be true: after a kill, the shards without a file are still to do. A study that is listed again, in a new shard,
+is first taken out of its earlier shard's file (megpt/data/growth.py).
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from megpt import __version__
 from megpt.data import listing
-from megpt.data.shards import ShardList, ShardListWriter, unique
+from megpt.data.card import write_card
+from megpt.data.growth import Intake
+from megpt.data.shards import ShardList, ShardListWriter
 from megpt.data.sources import Source
-from megpt.data.studies import Listed, open_parquet, read_rows, with_films, write_rows
+from megpt.data.studies import Listed, open_parquet, read_rows, write_rows
 from megpt.errors import InputError, MegptError
+from megpt.generation.run_status import RunStatus
 from megpt.output import SUCCESS, is_locked, write_aside
 from megpt.study import FAILED_SCHEMA, PREDICTIONS_SCHEMA
 
@@ -61,37 +65,42 @@ class Predictions:
         return None if shards is None else cls(folder, shards)
 
     @classmethod
-    def create(cls, folder: Path, source: Source, *, split: str, limit: int | None, shard_size: int) -> Predictions:
-        """Write the shard list of a first start.
+    def create(
+        cls, folder: Path, source: Source, *, split: str, shard_size: int, intake: Intake | None = None
+    ) -> Predictions:
+        """Write the shard list of a first start, or add to an earlier one what `intake` chooses.
 
         Raises:
             InputError: no study of that split, two studies with one id, or a study without an id.
         """
-        found, splits = listing.Tally(source), Counter[str]()
-        studies = unique(islice(_of_split(found.counted(source.listed()), split), limit), where=str(source.root))
-        with ShardListWriter(folder / LIST, shard_size) as writer:
-            for listed in studies:
-                splits[listed.study.split] += 1
+        intake, found = intake or Intake(), listing.Tally(source)
+        splits = Counter(intake.base.notes["splits"] if intake.base else {})
+        limit, new = intake.choice.limit, 0
+        studies = _of_split(found.counted(source.listed()), split)
+        with ShardListWriter(folder / LIST, shard_size, intake.base) as writer:
+            for listed in intake.studies(studies, where=str(source.root)):
+                splits[listed.study.split] += intake.new - new
+                new = intake.new
                 writer.add(listed)
+            held = writer.studies - intake.again + (intake.base.studies if intake.base else 0)
             # a limit ends the listing early, so that nothing is known of the rest
-            whole = limit is None or writer.studies < limit
+            whole = limit is None or held < limit
             if whole:
                 found.check()
-            if not writer.studies:
+            if not writer.studies and intake.base is None:
                 raise InputError(
                     f"no study of split {split!r} in {source.root}",
                     cause="the archive is empty, or its studies belong to other splits",
                     next="set generate.split=all",
                 )
-            notes = {**found.notes(), "taken": writer.studies, "whole": whole, "split": split, "splits": dict(splits)}
-            return cls(folder, writer.finish(**notes))
+            path, name = source.origin
+            notes = {**found.notes(), "whole": whole, "split": split, "splits": dict(splits)}
+            return cls(folder, intake.commit(writer, **notes | {"source": path, "format": name}))
 
     def said(self) -> list[str]:
         """What the archive holds, and how much of it is written: `597 of 4,991 studies, split=test`."""
         notes = self.shards.notes
-        if "found" not in notes:
-            return []
-        taken, held = int(notes["taken"]), int(notes["found"]["studies"])
+        taken, held = self.shards.studies, int(notes["found"]["studies"])
         amount = f"{taken:,} of {held:,} studies" if notes["whole"] else f"the first {taken:,} studies"
         return [listing.line(notes, notes["splits"].items()), f"{amount}, split={notes['split']}"]
 
@@ -105,8 +114,12 @@ class Predictions:
         return sorted(n for n in finished_shards(self.folder) if n < len(self.shards))
 
     def left(self) -> list[int]:
-        """The shards without a file, in order."""
-        return sorted(set(range(len(self.shards))) - finished_shards(self.folder))
+        """The shards without a file that have studies, in order."""
+        return sorted(set(self._used()) - finished_shards(self.folder))
+
+    def _used(self) -> list[int]:
+        """The shards of which not every study is superseded."""
+        return [number for number, shard in enumerate(self.shards) if shard.studies]
 
     def count(self, shards: Iterable[int]) -> int:
         """The number of studies in these shards."""
@@ -118,8 +131,29 @@ class Predictions:
 
     def write_shard(self, shard: int, rows: Iterable[dict[str, Any]]) -> Path:
         """Write the file of one shard, whole or not at all; the rows are in the order of its studies."""
-        write_rows(self.path(shard), rows, PREDICTIONS_SCHEMA)
+        write_rows(self.path(shard), rows, PREDICTIONS_SCHEMA, aside=self.folder)
         return self.path(shard)
+
+    def drop_superseded(self) -> None:
+        """Take the studies that are listed again out of the files of their earlier shards."""
+        for number, shard in enumerate(self.shards):
+            path = self.path(number)
+            if shard.studies == shard.rows or not path.exists():
+                continue
+            if not shard.studies:
+                path.unlink()
+                continue
+            with open_parquet(path) as file:
+                rows = file.metadata.num_rows
+            if rows != shard.studies:
+                wanted = {listed.study.study_id for listed in self.studies(number)}
+                self.write_shard(number, (row for row in read_rows(path) if row["study_id"] in wanted))
+
+    def failed_ids(self) -> frozenset[str]:
+        """The studies that have an error in place of a report, of the shards that are finished."""
+        numbers = [shard for shard in self.finished() if self.count_failed(shard)]
+        rows = (row for shard in numbers for row in read_rows(self.path(shard), ["study_id", "error"]))
+        return frozenset(row["study_id"] for row in rows if row["error"] is not None)
 
     def count_failed(self, shard: int) -> int:
         """Rows of one shard that have an error, from the file's footer if its statistics are there."""
@@ -139,6 +173,8 @@ class Predictions:
         reasons = self.check()
         counts = {"studies": self.shards.studies, **{name: reasons[name] for name in ("stop", "length", "error")}}
         self.write_failed()
+        about = "Machine-written reports of chest X-ray studies, one row per study."
+        write_card(self.folder, {REPORTS: f"{REPORTS}/*.parquet"}, title="Reports", about=about)
         tree = {
             "megpt": __version__,
             "job": "generate",
@@ -162,6 +198,8 @@ class Predictions:
         """
         reasons: Counter[str] = Counter()
         for shard, expected in enumerate(self.shards.study_ids()):
+            if not expected:
+                continue
             path, again = self.path(shard), "delete this one file and run the same command again"
             try:
                 rows = list(read_rows(path, ["study_id", "finish_reason"]))
@@ -178,18 +216,19 @@ class Predictions:
         return reasons
 
     def write_failed(self) -> int:
-        """Write failed.parquet, the studies without a report, with their films or uris; returns their number."""
+        """Write failed.parquet, the studies without a report; returns their number."""
         return write_rows(self.folder / FAILED, self._failed_rows(), FAILED_SCHEMA)
 
     def _failed_rows(self) -> Iterator[dict[str, Any]]:
-        for shard in range(len(self.shards)):
+        origin = {name: self.shards.notes[name] for name in ("source", "format")}
+        for shard in self._used():
             if not self.count_failed(shard):
                 continue
             rows = read_rows(self.path(shard), ["study_id", "error"])
             errors = {row["study_id"]: row["error"] for row in rows if row["error"] is not None}
-            failed = [listed for listed in self.studies(shard) if listed.study.study_id in errors]
-            for study in with_films(failed):
-                yield {**study.to_row(), "split": study.split, "error": errors[study.study_id]}
+            for listed in self.studies(shard):
+                if error := errors.get(listed.study.study_id):
+                    yield {**listed.study.failed_row(error), **origin}
 
     # ---- starts and status
 
@@ -230,37 +269,6 @@ class Predictions:
         return self.count(recent) / max(end - starts[-1], 1e-3)
 
 
-@dataclass(frozen=True)
-class RunStatus:
-    """Numbers of studies. `rate` is that of the last start, in studies per second; None before its first shard."""
-
-    total: int
-    done: int
-    failed: int
-    rate: float | None
-    state: str
-    """finished, running, or stopped."""
-
-    @property
-    def left(self) -> int:
-        return self.total - self.done
-
-    @property
-    def seconds_left(self) -> float | None:
-        return self.left / self.rate if self.rate else None
-
-    def lines(self) -> list[str]:
-        """The status in words."""
-        lines = [f"{self.state}: {self.done} of {self.total} studies done, {self.failed} failed, {self.left} left"]
-        if self.rate:
-            lines.append(f"rate: {self.rate:.1f} studies/s")
-        if self.left and self.rate and self.state == "running":
-            lines.append(f"time left: {duration(self.seconds_left or 0)}")
-        if self.state == "stopped":
-            lines.append("run the same command again: it resumes")
-        return lines
-
-
 def finished_shards(folder: Path) -> set[int]:
     """The numbers of the shards that have a file."""
     reports = folder / REPORTS
@@ -272,7 +280,7 @@ def finished_shards(folder: Path) -> set[int]:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of killed writers; only the process that has claimed the folder may call this."""
-    for pattern in (f"{REPORTS}/.*.tmp", f"{LIST}/.*.tmp", ".*.tmp"):
+    for pattern in (f"{LIST}/.*.tmp", ".*.tmp"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -280,12 +288,3 @@ def remove_leftovers(folder: Path) -> None:
 def read_run(folder: Path) -> dict[str, Any]:
     """The content of run.json."""
     return dict(json.loads((folder / RUN_JSON).read_text()))
-
-
-def duration(seconds: float) -> str:
-    """3725 → 1 h 02 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -215,6 +215,7 @@ def export(
     shapes: dict[str, torch.Size],
     samples: Samples,
     failed: dict[str, str],
+    origin: tuple[str, str],
 ) -> dict[str, Any]:
     """Write the Hugging Face folder from the best checkpoint by validation, or else from the newest one.
 
@@ -222,6 +223,7 @@ def export(
         model: with all weights in place; the checkpoint's replace those that were trained.
         shapes: of the trained parameters, as the model was built (the engine may have changed them).
         failed: study id → reason, of the films that could not be decoded during training.
+        origin: path and format of the source of the studies.
 
     Returns:
         The summary of the run, for `_SUCCESS`.
@@ -238,7 +240,7 @@ def export(
     scores = {"best_metric": best[1]} if best else None
     model.save_pretrained(output, state_dict=weights, scores=scores)  # pyrefly: ignore[not-callable]
     processor.save_pretrained(output)
-    rows = _failed_rows(samples, failed)
+    rows = [{**row, "source": origin[0], "format": origin[1]} for row in _failed_rows(samples, failed)]
     with write_aside(output / FAILED) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, FAILED_SCHEMA), temporary)
     return {
@@ -253,11 +255,11 @@ def export(
 
 
 def _failed_rows(samples: Samples, failed: dict[str, str]) -> list[dict[str, Any]]:
-    """Rows of FAILED_SCHEMA: films that were missing before training, and films found unreadable during it."""
+    """Rows of FAILED_SCHEMA without `source`: films missing before training, and films found unreadable during it."""
     rows = list(samples.failed)
     if failed:
         for index in range(len(samples)):
             study = samples.study(index)
             if study.study_id in failed:
-                rows.append({**study.to_row(), "split": "train", "error": failed[study.study_id]})
+                rows.append(study.failed_row(failed[study.study_id]))
     return rows

@@ -41,6 +41,7 @@ from megpt.training.samples import (
     require_same_on_every_worker,
     sample_folder,
     tokenizer_for,
+    training_origin,
     training_studies,
 )
 from megpt.training.schedule import Schedule
@@ -133,7 +134,13 @@ def train_loop(
         store.wait()
         with whole_model(engine) as whole:
             summary = broadcast(
-                export(whole, made.processor, store, output, shapes=shapes, samples=samples, failed=run.failed)
+                export(
+                    *(whole, made.processor, store, output),
+                    shapes=shapes,
+                    samples=samples,
+                    failed=run.failed,
+                    origin=training_origin(config),
+                )
                 if rank == 0
                 else None
             )

@@ -59,7 +59,7 @@ class Samples:
         num_tokens: label tokens of each sample, (N,).
         num_views: films of each sample, (N,).
         left_out: reason → number of studies that are not samples.
-        failed: rows of FAILED_SCHEMA, the studies left out because of their films.
+        failed: rows of FAILED_SCHEMA without `source`, the studies left out because of their films.
         fingerprint: 16 hex digits that depend on which studies these are, and how many films and tokens each has.
     """
 
@@ -162,7 +162,7 @@ def _write(
                 reason = MISSING_FILM if text else NO_TEXT
                 left_out[reason] = left_out.get(reason, 0) + 1
                 if text:
-                    failed.append({**study.to_row(), "split": study.split, "error": reason})
+                    failed.append(study.failed_row(reason))
             if kept:
                 writer.write_batch(_record_batch(kept, tokenize, data.max_views))
     return left_out, failed
@@ -230,6 +230,11 @@ def require_same_as_before(samples: Samples, meta: Mapping[str, Any]) -> None:
             cause="films have been removed from the archive since, or added to it",
             next="restore the archive and run the same command again, or set another output=PATH",
         )
+
+
+def training_origin(config: Config) -> tuple[str, str]:
+    """Path and format of what `training_studies` reads."""
+    return open_source(str(config.studies or config.source), data=config.data).origin
 
 
 def training_studies(config: Config) -> Iterator[Study]:

@@ -33,11 +33,21 @@ import ray
 from ray.util.annotations import RayDeprecationWarning
 
 from megpt.config import Config
+from megpt.data.growth import Intake, choice_of
+from megpt.data.shards import ShardList
 from megpt.data.sources import open_source
 from megpt.errors import InputError, MegptError, TooManyFailed, from_json
-from megpt.generation.predictions import FAILED, Predictions, finished_shards, remove_leftovers
+from megpt.generation.predictions import (
+    FAILED,
+    LIST,
+    Predictions,
+    finished_shards,
+    remove_leftovers,
+    studies_of_split,
+)
 from megpt.model.checkpoint.decoding import completed, described
 from megpt.model.checkpoint.fingerprint import is_hub_id, local_folder, pinned
+from megpt.output import SUCCESS
 from megpt.progress import Progress, log
 from ray_jobs.generate.watch import watched
 from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
@@ -59,18 +69,20 @@ def held_out(config: Config) -> Config:
 class Generate(Job):
     name = "generate"
     reads = (
-        *("source", "studies", "checkpoint", "limit", "seed", "generate", "model.llm"),
+        *("source", "studies", "checkpoint", "ids", "retry", "limit", "seed", "generate", "model.llm"),
         *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
-        *("data.roots", "data.section", "data.max_views", "data.max_pixels"),
+        *("data.roots", "data.section", "data.max_views", "data.changed", "data.max_pixels"),
         *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("checkpoint",)
+    grows = True
 
     def open(self) -> None:
         _, path = self.config.input_of("source", "studies")
         # Workers, which start in folders of their own, get its paths.
         self.source = open_source(str(Path(path).absolute()), data=self.config.data)
         self.fingerprint = checkpoint_fingerprint(self.config)
+        self.choice = choice_of(self.config)
         # Only from the command line: the config of a training run names the language model for training.
         self.llm = absolute(self.config).model.llm if "model.llm" in self.config.named else None
         self.config = self.config.updated(checkpoint=pinned(str(self.config.checkpoint)))
@@ -82,33 +94,62 @@ class Generate(Job):
         return self.config.identity(*(key for key in self.reads if key != "model.llm")) | self.inputs()
 
     def inputs(self) -> dict[str, Any]:
-        source = f"{self.source.format}:{self.source.fingerprint()}"
+        """The model, and which archive, but not what this holds: it may grow."""
+        source = {"path": str(self.source.root), "format": self.source.format}
         return {"checkpoint": self.fingerprint, "source": source}
 
     def preview(self, folder: Path) -> None:
-        self.source.keep_in(folder.absolute(), write=False)
-        with tempfile.TemporaryDirectory() as scratch:
-            found = Predictions.open(folder) or self._list(Path(scratch))
-        left = found.left()
-        shards = f"{len(left)} shards to {folder}"
         log(f"generate: decoding: {described(self.config.generate, self.origins)}")
-        log(f"generate: would write {found.count(left)} reports from {self.source.root} in {shards}")
+        earlier = Predictions.open(folder)
+        left = earlier.left() if earlier else []
+        new = self._beyond(folder)
+        studies = new + (earlier.count(left) if earlier else 0)
+        shards = len(left) + math.ceil(new / self.config.generate.shard_size)
+        log(f"generate: would write {studies} reports from {self.source.root} in {shards} shards to {folder}")
+
+    def has_grown(self, folder: Path) -> bool:
+        return self._beyond(folder) > 0
+
+    def _beyond(self, folder: Path) -> int:
+        """How many studies the source holds, of those that are wanted, beyond the list.
+
+        Raises:
+            InputError: as a first start would raise it.
+        """
+        self.source.keep_in(folder.absolute(), write=False)
+        if ShardList.load(folder / LIST) is None:
+            with tempfile.TemporaryDirectory() as scratch:
+                first = self._list(Path(scratch), self._intake(folder))
+                for line in first.said():
+                    log(f"generate: {line}")
+                return first.shards.studies
+        with self._intake(folder) as intake:
+            return sum(1 for _ in intake.studies(studies_of_split(self.source, self.config.generate.split)))
 
     def plan(self, folder: Path) -> bool:
         remove_leftovers(folder)
-        self.source.keep_in(folder.absolute())
-        self.predictions = Predictions.open(folder.absolute()) or self._list(folder.absolute())
-        studies = self.predictions.shards.studies
-        log(f"generate: decoding: {described(self.config.generate, self.origins)}")
-        self.predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=studies)
-        return bool(self.predictions.left())
+        folder = folder.absolute()
+        self.source.keep_in(folder)
+        with self._intake(folder) as intake:
+            self.predictions = self._list(folder, intake)
+        for line in [*(self.predictions.said() if intake.new else ()), *intake.lines()]:
+            log(f"generate: {line}")
+        self.predictions.drop_superseded()
+        left = self.predictions.left()
+        if left or not (folder / SUCCESS).exists():
+            studies = self.predictions.shards.studies
+            log(f"generate: decoding: {described(self.config.generate, self.origins)}")
+            self.predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=studies)
+        return bool(left)
 
-    def _list(self, folder: Path) -> Predictions:
-        rules, limit = self.config.generate, self.config.limit
-        made = Predictions.create(folder, self.source, split=rules.split, limit=limit, shard_size=rules.shard_size)
-        for text in made.said():
-            log(f"generate: {text}")
-        return made
+    def _intake(self, folder: Path) -> Intake:
+        earlier = Predictions.open(folder)
+        failed = earlier.failed_ids() if earlier and self.config.retry else frozenset[str]()
+        return Intake(earlier.shards if earlier else None, self.choice, output=folder, failed=failed)
+
+    def _list(self, folder: Path, intake: Intake) -> Predictions:
+        rules = self.config.generate
+        return Predictions.create(folder, self.source, split=rules.split, shard_size=rules.shard_size, intake=intake)
 
     def work(self, folder: Path) -> None:
         """Passes over the shards that have no file, until there are none."""
@@ -197,7 +238,7 @@ class Generate(Job):
                 f"{failed} of {summary['studies']} studies failed, more than generate.max_failed_fraction={allowed:g}",
                 where=str(folder / FAILED),
                 cause="see its column `error`",
-                next=f"repair those films, then: megpt generate source={folder / FAILED} output=ANOTHER …",
+                next="repair those films and run the same command again with retry=failed",
             )
 
 

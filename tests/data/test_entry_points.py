@@ -88,7 +88,7 @@ def test_an_installed_format_is_read(install, archive: Path, tmp_path: Path) -> 
     source = open_source(archive, data=DataConfig())
     assert source.format == open_source(archive, data=DataConfig(format="lines")).format == "lines"
     out = tmp_path / "out"
-    shards = list_shards(out / WORK / "plan", source.listed(), shard_size=2, seed=0)
+    shards = list_shards(out / WORK / "plan", source.listed(), shard_size=2, seed=0, source=source)
     counts = [
         prepare_shard(out, shards, shard, PrepareConfig(image_size=16), archive=archive, max_pixels=10**6)
         for shard in shards

@@ -17,10 +17,10 @@ from make_films import dicom_bytes, jpeg, png, write
 from megpt.config import DataConfig
 from megpt.data.sources import FORMATS, load_format, open_source
 from megpt.data.sources.base import Inside
-from megpt.data.studies import write_rows, write_studies
+from megpt.data.studies import with_films, write_rows, write_studies
 from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm, load_films
-from megpt.study import FAILED_SCHEMA, Study, View
+from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
 
 
 def read(path, **data):
@@ -121,17 +121,62 @@ def test_a_studies_table(tmp_path):
     assert studies == [study(2, split="train"), study(3, split="train"), study(1, split="val")]
 
 
-def test_failed_parquet(tmp_path):
-    rows = [{**study(n).to_row(), "split": "train", "error": "missing file"} for n in range(3)]
-    write_rows(tmp_path / "failed.parquet", rows, FAILED_SCHEMA)
-    kind, studies = read(tmp_path / "failed.parquet")
-    assert kind == "table"
-    assert studies == [study(n, split="train") for n in range(3)]
+def failed(path, studies, source, name):
+    rows = [{**s.failed_row("missing file"), "source": str(source), "format": name} for s in studies]
+    write_rows(path, rows, FAILED_SCHEMA)
+    return path
+
+
+def test_failed_parquet_is_read_again_from_its_source(tmp_path, capfd):
+    table = tmp_path / "t"
+    write_studies(table, "train", [study(n, split="train") for n in range(4)], 0)
+    first = failed(tmp_path / "failed.parquet", [study(n) for n in (3, 1)], table, "table")
+    text = first.read_bytes()
+    assert b"JFIF" not in text and b"PNG" not in text, "no films"
+    assert {"report", "findings", "impression", "labels"}.isdisjoint(pq.read_schema(first).names), "no text"
+    kind, studies = read(first)
+    assert kind == "failed"
+    assert studies == [study(1, split="train"), study(3, split="train")], "with text, labels and films"
+    source = open_source(first, data=DataConfig())
+    assert list(with_films(source.listed())) == studies
+    assert source.origin == (str(table), "table"), "a failed.parquet of its studies names the table again"
+    # of the same studies, one is not there any more
+    write_studies(table, "train", [study(1, split="train")], 0)
+    assert read(first)[1] == [study(1, split="train")]
+    assert f"warning: 1 studies of {first} are not in {table} any more: s3\n" in capfd.readouterr().err
+
+
+def test_failed_parquets_that_cannot_be_read_again(tmp_path):
+    path = failed(tmp_path / "failed.parquet", [study(1)], tmp_path / "gone", "table")
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert str(caught.value) == (
+        f"the source of {path} is not there: {tmp_path}/gone\n"
+        "  cause: failed.parquet lists ids and reasons; films and reports are read from the source again\n"
+        f"  next:  make {tmp_path}/gone available, or set source=PATH to where it is now and ids={path}"
+    )
+    rows = [{**study(n).failed_row("x"), "source": f"/{n}", "format": "table"} for n in (1, 2)]
+    write_rows(path, rows, FAILED_SCHEMA)
+    with pytest.raises(InputError, match=r"failed\.parquet names 2 sources\n"):
+        read(path)
+    write_rows(path, [], FAILED_SCHEMA)
+    assert read(path) == ("failed", []) and open_source(path, data=DataConfig()).origin == (str(path), "failed")
+
+
+def test_a_table_of_an_earlier_version(tmp_path):
+    """megpt 0.1 wrote `split=…` at the top, and labels as a map."""
+    old = STUDIES_SCHEMA.set(6, pa.field("labels", pa.map_(pa.string(), pa.int8())))
+    row = {**study(1).to_row(), "labels": [("Edema", 1)]}
+    write_rows(tmp_path / "t" / "split=val" / "part-00000.parquet", [row], old)
+    assert read(tmp_path / "t") == ("table", [study(1, split="val")])
+    failures = old.append(pa.field("split", pa.string())).append(pa.field("error", pa.string()))
+    write_rows(tmp_path / "failed.parquet", [{**row, "split": "train", "error": "x"}], failures)
+    assert read(tmp_path / "failed.parquet") == ("table", [study(1, split="train")])
 
 
 def test_a_table_with_relative_uris(tmp_path):
     views = (View("a", uri="films/a.png"), View("b", uri="../out.png"))
-    write_rows(tmp_path / "t.parquet", [{**Study("s", views=views).to_row(), "split": ""}], FAILED_SCHEMA)
+    write_rows(tmp_path / "t.parquet", [Study("s", views=views).to_row()], STUDIES_SCHEMA)
     (only,) = read(tmp_path / "t.parquet")[1]
     assert [v.uri for v in only.views] == [str(tmp_path / "films/a.png"), None]
 

@@ -34,8 +34,8 @@ from megpt.study import FAILED_SCHEMA, Study, View
 LIMIT = 10**7
 
 
-def make_list(folder, studies, *, shard_size, seed):
-    return list_shards(folder, map(Listed, studies), shard_size=shard_size, seed=seed)
+def make_list(folder, studies, *, shard_size, seed, source=None):
+    return list_shards(folder, map(Listed, studies), shard_size=shard_size, seed=seed, source=source)
 
 
 def ids_of(shards):
@@ -159,7 +159,7 @@ def prepared(tmp_path, archive, **changes):
     options = PrepareConfig(image_size=32, **changes)
     source = open_source(archive, data=DataConfig())
     out = tmp_path / "out"
-    shards = make_list(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
+    shards = make_list(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0, source=source)
     results = {
         shard.name: prepare_shard(out, shards, shard, options, archive=archive, max_pixels=LIMIT) for shard in shards
     }
@@ -183,7 +183,7 @@ def test_resize(tmp_path, archive):
         "reasons": {"missing file": 1, "the study has no films": 1},
     }
     assert list(marks(out, shards)) == list(results.values())
-    assert list((out / "split=test").iterdir()) == []
+    assert list((out / "data/split=test").iterdir()) == []
 
 
 def test_failed_studies_are_a_source_again(tmp_path, archive):
@@ -198,7 +198,9 @@ def test_failed_studies_are_a_source_again(tmp_path, archive):
     ]
     write(archive / "films/absent.png", png())
     again = list(open_source(path, data=DataConfig()).studies())
-    assert [s.study_id for s in again] == ["s2", "s4", "s5"]
+    assert [(s.study_id, s.report) for s in again] == [("s2", "Clear."), ("s4", "Nothing."), ("s5", "Out.")]
+    assert {"source": str(archive), "format": "manifest"}.items() <= rows[0].items()
+    assert b"Clear." not in path.read_bytes() and "report" not in rows[0]
     assert prepare.prepare_study(again[0], PrepareConfig(image_size=32), max_pixels=LIMIT).views[0].data
 
 
@@ -246,16 +248,16 @@ def test_killed_between_any_two_writes(tmp_path, archive, monkeypatch, after):
     merge_failed(whole, whole_shards)
     source = open_source(archive, data=DataConfig())
     out = tmp_path / "cut"
-    shards = make_list(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0)
+    shards = make_list(out / prepare.WORK / "plan", source.studies(), shard_size=10, seed=0, source=source)
     options = PrepareConfig(image_size=32)
     with monkeypatch.context() as patch:
         real = prepare.write_aside
         suffix = {"failed": ".parquet", "table": ".json", "mark": None}[after]
 
-        def killing(path):
+        def killing(path, **options):
             if suffix is not None and path.suffix == suffix:
                 raise KeyboardInterrupt
-            return real(path)
+            return real(path, **options)
 
         patch.setattr(prepare, "write_aside", killing)
         if suffix is None:
@@ -294,7 +296,7 @@ def test_a_machine_without_the_archive(tmp_path, archive, mount_point):
 
 def test_a_done_shard_is_not_done_again(tmp_path, archive):
     out, shards, results, options = prepared(tmp_path, archive)
-    table = out / "split=train" / "part-00000.parquet"
+    table = out / "data/split=train" / "part-00000.parquet"
     table.write_bytes(b"untouched")
     assert prepare_shard(out, shards, shards[0], options, archive=archive, max_pixels=LIMIT) == results["train-00000"]
     assert table.read_bytes() == b"untouched"
@@ -302,8 +304,11 @@ def test_a_done_shard_is_not_done_again(tmp_path, archive):
 
 def test_clear_removes_what_killed_runs_left(tmp_path, archive):
     out, _, _, _ = prepared(tmp_path, archive)
-    leftover = write(out / "split=train" / ".part-00007.parquet.host.1.tmp", b"half")
+    leftover = write(out / ".part-00007.parquet.host.1.tmp", b"half")
+    half = write(out / prepare.WORK / "done" / ".test-00000.json.host.1.tmp", b"half")
+    plan = sorted((out / prepare.WORK / "plan").iterdir())
     clear(out)
-    assert not leftover.exists() and not (out / prepare.WORK).exists()
-    assert sorted(p.name for p in out.iterdir()) == ["split=train"]
-    assert [p.name for p in (out / "split=train").iterdir()] == ["part-00000.parquet"]
+    assert not leftover.exists() and not half.exists()
+    assert sorted((out / prepare.WORK / "plan").iterdir()) == plan, "the next start takes up what is new"
+    assert sorted(p.name for p in (out / "data").iterdir()) == ["split=train"]
+    assert [p.name for p in (out / "data/split=train").iterdir()] == ["part-00000.parquet"]

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megpt.config import DataConfig
-from megpt.data.shards import ShardList, ShardListWriter, unique
+from megpt.data.ids import unique
+from megpt.data.shards import ShardList, ShardListWriter
 from megpt.data.sources import open_source
 from megpt.data.studies import Listed, with_films, write_studies
 from megpt.errors import InputError, MegptError
@@ -96,7 +97,7 @@ def test_films_inside_a_table(tmp_path: Path) -> None:
     assert list(with_films(mixed)) == [studies[7], Study("alone"), studies[2], studies[8], studies[1]]
 
     write_studies(tmp_path / "table", "train", studies[:1], 1)
-    path = tmp_path / "table" / "split=train" / "part-00001.parquet"
+    path = tmp_path / "table" / "data/split=train" / "part-00001.parquet"
     for entry in (listed[5], listed[7]):  # another study's row now, and no row at all
         with pytest.raises(MegptError) as caught:
             list(with_films([entry]))
@@ -106,6 +107,37 @@ def test_films_inside_a_table(tmp_path: Path) -> None:
             "  cause: the table has changed since this job was started\n"
             "  next:  choose another output=PATH, which starts over"
         )
+
+
+def test_another_study_in_the_row_is_not_taken_for_it(tmp_path: Path) -> None:
+    films = (View("film", data=b"x"),)
+    write_studies(tmp_path / "table", "train", [Study("a", views=films), Study("b", views=films)], 0)
+    listed = list(open_source(tmp_path / "table", data=DataConfig()).listed())
+    write_studies(tmp_path / "table", "train", [Study("b", views=films), Study("a", views=films)], 0)
+    with pytest.raises(MegptError, match=r"does not have the films of study 'a'\n  where: row 0\n"):
+        list(with_films(listed))
+
+
+def test_a_list_that_grows(tmp_path: Path) -> None:
+    base = make(tmp_path, ["train"] * 3 + ["test"], 2)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.parquet")}
+    (tmp_path / "train-00007.parquet").write_bytes(b"of a writer that was killed")
+    with ShardListWriter(tmp_path, 2, base) as writer:
+        for number in (1, 7):
+            writer.add(Listed(Study(f"s{number:05d}", split="train"), state=b"now"), "train")
+        grown = writer.finish(superseded={"train-00000.parquet": [1]}, format="any")
+    assert ShardList.load(tmp_path) == grown and (grown.studies, len(grown), len(base)) == (5, 4, 3)
+    assert before.items() <= {path: path.read_bytes() for path in tmp_path.glob("*.parquet")}.items()
+    assert not (tmp_path / "train-00007.parquet").exists()
+    found = [(s.name, s.studies, s.rows, [e.study.study_id for e in grown.read(s)]) for s in grown]
+    assert found == [
+        ("train-00000", 1, 2, ["s00000"]),
+        ("train-00001", 1, 1, ["s00002"]),
+        ("test-00000", 1, 1, ["s00003"]),
+        ("train-00002", 2, 2, ["s00001", "s00007"]),
+    ]
+    assert [names for *_, names in found] == list(grown.study_ids()) and grown[3] == list(grown)[3]
+    assert grown.read(grown[3])[0].state == b"now" and grown.splits() == {"train": 4, "test": 1}
 
 
 def test_an_interrupted_list_is_absent(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def test_what_is_written_is_read_back(table):
     assert read[0] == study(1)
     assert read[1] == study(2, report=None, findings="f", impression="i")
     assert read[5] == study(9, split="test", labels={"Edema": -1, "Pneumonia": 1})
-    assert sorted(p.name for p in table.glob("*/*")) == ["part-00000.parquet"] * 2 + ["part-00001.parquet"]
-    assert pq.read_schema(table / "split=test" / "part-00000.parquet").equals(STUDIES_SCHEMA)
+    assert sorted(p.name for p in table.glob("data/*/*")) == ["part-00000.parquet"] * 2 + ["part-00001.parquet"]
+    assert pq.read_schema(table / "data/split=test" / "part-00000.parquet").equals(STUDIES_SCHEMA)
 
 
 def test_columns_and_limit(table):
@@ -79,7 +79,7 @@ def test_a_failure_in_the_middle_leaves_no_file(tmp_path):
 
     with pytest.raises(RuntimeError, match="stop"):
         write_studies(tmp_path, "train", broken(), 0)
-    assert list((tmp_path / "split=train").iterdir()) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_errors(table, tmp_path):
@@ -91,7 +91,7 @@ def test_errors(table, tmp_path):
         list(read_studies(table, "dev"))
     with pytest.raises(InputError, match=r"is not a studies/ table"):
         count_studies(tmp_path)
-    (table / "split=train" / "part-00000.parquet").write_bytes(b"PAR1 not really")
+    (table / "data/split=train" / "part-00000.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(InputError, match=r"part-00000.parquet cannot be read as Parquet"):
         list(read_studies(table))
     with pytest.raises(InputError, match=r"cannot be read as Parquet"):

@@ -24,6 +24,7 @@ from PIL import Image
 
 from megpt import __version__
 from megpt.config import DataConfig
+from megpt.data.growth import Choice, Intake
 from megpt.data.sources import Source, open_source
 from megpt.data.studies import with_films, write_studies
 from megpt.errors import InputError, MegptError
@@ -52,9 +53,11 @@ def rows(studies: Iterable[Study], failed: Iterable[str] = ()) -> Iterator[dict[
 
 
 def test_the_list_is_written_once(source: Source, tmp_path: Path) -> None:
-    created = Predictions.create(tmp_path / "out", source, split="test", limit=20, shard_size=8)
+    created = Predictions.create(
+        tmp_path / "out", source, split="test", shard_size=8, intake=Intake(choice=Choice(limit=20))
+    )
     assert (created.shards.studies, len(created.shards), created.count([2])) == (20, 3, 4)
-    assert created.shards.notes["format"] == "table"
+    assert {"source": f"{tmp_path}/archive", "format": "table"}.items() <= created.shards.notes.items()
     assert created.said()[1] == "the first 20 studies, split=test"
     assert Predictions.open(tmp_path / "out") == created
     listed = created.studies(1)
@@ -71,7 +74,7 @@ def test_studies_without_a_split_belong_to_every_one(tmp_path: Path) -> None:
         (tmp_path / "archive" / name / "film.dcm").write_bytes(b"")
     plain = open_source(tmp_path / "archive", data=DataConfig(format="folder"))
     for split in ("test", "all"):
-        assert Predictions.create(tmp_path / split, plain, split=split, limit=None, shard_size=2).shards.studies == 2
+        assert Predictions.create(tmp_path / split, plain, split=split, shard_size=2).shards.studies == 2
 
 
 def test_it_is_said_how_much_of_the_archive_is_taken(tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_a_table_that_nobody_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_shards_left(source: Source, tmp_path: Path) -> None:
-    predictions = Predictions.create(tmp_path / "out", source, split="all", limit=None, shard_size=10)
+    predictions = Predictions.create(tmp_path / "out", source, split="all", shard_size=10)
     assert (predictions.left(), predictions.finished(), finished_shards(tmp_path / "out")) == ([0, 1, 2, 3], [], set())
 
     def killed() -> Iterator[dict[str, Any]]:
@@ -122,7 +125,7 @@ def test_shards_left(source: Source, tmp_path: Path) -> None:
 
 
 def test_leftovers_are_removed(tmp_path: Path) -> None:
-    names = (".run.json.host.1.tmp", "plan/.plan.json.host.1.tmp", "reports/.part-000000.parquet.host.1.tmp")
+    names = (".run.json.host.1.tmp", "plan/.plan.json.host.1.tmp", ".part-000000.parquet.host.1.tmp")
     for name in (*names, "run.json", "plan/plan.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
@@ -131,7 +134,7 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_run(source: Source, tmp_path: Path) -> None:
-    predictions = Predictions.create(tmp_path / "out", source, split="test", limit=None, shard_size=8)
+    predictions = Predictions.create(tmp_path / "out", source, split="test", shard_size=8)
     predictions.record_launch(started=1.0)
     with (tmp_path / "out" / "launches.jsonl").open("a") as file:
         file.write('{"started": 2.')  # cut off by a kill
@@ -155,7 +158,7 @@ def test_the_end_of_a_run(source: Source, tmp_path: Path) -> None:
 
 
 def test_the_rate_is_that_of_the_last_start(source: Source, tmp_path: Path) -> None:
-    predictions = Predictions.create(tmp_path / "out", source, split="test", limit=None, shard_size=8)
+    predictions = Predictions.create(tmp_path / "out", source, split="test", shard_size=8)
     assert predictions.status().lines() == [
         "stopped: 0 of 30 studies done, 0 failed, 30 left",
         "run the same command again: it resumes",
@@ -174,7 +177,9 @@ def test_the_rate_is_that_of_the_last_start(source: Source, tmp_path: Path) -> N
 
 
 def test_a_table_that_was_changed_is_not_called_complete(source: Source, tmp_path: Path) -> None:
-    predictions = Predictions.create(tmp_path / "out", source, split="test", limit=4, shard_size=2)
+    predictions = Predictions.create(
+        tmp_path / "out", source, split="test", shard_size=2, intake=Intake(choice=Choice(limit=4))
+    )
     predictions.write_shard(0, rows([study(0), study(1)]))
     second = predictions.path(1)
     with pytest.raises(MegptError) as missing:
@@ -206,7 +211,7 @@ def test_a_table_that_was_changed_is_not_called_complete(source: Source, tmp_pat
 def test_archives_that_cannot_be_listed(source: Source, tmp_path: Path) -> None:
     def refusal(archive: Source, split: str = "test") -> str:
         with pytest.raises(InputError) as caught:
-            Predictions.create(tmp_path / "out", archive, split=split, limit=None, shard_size=2)
+            Predictions.create(tmp_path / "out", archive, split=split, shard_size=2)
         assert Predictions.open(tmp_path / "out") is None
         return str(caught.value)
 
@@ -224,12 +229,12 @@ def test_archives_that_cannot_be_listed(source: Source, tmp_path: Path) -> None:
     )
     write_studies(tmp_path / "empty", "test", [Study("")], 0)
     assert refusal(open_source(tmp_path / "empty", data=DataConfig())).startswith(
-        f"{tmp_path}/empty/split=test/part-00000.parquet has an empty study_id\n"
+        f"{tmp_path}/empty/data/split=test/part-00000.parquet has an empty study_id\n"
     )
 
 
 def test_a_damaged_record(source: Source, tmp_path: Path) -> None:
-    Predictions.create(tmp_path / "out", source, split="test", limit=4, shard_size=2)
+    Predictions.create(tmp_path / "out", source, split="test", shard_size=2, intake=Intake(choice=Choice(limit=4)))
     record = tmp_path / "out" / "plan" / "plan.json"
     written = json.loads(record.read_text())
     assert {name: written[name] for name in ("studies", "shard_size", "format")} == {

@@ -156,6 +156,25 @@ def test_failed_studies_can_be_fed_back(
         Generate.run(config(finished / "failed.parquet", tiny_checkpoint, tmp_path / "out"))
 
 
+@pytest.mark.slow
+def test_the_next_day(finished: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None) -> None:
+    everyone = list(studies(12))
+    write_studies(tmp_path / "archive", "test", everyone[:9], 0)
+    command = config(tmp_path / "archive", tiny_checkpoint, tmp_path / "out", "generate.max_failed_fraction=0.5")
+    Generate.run(command)
+    before = {path: path.read_bytes() for path in (tmp_path / "out" / "reports").iterdir()}
+    write_studies(tmp_path / "archive", "test", everyone[9:], 1)
+    Generate.run(command)
+    after = {path: path.read_bytes() for path in (tmp_path / "out" / "reports").iterdir()}
+    assert before.items() <= after.items() and len(after) == len(before) + 1
+    expected = rows(finished)
+    assert rows(tmp_path / "out") == {study.study_id: expected[study.study_id] for study in everyone}
+    # the broken one is done again, alone, and fails again
+    Generate.run(command.updated(retry="failed"))
+    assert rows(tmp_path / "out") == {study.study_id: expected[study.study_id] for study in everyone}
+    assert [r["study_id"] for r in pq.read_table(tmp_path / "out" / "failed.parquet").to_pylist()] == ["study000"]
+
+
 def wait_for(condition, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -67,14 +67,20 @@ def test_an_archive_with_broken_films(tmp_path, ray_cluster, capfd):
     assert run["counts"] == {"studies": 20, "failed": 3, "films": 17, "films_dropped": 0}
     assert (run["format"], run["split_by"]) == ("manifest", "patient")
     assert sum(split["studies"] for split in run["splits"].values()) == 20
-    assert sorted(p.name for p in out.iterdir() if not p.name.startswith("split=")) == [
-        ".lock",
-        "_SUCCESS",
-        "failed.parquet",
-        "films_failed.parquet",
-        "megpt.yaml",
-        "run.json",
-    ]
+    beside = [".lock", ".work", "README.md", "_SUCCESS", "failed.parquet"]
+    beside += ["films_failed.parquet", "megpt.yaml", "run.json"]
+    assert sorted(p.name for p in out.iterdir() if p.name != "data") == beside
+    assert {p.suffix for p in (out / "data").rglob("*") if p.is_file()} == {".parquet"}
+    # the next day
+    before = {path: path.read_bytes() for path in out.glob("data/*/*")}
+    Image.new("L", (40, 40), 9).save(source / "films" / "0011.jpg")
+    Image.new("L", (40, 40), 9).save(source / "films" / "0020.jpg")
+    with (source / "manifest.csv").open("a") as file:
+        file.write("s0020,films/0020.jpg,p10,Of the next day.\n")
+    assert Prepare.run(config(source, out, "retry=failed")) == 0
+    assert before.items() <= {path: path.read_bytes() for path in out.glob("data/*/*")}.items()
+    assert sorted(s.study_id for s in read_studies(out)) == [f"s{n:04}" for n in range(21) if n not in (3, 7)]
+    assert json.loads((out / "run.json").read_text())["counts"]["studies"] == 21
 
 
 def test_the_number_of_failures_allowed(tmp_path, ray_cluster, capfd):

@@ -16,7 +16,8 @@ from megpt.config import Config
 from megpt.data.shards import ShardListWriter
 from megpt.data.studies import Listed
 from megpt.errors import InputError
-from megpt.generation.predictions import LIST, Predictions, duration
+from megpt.generation.predictions import LIST, Predictions
+from megpt.generation.run_status import duration
 from megpt.output import claim
 from megpt.study import Study
 from ray_jobs.status import Status

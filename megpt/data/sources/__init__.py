@@ -31,6 +31,7 @@ __all__ = ["FORMATS", "GENERIC", "GROUP", "Source", "format_names", "load_format
 GROUP = "megpt.sources"
 # Name → "module:Class", imported when it is needed.
 FORMATS = {
+    "failed": "megpt.data.sources.failed:FailedSource",
     "table": "megpt.data.sources.table:TableSource",
     "phantom": "megpt.demo.phantom.source:PhantomSource",
     "mimic_cxr": "megpt.data.sources.mimic_cxr:MimicCxrSource",

@@ -65,6 +65,11 @@ class Source(ABC):
         """The same studies for a shard list, without the bytes of films that can be fetched from a table later."""
         return map(Listed, self.studies())
 
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Absolute path and format, which failed.parquet names so that its studies can be read again."""
+        return str(self.root.absolute()), self.format
+
     def keep_in(self, folder: Path, *, write: bool = True) -> None:  # noqa: B027 (most sources keep nothing)
         """Name the job's output folder, where a source may keep what its next reading needs.
 

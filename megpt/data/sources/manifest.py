@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megpt.config import DataConfig
+from megpt.data.ids import digest
 from megpt.data.members import cell_uri
 from megpt.data.positions import side_of_name
-from megpt.data.shards import digest
 from megpt.data.sources.columns import (
     TableColumns,
     find_columns,

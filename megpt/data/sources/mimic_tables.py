@@ -6,7 +6,7 @@ from array import array
 from pathlib import Path
 from typing import ClassVar
 
-from megpt.data.shards import scratch
+from megpt.data.ids import scratch
 from megpt.data.sources.columns import text_cell
 from megpt.data.sources.reading import SectionedReport, csv_rows, fold, join
 from megpt.errors import InputError

@@ -15,8 +15,8 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
+from megpt.data.ids import digest, scratch
 from megpt.data.members import with_members
-from megpt.data.shards import digest, scratch
 from megpt.data.sources.base import Source
 from megpt.data.sources.columns import merged
 from megpt.data.sources.reading import join

@@ -1,4 +1,4 @@
-"""megpt's own tables as an archive: a studies/ folder, or one Parquet file of that schema such as failed.parquet."""
+"""megpt's own tables as an archive: a studies/ folder, or one Parquet file of that schema."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TableSource(Source):
     """Films are in the table or at a `uri`; megpt wrote the table, so an absolute uri is trusted."""
 
     format = "table"
-    about = "a studies/ table (split=train|val|test/part-*.parquet), or one Parquet file of it such as failed.parquet"
+    about = "a studies/ table (data/split=train|val|test/part-*.parquet), or one Parquet file of it"
 
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:

@@ -54,7 +54,7 @@ def open_table(
     path = Path(path)
     if path.is_dir():
         files = sorted(file for file in path.glob("**/*.parquet") if not file.name.startswith((".", "_")))
-        # a studies/ table: what failed lies beside it
+        # a studies/ table: its plan and what failed lie beside it
         return _parquet(path, [file for file in files if _split_of(file)] or files)
     start = head(path)
     if not start.strip():

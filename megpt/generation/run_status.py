@@ -1,0 +1,45 @@
+"""How far a generation run has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Numbers of studies. `rate` is that of the last start, in studies per second; None before its first shard."""
+
+    total: int
+    done: int
+    failed: int
+    rate: float | None
+    state: str
+    """finished, running, or stopped."""
+
+    @property
+    def left(self) -> int:
+        return self.total - self.done
+
+    @property
+    def seconds_left(self) -> float | None:
+        return self.left / self.rate if self.rate else None
+
+    def lines(self) -> list[str]:
+        """The status in words."""
+        lines = [f"{self.state}: {self.done} of {self.total} studies done, {self.failed} failed, {self.left} left"]
+        if self.rate:
+            lines.append(f"rate: {self.rate:.1f} studies/s")
+        if self.left and self.rate and self.state == "running":
+            lines.append(f"time left: {duration(self.seconds_left or 0)}")
+        if self.state == "stopped":
+            lines.append("run the same command again: it resumes")
+        return lines
+
+
+def duration(seconds: float) -> str:
+    """3725 → 1 h 02 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
