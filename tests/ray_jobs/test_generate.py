@@ -72,6 +72,7 @@ def config(archive: Path, checkpoint: Path, output: Path, *overrides: str) -> Co
             f"source={archive}",
             f"checkpoint={checkpoint}",
             f"output={output}",
+            "generate.split=test",
             "generate.shard_size=8",
             "generate.slots=4",
             "generate.min_new_tokens=2",
