@@ -58,8 +58,7 @@ def find_neighbours(config: Config, wanted: set[str]) -> tuple[Reports, dict[str
         return {}, {}
     if not (config.checkpoint and config.studies):
         return {}, {"nearest": "needs the films and the encoder: set studies=PATH and checkpoint=PATH"}
-    held = [split for split in ("train", "val", "test") if any(Path(config.studies).glob(f"split={split}/*.parquet"))]
-    if "train" not in held:
+    if "train" not in {split for split, _ in tables.study_files(config.studies)}:
         return {}, {"nearest": "the training split is not in `studies`"}
     queries = _rows_of(config.studies, wanted)
     if not queries:

@@ -94,6 +94,11 @@ class Intake(contextlib.AbstractContextManager["Intake"]):
         for row in _rows(base) if base else ():
             self._known.execute("INSERT INTO known VALUES (?, ?, ?, ?, 0)", row)
 
+    @property
+    def takes_the_first(self) -> bool:
+        """Whether the studies that are wanted are the source's first ones."""
+        return self.base is None and self.choice.ids is None
+
     def studies(self, source: Iterable[Listed], *, where: str | None = None) -> Iterator[Listed]:
         """The studies that the list has to take up, with the state of their films.
 

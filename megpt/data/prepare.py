@@ -19,6 +19,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def list_shards(
     with ShardListWriter(folder, shard_size, intake.base) as writer, contextlib.closing(assigner):
 
         def without_split() -> Iterator[dict[str, Any]]:
-            for listed in intake.studies(found.counted(studies)):
+            # states of films are looked up ahead of the list, which must not count studies beyond the limit
+            first = islice(studies, intake.choice.limit) if intake.takes_the_first else studies
+            for listed in intake.studies(found.counted(first)):
                 assigner.see(listed.study)
                 if listed.study.split:
                     writer.add(listed, listed.study.split)

@@ -116,7 +116,8 @@ def test_too_many_bad_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def java_programs(parent: int) -> list[psutil.Process]:
     try:
-        return psutil.Process(parent).children(recursive=True)
+        children = psutil.Process(parent).children(recursive=True)
+        return [child for child in children if child.name() in ("java", "sleep", "sh")]  # not those of other tests
     except psutil.NoSuchProcess:
         return []
 

@@ -84,7 +84,7 @@ def test_it_is_said_how_much_of_the_archive_is_taken(tmp_path: Path) -> None:
 
     def said(split: str, limit: int | None = None) -> str:
         out = tmp_path / f"{split}-{limit}"
-        Predictions.create(out, archive, split=split, limit=limit, shard_size=2)
+        Predictions.create(out, archive, split=split, shard_size=2, intake=Intake(choice=Choice(limit=limit)))
         again = Predictions.open(out)
         assert again is not None
         found, taken = again.said()
@@ -102,7 +102,7 @@ def test_a_table_that_nobody_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "archive" / "list.csv").write_text("colour\nred\n")
     archive = open_source(tmp_path / "archive", data=DataConfig())
     with pytest.raises(InputError, match=r"^list.csv: nothing was read from it\n"):
-        Predictions.create(tmp_path / "out", archive, split="all", limit=None, shard_size=2)
+        Predictions.create(tmp_path / "out", archive, split="all", shard_size=2)
     assert Predictions.open(tmp_path / "out") is None
 
 
