@@ -22,8 +22,9 @@ settings.register_profile("megpt", deadline=None)
 settings.load_profile("megpt")
 
 FIRST = (
-    "test_promises.py",
     "test_train.py",
+    "test_promises.py",
+    "test_ablate.py",
     "test_generate_losses.py",
     "test_demo.py",
     "test_submit.py",
@@ -39,6 +40,9 @@ FIRST = (
     "test_engine.py",
     "test_cost.py",
     "test_train_watch.py",
+    "test_meteor.py",
+    "test_page_in_browser.py",
+    "test_intervals.py",
 )
 """Files that take a minute and more."""
 
