@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
+import requests
 from PIL import Image
 
 from megpt.errors import InputError
@@ -47,15 +47,15 @@ def open_film(film: Film, *, size: int, where: str) -> Image.Image | np.ndarray:
 
 def _download(address: str, where: str) -> bytes:
     try:
-        with httpx.stream("GET", address, timeout=TIMEOUT_S, follow_redirects=True) as reply:
+        with requests.get(address, timeout=TIMEOUT_S, stream=True) as reply:
             reply.raise_for_status()
             data = bytearray()
-            for piece in reply.iter_bytes():
+            for piece in reply.iter_content(chunk_size=2**16):
                 data += piece
                 if len(data) > MAX_BYTES:
                     raise InputError(f"{where} is larger than {MAX_BYTES >> 20} MiB", where=address.partition("?")[0])
             return bytes(data)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except requests.RequestException as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         raise InputError(
             f"{where} cannot be downloaded",
