@@ -83,7 +83,7 @@ CASES = {
     ),
     "evaluate": Case(
         ("predictions=predictions", "studies=studies", "evaluate.meteor=false", "evaluate.bootstrap=20"),
-        bad=("predictions=nowhere", "no predictions at nowhere"),
+        bad=("predictions=studies", "studies is a studies/ table, not predictions"),
         unread="train.lr=1",
         changed=("data.cleaner=r2gen-iu", "data.cleaner: 'none' → 'r2gen-iu'"),
         spoil=lambda here: write_predictions(here / "predictions", 7),

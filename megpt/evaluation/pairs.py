@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megpt.config import EvaluateConfig
-from megpt.data.studies import open_parquet, read_studies, study_files
+from megpt.data.studies import open_parquet, read_studies, split_folders, study_files
 from megpt.errors import InputError
 from megpt.evaluation.reading.columns import SECTIONS, known_names, prediction_columns
 from megpt.evaluation.reading.ids import AMBIGUOUS, Matcher, as_id, named
@@ -210,6 +210,12 @@ def _open(path: Path, settings: EvaluateConfig) -> Table:
         path = path / "reports"
     elif not path.exists():
         raise InputError(f"no predictions at {path}", next="run `megpt generate` first, or set predictions=PATH")
+    elif path.is_dir() and split_folders(path):
+        raise InputError(
+            f"{path} is a studies/ table, not predictions",
+            cause="its reports are the radiologists' own: scoring them would look like a perfect model",
+            next="set predictions=PATH to the output of `megpt generate`, and studies= or references= to this table",
+        )
     names = known_names(settings.columns)
     return open_table(path, names=names, encoding=settings.encoding, delimiter=settings.delimiter)
 
