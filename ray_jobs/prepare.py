@@ -101,12 +101,13 @@ class Prepare(Job):
             return sum(1 for _ in intake.studies(self._studies(), where=str(self.source.root)))
 
     def _intake(self, folder: Path) -> Intake:
+        folder = folder.absolute()  # the tasks, which read the list, start in folders of their own
         base = ShardList.load(folder / LIST)
         failed = failed_ids(folder, base) if base and self.config.retry else frozenset[str]()
         return Intake(base, self.choice, output=folder, failed=failed)
 
     def plan(self, folder: Path) -> bool:
-        place = folder.absolute() / LIST  # the tasks, which read it, start in folders of their own
+        place = folder.absolute() / LIST
         self.source.keep_in(folder.absolute())
         studies = self._studies()
         log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")

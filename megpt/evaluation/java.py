@@ -23,6 +23,8 @@ _PR_SET_PDEATHSIG = 1
 _READ_BYTES = 1 << 16
 _END_S = 5.0
 """How long a program that has closed its output may take to end by itself."""
+_CLOSE_S = 1.0
+"""How long it may take to close its output after its last words."""
 
 
 class Conversation:
@@ -83,7 +85,7 @@ class Conversation:
         assert stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
-            closed = bool(selector.select(0))
+            closed = bool(selector.select(_CLOSE_S))
         try:
             return self._process.wait(_END_S if closed else 0)
         except subprocess.TimeoutExpired:

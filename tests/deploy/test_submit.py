@@ -179,7 +179,7 @@ def test_generate_as_the_readme_prints_it(head: Head, archive: Path, tiny_checkp
     for name, place in places.items():
         at = next(n for n, word in enumerate(command) if word.startswith(f"{name}=/shared/"))
         command[at] = f"{name}={place}"
-    done = head.run(*command)
+    done = head.run(*command, "generate.split=test")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "generate: 3 studies, 0 of them without a report" in done.stdout
     rows = pq.read_table(tmp_path / "reports" / "reports").to_pylist()

@@ -58,7 +58,7 @@ def test_every_job_has_left_its_output(finished: Config) -> None:
         assert (root / stage.folder / "_SUCCESS").exists(), stage.name
     metrics = json.loads((root / "evaluation" / "metrics.json").read_text())
     assert metrics["unit"] == "study"
-    assert set(metrics["baselines"]) == {"constant", "permuted"}
+    assert set(metrics["baselines"]) == {"constant", "permuted", "nearest", "nearest_untrained"}
     assert {"BLEU_4", "ROUGE_L", "CIDEr", "clinical_micro_f1"} <= set(metrics["scores"]) & set(metrics["intervals"])
     assert (root / "evaluation" / "index.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 

@@ -30,6 +30,7 @@ import ray
 from PIL import Image
 
 from megpt.config import Config, load_config
+from megpt.data.growth import Choice, Intake
 from megpt.data.sources import open_source
 from megpt.data.studies import Listed, write_studies
 from megpt.errors import InputError, TooManyFailed, from_json, to_json
@@ -215,7 +216,11 @@ def test_an_actor_is_killed(
 def test_a_film_that_kills_its_process(archive: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None) -> None:
     settings = config(archive, tiny_checkpoint, tmp_path)
     predictions = Predictions.create(
-        tmp_path, open_source(archive, data=settings.data), split="test", limit=5, shard_size=5
+        tmp_path,
+        open_source(archive, data=settings.data),
+        split="test",
+        shard_size=5,
+        intake=Intake(choice=Choice(limit=5)),
     )
     worker = workers.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", 0.1)
 
@@ -238,7 +243,7 @@ def test_a_node_that_does_not_see_the_archive(tiny_checkpoint: Path, tmp_path: P
         (archive / f"{n}.png").write_bytes(film(np.random.default_rng(n)))
     settings = config(archive, tiny_checkpoint, tmp_path / "out")
     predictions = Predictions.create(
-        tmp_path / "out", open_source(archive, data=settings.data), split="all", limit=None, shard_size=3
+        tmp_path / "out", open_source(archive, data=settings.data), split="all", shard_size=3
     )
     worker = workers.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", 0.1)
     (archive / "1.png").unlink()

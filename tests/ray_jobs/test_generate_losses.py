@@ -30,6 +30,7 @@ from PIL import Image
 from ray_nodes import RayNodes
 
 from megpt.config import Config, load_config
+from megpt.data.growth import Choice, Intake
 from megpt.data.sources import open_source
 from megpt.data.studies import write_studies
 from megpt.generation.predictions import Predictions, finished_shards
@@ -76,7 +77,7 @@ def expected(archive: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Temp
     config = load_config(None, [*words[:-2], f"limit={LIMIT}"])
     source = open_source(archive, data=config.data)
     predictions = Predictions.create(
-        Path(str(config.output)), source, split="test", limit=config.limit, shard_size=SHARD
+        Path(str(config.output)), source, split="test", shard_size=SHARD, intake=Intake(choice=Choice(limit=LIMIT))
     )
     writer = ReportWriter(tiny_checkpoint, config.generate, config.seed)
     found = []
