@@ -42,6 +42,7 @@ OPEN_ARCHIVES = 2
 LEADS_OUT = "archive member whose path leads out of the archive"
 DAMAGED = "damaged archive"
 ENCRYPTED = "encrypted archive member"
+NAMELESS = "archive member without a name"
 PACKERS: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file, mode="rb"),
     b"BZh": bz2.BZ2File,
@@ -191,6 +192,9 @@ class _Archive:
 
     def _zip(self, archive: zipfile.ZipFile) -> Iterator[Member]:
         for place, info in enumerate(archive.infolist()):
+            if not info.filename:  # damage, or a name that begins with NUL: the others are still read
+                yield Member(f"member {place + 1}", 0, place, NAMELESS, functools.partial(_read_zip, archive, info))
+                continue
             if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
                 continue
             refused = _refused(info.filename, info.file_size, info.compress_size)

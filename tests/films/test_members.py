@@ -15,7 +15,7 @@ import tarfile
 import zipfile
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from make_films import gradient, png
 
@@ -141,7 +141,16 @@ def test_encrypted_members(tmp_path):
     assert refusals(path) == {"a.png": "encrypted archive member"}
 
 
+def test_a_member_without_a_name_hides_no_other(tmp_path):
+    path = make_zip(tmp_path / "a.zip", {"a.png": png(), "b.png": png()})
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[data.index(b"PK\x01\x02") + 46] = 0
+    (tmp_path / "a.zip").write_bytes(data)
+    assert refusals(path) == {"member 1": "archive member without a name", "b.png": ""}
+
+
 @given(st.integers(0, 2000), st.sampled_from(["zip", "tar", "tgz"]))
+@example(where=701, kind="zip")
 def test_a_cut_or_damaged_archive(tmp_path_factory, where, kind):
     path = tmp_path_factory.mktemp("cut") / "a"
     make_zip(path) if kind == "zip" else make_tar(path, mode="w:gz" if kind == "tgz" else "w")
