@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LOWEST := .venv-lowest
 UV     := $(BIN)/uv
+SBOM   := 7.5.0
 
 export DS_ACCELERATOR ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -13,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Two processes, each a file of tests at a time; files of long tests first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test fast mutants lint fmt lowest cov wheel setup clean
+.PHONY: help demo test fast mutants lint fmt lowest cov wheel sbom setup clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -36,6 +37,7 @@ lint: $(STAMP) ## style, types, spelling and prose
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --progress-bar no
 	$(BIN)/codespell
+	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/proselint --config .proselintrc.json check README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs
 
 fmt: $(STAMP) ## format the code and mend what ruff can
@@ -51,6 +53,10 @@ cov: $(STAMP) ## the fast tests with line coverage
 wheel: $(STAMP) ## dist/megpt-*.whl
 	$(UV) build --wheel --quiet --out-dir dist
 	ls dist
+
+sbom: $(STAMP) ## dist/megpt.cdx.json: what is installed, as a CycloneDX bill of materials
+	mkdir -p dist
+	$(UV) tool run --quiet --from cyclonedx-bom==$(SBOM) cyclonedx-py environment $(BIN)/python --output-file dist/megpt.cdx.json
 
 setup: $(STAMP) ## .venv alone
 

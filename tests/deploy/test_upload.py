@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECRETS = (
     *[".env", ".netrc", "id_rsa", "id_ed25519.pub", "kubeconfig", ".ray/auth_token", ".aws/credentials", "server.pem"],
     *["patients.xlsx", "scan.DCM", "IM000001", "film.PNG", "data/a.jpeg", "data/annotation.json", "reports.csv"],
-    *["model.safetensors", "llama.pth", "runs/demo/metrics.json", "db.sqlite", "notes.txt", "export.tar.gz", "x.parquet"],
+    *["model.safetensors", "llama.pth", "runs/demo/metrics.json", "db.sqlite", "notes.txt", "export.tar.gz"],
 )
 FOLDERS = (".", "megpt", "megpt/data", "megpt/configs", "megpt/deepspeed", "ray_jobs", "ray_jobs/train", "deploy")
 
