@@ -71,6 +71,7 @@ JOBS = {
         section="export",
     ),
     "status": Entry("ray_jobs.status:Status", "what an output folder holds: done, failed, left, rate", ("folder",)),
+    "doctor": Entry("ray_jobs.doctor:Doctor", "look at every node, and at what a job would upload, before a run"),
 }
 GROUP = "megpt.jobs"
 """Entry points of jobs from elsewhere: NAME = "module:class", a subclass of `ray_jobs.job.Job`."""

@@ -39,7 +39,7 @@ from megpt.output import write_aside, write_json
 from megpt.progress import Progress, log
 from ray_jobs.job import Job
 from ray_jobs.neighbours import find_neighbours
-from ray_jobs.placement import one_cpu
+from ray_jobs.placement import elsewhere, one_cpu
 from ray_jobs.runtime import joined
 
 METRICS, TABLE, PAGE, REXRANK = "metrics.json", "per_study.parquet", "index.html", "rexrank.json"
@@ -200,7 +200,7 @@ def run_on_ray(tasks: Sequence[Task], *, gpus: float = 0) -> Iterator[Any]:
                 while waiting and len(running) < slots:
                     later, (function, arguments) = waiting.pop()
                     wanted = gpus if function in ON_GPU else 0
-                    running[call.options(num_gpus=wanted).remote(function, arguments)] = later
+                    running[call.options(num_gpus=wanted, **elsewhere()).remote(function, arguments)] = later
                 done, _ = ray.wait(list(running), num_returns=1)
                 for reference in done:
                     results[running.pop(reference)] = ray.get(reference)

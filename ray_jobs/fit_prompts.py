@@ -27,6 +27,7 @@ from megpt.films.decode import UnreadableFilm, load_films
 from megpt.progress import Progress, console, log
 from megpt.study import Study
 from ray_jobs.job import Job, absolute
+from ray_jobs.placement import elsewhere
 from ray_jobs.runtime import quiet, uncollected
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def encode(
         num_cpus=config.cluster.cpus_per_worker,
         num_gpus=config.cluster.gpus_per_worker or None,
         fn_constructor_args=(absolute(config).to_yaml(),),
+        **elsewhere(),
     )
     features: dict[str, np.ndarray] = {}
     with Progress(name, total) as progress:

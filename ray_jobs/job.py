@@ -28,9 +28,10 @@ from typing import Any, ClassVar
 
 from megpt.config import ClusterConfig, Config
 from megpt.errors import InputError
-from megpt.output import Output, claim, inspect
+from megpt.output import RECORD, Output, claim, inspect
 from megpt.progress import log
 from ray_jobs.failures import known_failure
+from ray_jobs.nodes import needs_of, vet
 from ray_jobs.placement import check_resources, require_resources
 from ray_jobs.runtime import cluster
 
@@ -107,6 +108,7 @@ class Job:
             demand = self.demand()
             with cluster(self.config.cluster) if demand else contextlib.nullcontext():
                 if demand:
+                    vet(needs_of(self.config, self.reads, probe=output.path / RECORD), self.config.cluster)
                     require_resources(demand)
                 self.work(output.path)
         summary = self.finish(output.path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -20,6 +21,19 @@ from megpt.progress import log
 from ray_jobs.runtime import cluster, gpus_here, joined, local_cpus
 
 LOOK_EVERY_S = 1.0
+_left_out: set[str] = set()
+"""Ids of nodes that this command does not use."""
+
+
+def leave_out(nodes: set[str]) -> None:
+    """Have no worker or task of this command's cluster placed on these nodes (ids)."""
+    _left_out.clear()
+    _left_out.update(nodes)
+
+
+def elsewhere() -> dict[str, Any]:
+    """Options of a task or an actor that keep it off the nodes that are left out."""
+    return {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(_left_out))})"}} if _left_out else {}
 
 
 def worker_slots(config: ClusterConfig) -> int:
@@ -38,7 +52,7 @@ def worker_slots(config: ClusterConfig) -> int:
 def _nodes(config: ClusterConfig) -> list[dict[str, float]]:
     """CPUs and GPUs of each living node; of this machine, where no Ray has been started."""
     if ray.is_initialized():
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in _left_out]
     return [{"CPU": local_cpus(), "GPU": gpus_here() if config.gpus_per_worker else 0}]
 
 
@@ -95,7 +109,12 @@ def one_cpu(config: ClusterConfig) -> ClusterConfig:
 
 def _demand(config: ClusterConfig) -> PlacementGroup:
     bundle = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
-    return placement_group([{k: v for k, v in bundle.items() if v}] * config.min_workers, strategy="PACK")
+    selector = elsewhere().get("label_selector")
+    return placement_group(
+        [{k: v for k, v in bundle.items() if v}] * config.min_workers,
+        strategy="PACK",
+        bundle_label_selector=[selector] * config.min_workers if selector else None,
+    )
 
 
 def asked(config: ClusterConfig) -> str:

@@ -50,7 +50,7 @@ from megpt.errors import InputError, TooManyFailed
 from megpt.output import write_json
 from megpt.progress import Progress, log
 from ray_jobs.job import Job
-from ray_jobs.placement import one_cpu
+from ray_jobs.placement import elsewhere, one_cpu
 from ray_jobs.runtime import joined, quiet
 
 RUN_JSON = "run.json"
@@ -154,7 +154,7 @@ class Prepare(Job):
         tasks = None if joined() else ray.data.TaskPoolStrategy(size=os.cpu_count() or 1)
         done = shards.studies - sum(shard.studies for shard in self.left)
         with Progress("prepare", shards.studies, start=done) as progress:
-            for row in rows.map(task, compute=tasks, num_cpus=1).iter_rows():
+            for row in rows.map(task, compute=tasks, num_cpus=1, **elsewhere()).iter_rows():
                 progress.advance(int(row["studies"]), int(row["failed"]))
 
     def finish(self, folder: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ the installed Ray.
 from __future__ import annotations
 
 import importlib
+import logging
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -42,6 +44,10 @@ REPORT_LOGGER = "ray.train.v2._internal.execution.context"
 """The module whose logger prints each training report in full; it is named by the module's file."""
 
 
+PACKAGING = "ray._private.runtime_env.packaging"
+"""The module that walks a working directory for its upload."""
+
+
 def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -58,6 +64,20 @@ def missing(name: str) -> MegptError:
         cause="megpt uses this private part of Ray, which another version of Ray moved or removed",
         next="install the Ray of constraints.txt",
     )
+
+
+def uploaded(folder: Path) -> list[str]:
+    """The files that Ray would upload with a job submitted from a folder, relative to it, in order."""
+    try:
+        packaging = importlib.import_module(PACKAGING)
+        travel = packaging._dir_travel
+    except (ImportError, AttributeError):
+        raise missing(f"{PACKAGING}._dir_travel") from None
+    found: list[Path] = []
+    quiet = logging.getLogger("megpt.upload")
+    quiet.setLevel(logging.ERROR)
+    travel(folder, [], found.append, include_gitignore=True, logger=quiet)
+    return sorted(str(path.relative_to(folder)) for path in found if path.is_file())
 
 
 def report_logger() -> str:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from megpt.config import ClusterConfig
-from megpt.errors import InputError
+from megpt.errors import InputError, MegptError
 
 if TYPE_CHECKING:
     from ray.data import DataContext
@@ -181,6 +182,29 @@ def gpus_here() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def require_gpu(config: ClusterConfig) -> None:
+    """Check that a worker which was promised a GPU has one: torch would take the CPU without a word.
+
+    Raises:
+        MegptError: torch cannot use it.
+    """
+    import torch
+
+    if not config.gpus_per_worker:
+        return
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return
+    raise MegptError(
+        f"node {socket.gethostname()} promised a GPU, and torch cannot use one there",
+        cause=str(said[0].message).splitlines()[0]
+        if said
+        else f"no driver for CUDA {torch.version.cuda}, or no device",
+        next="mend or remove the node (`megpt doctor` looks at all of them), then run the same command again",
+    )
 
 
 @contextlib.contextmanager

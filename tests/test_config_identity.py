@@ -28,7 +28,13 @@ from ray_jobs.docs import job_reads
 
 INDIFFERENT = {
     *("output", "ids", "retry", "data.changed"),
-    *("cluster.num_workers", "cluster.gpus_per_worker", "cluster.cpus_per_worker", "cluster.wait_s"),
+    *(
+        "cluster.num_workers",
+        "cluster.gpus_per_worker",
+        "cluster.cpus_per_worker",
+        "cluster.wait_s",
+        "cluster.on_bad_node",
+    ),
     *("prepare.max_failed_fraction", "prepare.max_failed_films_fraction"),
     *("train.zero_stage", "train.deepspeed", "train.micro_batch_size", "train.loss_chunk"),
     *("train.activation_checkpointing", "train.cache_features", "train.save_every", "train.keep", "train.log_every"),

@@ -52,7 +52,7 @@ from megpt.progress import Progress, log
 from ray_jobs.generate.watch import watched
 from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
 from ray_jobs.job import Job, absolute
-from ray_jobs.placement import worker_slots
+from ray_jobs.placement import elsewhere, worker_slots
 from ray_jobs.runtime import joined, quiet
 
 # Consecutive passes that may end without a new shard, as when actors die faster than they write.
@@ -196,13 +196,13 @@ class Generate(Job):
                 compute=pool,
                 num_cpus=cpus,
                 num_gpus=config.cluster.gpus_per_worker or None,
-                ray_remote_args_fn=lambda: {"max_task_retries": 0},
+                ray_remote_args_fn=lambda: {"max_task_retries": 0} | elsewhere(),
                 fn_constructor_args=(
                     config.to_yaml(),
                     self.predictions,
                     archive,
                     self.fingerprint,
-                    decode_cpus,
+                    {"num_cpus": decode_cpus} | elsewhere(),
                     self.llm,
                 ),
             )

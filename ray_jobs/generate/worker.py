@@ -26,7 +26,7 @@ from megpt.films.resize import to_square
 from megpt.generation.predictions import Predictions
 from megpt.study import Study
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import uncollected
+from ray_jobs.runtime import require_gpu, uncollected
 
 if TYPE_CHECKING:
     from megpt.generation.writer import Films, Prediction
@@ -74,7 +74,7 @@ class ShardWorker:
         predictions: Predictions,
         archive: str,
         fingerprint: str,
-        decode_cpus: float,
+        decode_options: dict[str, Any],
         llm: str | None = None,
     ):
         # Here and not above: the command that starts actors needs no torch, which takes seconds to import.
@@ -85,11 +85,12 @@ class ShardWorker:
             from megpt.generation.writer import ReportWriter
 
         self.config = Config.model_validate(yaml.safe_load(config))
+        require_gpu(self.config.cluster)
         self.predictions, self.archive, self.fingerprint = predictions, archive, fingerprint
         self.model = threading.Lock()
         self.writer = ReportWriter(str(self.config.checkpoint), self.config.generate, self.config.seed, llm=llm)
         task: Any = decode  # Ray's types know functions without keywords only
-        self.decode = ray.remote(task).options(num_cpus=decode_cpus, scheduling_strategy="SPREAD", max_retries=RETRIES)
+        self.decode = ray.remote(task).options(scheduling_strategy="SPREAD", max_retries=RETRIES, **decode_options)
         if self.config.cluster.cpus_per_worker >= 2:  # else Ray's own setting of one thread is right
             torch.set_num_threads(int(self.config.cluster.cpus_per_worker))
 

@@ -16,7 +16,7 @@ from megpt.errors import MegptError
 from megpt.progress import log
 from ray_jobs import ray_private
 from ray_jobs.failures import cause_of, is_fault_of_code, raised_by_workers
-from ray_jobs.placement import asked, where
+from ray_jobs.placement import asked, elsewhere, where
 from ray_jobs.train.worker import ERROR
 
 # How long Ray Train waits for one placement before it looks at the cluster again. A lost node is counted as there until
@@ -40,6 +40,7 @@ def scaling(config: ClusterConfig) -> Any:
         num_workers=(config.min_workers, config.max_workers) if elastic else config.max_workers,
         use_gpu=bool(config.gpus_per_worker),
         resources_per_worker=resources,
+        **elsewhere(),
     )
 
 

@@ -15,7 +15,7 @@ from megpt.errors import InputError, MegptError, from_json, to_json
 from megpt.output import write_json, write_text
 from megpt.training.log import FIGURES
 from ray_jobs import ray_private
-from ray_jobs.runtime import uncollected
+from ray_jobs.runtime import require_gpu, uncollected
 
 ERROR = Path("steps") / "error.json"
 SUMMARY = "summary.json"
@@ -46,6 +46,7 @@ def worker(arguments: dict[str, Any]) -> None:
         best=lambda scores: best_score(scores, config.train.best_metric),
     )
     try:
+        require_gpu(config.cluster)
         summary = train_loop(config, lambda: make_parts(config), output=output, hooks=hooks)
     except MegptError as error:
         if isinstance(error, InputError):

@@ -45,6 +45,7 @@ SURFACE = {
     "compare",
     "ablate",
     "demo",
+    "doctor",
     "import-checkpoint",
     "export",
     "status",
