@@ -38,6 +38,7 @@ DATA = {
         "train.epochs": 15.0,
         "train.max_report_tokens": 60,
         "train.val_every": 130.0,
+        "train.save_every": 130,
     },
     "mimic_cxr": {
         "source": "data/mimic-cxr-jpg",
@@ -47,6 +48,7 @@ DATA = {
         "train.epochs": 5.0,
         "train.global_batch_size": 32,
         "train.val_every": 0.5,
+        "train.save_every": 500,
         "generate.min_new_tokens": 80,
         "generate.max_new_tokens": 120,
     },
@@ -195,3 +197,8 @@ def test_names_exist() -> None:
             assert timm.is_model_pretrained(model.vision), name
         if name not in DRAWN:
             assert model.llm in described()
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_lost_node_costs_a_stated_number_of_steps(name: str) -> None:
+    assert load_config(name, []).train.save_every is not None

@@ -130,6 +130,7 @@ def test_the_token_is_carried_as_a_file_and_always_asked_for(name: str) -> None:
         for command in tree[group]:
             assert "RAY_AUTH_MODE=token" in command
     assert "--dashboard-host=127.0.0.1" in tree["head_start_ray_commands"][-1]
+    assert f"spot_watch.py {tree['provider']['type']} " in tree["worker_start_ray_commands"][-1]
 
 
 @pytest.mark.parametrize("name", AUTOSCALED)
@@ -202,6 +203,7 @@ CONTAINER = fields(
     name=TEXT,
     image=TEXT,
     env=items(fields(("name", "value"), name=TEXT, value=TEXT)),
+    lifecycle=fields(("preStop",), preStop=fields(("exec",), exec=fields(("command",), command=items(TEXT)))),
     ports=items(fields(("containerPort", "name"), containerPort=COUNT, name={"type": "string", "maxLength": 15})),
     resources=RESOURCES,
     volumeMounts=items(fields(("name", "mountPath"), name=TEXT, mountPath=TEXT)),
@@ -275,10 +277,7 @@ MANIFESTS = {
 
 
 def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    spec = manifest["spec"]
-    found = spec.get("rayClusterSpec", spec)
-    assert isinstance(found, dict)
-    return found
+    return dict(manifest["spec"].get("rayClusterSpec", manifest["spec"]))
 
 
 @pytest.mark.parametrize("name", KUBERAY)
@@ -310,6 +309,9 @@ def test_pods_are_what_megpt_needs(name: str) -> None:
     (image,) = images
     assert image.rpartition(":")[2] == __version__
     (gpu,) = cluster["workerGroupSpecs"]
+    worker, (container,) = gpu["template"]["spec"], gpu["template"]["spec"]["containers"]
+    assert {"name": "GRACE_S", "value": str(worker["terminationGracePeriodSeconds"])} in container["env"]
+    assert container["lifecycle"]
     assert gpu["minReplicas"] <= gpu["maxReplicas"]
     assert "nvidia.com/gpu" in gpu["template"]["spec"]["containers"][0]["resources"]["limits"]
 
