@@ -101,6 +101,8 @@ def config_of(stage: Stage, config: Config) -> Config:
     folder = str(Path(str(config.output)) / stage.folder)
     if stage.job is Generate:
         return held_out(config).updated(output=folder, source=None)
+    if stage.job is Evaluate and config.evaluate.dataset is None:
+        config = config.overridden({"evaluate.dataset": "drawn phantom films"})
     return config.updated(output=folder)
 
 
