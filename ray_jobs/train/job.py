@@ -48,6 +48,7 @@ class Train(Job):
     def open(self) -> None:
         self.config = started(self.config.with_one_input("studies", "source"))
         check(self.config)
+        check_loggers(self.config.train)
         check_inputs(self.config)
 
     def identity(self) -> dict[str, Any]:
@@ -173,7 +174,6 @@ def check(config: Config) -> None:
             next="set a larger train.global_batch_size, or fewer cluster.num_workers",
         )
     deepspeed_settings(config.train, world_size=most)
-    check_loggers(config.train)
     check_cache(config)
 
 
