@@ -63,12 +63,12 @@ setup: $(STAMP) ## .venv alone
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(UV) || $(BIN)/python -m pip install --quiet "uv==$$(sed -n 's/^uv==//p' constraints.txt)"
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --compile-bytecode --constraint constraints.txt --editable ".[test]"
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --compile-bytecode --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
 $(LOWEST)/.installed: pyproject.toml | $(STAMP)
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	VIRTUAL_ENV=$(CURDIR)/$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct --editable .
+	VIRTUAL_ENV=$(CURDIR)/$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct --editable ".[all]"
 	touch $@
 
 clean: ## results and caches; the environments stay

@@ -164,9 +164,23 @@ def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], conf
         if record.exists():
             _refuse_changes(record, job, identity)
         else:
-            tree = {"job": job, "identity": _plain(identity), "config": config.model_dump(mode="json")}
-            write_text(record, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+            write_record(path, job=job, identity=identity, config=config)
         yield Output(path=path, done=(path / SUCCESS).exists())
+
+
+def write_record(folder: Path, *, job: str, identity: dict[str, Any], config: Config) -> None:
+    """Note whose output a folder is, and what it depends on."""
+    tree = {"job": job, "identity": _plain(identity), "config": config.model_dump(mode="json")}
+    write_text(folder / RECORD, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def recorded(folder: Path, *, job: str) -> dict[str, Any] | None:
+    """The identity that `claim` noted in an output of this job; None where there is none that can be read."""
+    try:
+        tree = yaml.safe_load((folder / RECORD).read_text(encoding="utf-8"))
+        return dict(tree["identity"]) if tree["job"] == job else None
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
 
 
 def inspect(output: str | Path, *, job: str, identity: dict[str, Any]) -> Output:

@@ -22,6 +22,7 @@ from megpt import __version__
 from megpt.config import KNOWN_KEYS, Config, help_text, load_config, refuse_unread
 from megpt.errors import InputError, MegptError, did_you_mean
 from megpt.progress import console, log
+from ray_jobs.extras import require_extras
 
 
 class Entry(NamedTuple):
@@ -36,6 +37,8 @@ class Entry(NamedTuple):
     """Whether the last of them takes any number of words."""
     section: str = ""
     """The section whose settings may be named without it: `full=true` for `export.full=true`."""
+    extras: tuple[str, ...] = ()
+    """Extras of megpt that it needs."""
 
 
 JOBS = {
@@ -43,23 +46,36 @@ JOBS = {
         "ray_jobs.prepare:Prepare", "archive → studies/: read, check and shard an archive of films and reports"
     ),
     "fit-prompts": Entry(
-        "ray_jobs.fit_prompts:FitPrompts", "studies/ → prompts/: cluster the films, one readable prompt per cluster"
+        "ray_jobs.fit_prompts:FitPrompts",
+        "studies/ → prompts/: cluster the films, one readable prompt per cluster",
+        extras=("train",),
     ),
-    "train": Entry("ray_jobs.train.job:Train", "studies/ + prompts/ → checkpoint/: DeepSpeed ZeRO on Ray Train"),
+    "train": Entry(
+        "ray_jobs.train.job:Train", "studies/ + prompts/ → checkpoint/: DeepSpeed ZeRO on Ray Train", extras=("train",)
+    ),
     "generate": Entry(
         "ray_jobs.generate.job:Generate", "archive or studies/ + checkpoint/ → predictions/: sharded batch generation"
     ),
-    "evaluate": Entry("ray_jobs.evaluate:Evaluate", "predictions/ → metrics.json, per_study.parquet, index.html"),
+    "evaluate": Entry(
+        "ray_jobs.evaluate:Evaluate", "predictions/ → metrics.json, per_study.parquet, index.html", extras=("metrics",)
+    ),
     "compare": Entry(
         "ray_jobs.compare:Compare",
         "predictions/ A B … → compare.json, per_study.parquet, index.html: differences, and whether they may be chance",
         ("paths",),
         several=True,
+        extras=("metrics",),
     ),
     "ablate": Entry(
-        "ray_jobs.ablate.job:Ablate", "train, generate and evaluate variants over seeds; one table and one page"
+        "ray_jobs.ablate.job:Ablate",
+        "train, generate and evaluate variants over seeds; one table and one page",
+        extras=("train", "metrics"),
     ),
-    "demo": Entry("ray_jobs.demo.job:Demo", "all of the above on drawn films, in minutes, without a GPU"),
+    "demo": Entry(
+        "ray_jobs.demo.job:Demo",
+        "all of the above on drawn films, in minutes, without a GPU",
+        extras=("train", "metrics"),
+    ),
     "import-checkpoint": Entry(
         "ray_jobs.import_checkpoint:ImportCheckpoint",
         "a reference .pth → checkpoint/: R2GenGPT and MeGPT weights",
@@ -96,9 +112,18 @@ def jobs() -> dict[str, Entry]:
 
 
 def find(name: str) -> Any:
-    """The class of a job."""
-    module, _, attribute = jobs()[name].home.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    """The class of a job.
+
+    Raises:
+        InputError: packages of an extra that it needs are not installed.
+    """
+    entry = jobs()[name]
+    module, _, attribute = entry.home.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError:
+        require_extras(f"`megpt {name}`", entry.extras)
+        raise
 
 
 def reads_of(name: str) -> tuple[str, ...]:
@@ -208,6 +233,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     _check_output(config)
     _check_named(options.job, config)
+    if not (options.dry_run and config.output is None):  # an estimate needs none
+        require_extras(f"`megpt {options.job}`", entry.extras)
     positional = [getattr(options, name) for name in entry.arguments]
     if entry.several:
         positional[-1:] = positional[-1]
@@ -234,10 +261,15 @@ def configure(options: argparse.Namespace) -> Config:
 
 def _check_named(job: str, config: Config) -> None:
     """Refuse a setting that was named for a job that does not read it."""
+    reads = reads_of(job)
     try:
-        refuse_unread(job, reads_of(job), config.named)
+        refuse_unread(job, reads, config.named)
     except InputError:  # who reads it is worth importing every job
-        refuse_unread(job, reads_of(job), config.named, {name: reads_of(name) for name in jobs()})
+        known = {}
+        for name in jobs():
+            with contextlib.suppress(InputError):  # its extra is not installed
+                known[name] = reads_of(name)
+        refuse_unread(job, reads, config.named, known)
 
 
 def _check_output(config: Config) -> None:

@@ -38,6 +38,7 @@ from megpt.evaluation.unscored import without_scores
 from megpt.output import write_aside, write_json
 from megpt.progress import Progress, log
 from ray_jobs.job import Job
+from ray_jobs.model_card import into_card
 from ray_jobs.neighbours import find_neighbours
 from ray_jobs.placement import elsewhere, one_cpu
 from ray_jobs.runtime import joined
@@ -126,6 +127,8 @@ class Evaluate(Job):
 
     def finish(self, folder: Path) -> dict[str, Any]:
         write_json(folder / METRICS, self.evaluation.metrics)
+        if self.config.checkpoint:
+            log(f"evaluate: {into_card(self.config, self.pairs.models, self.evaluation.metrics)}")
         return {name: self.evaluation.metrics[name] for name in ("n", "n_failed")}
 
     def tell(self, folder: Path, summary: dict[str, Any]) -> None:

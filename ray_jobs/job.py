@@ -13,10 +13,10 @@
 
 What every job promises follows from this order. Nothing is written before `claim`, and the dry run ends there, after it
 has met every error that the run would meet before its work. `_SUCCESS` is written last: a folder that has it is whole,
-and a folder without it is resumed. A job that `grows` also plans on a finished output; new studies in its source make
-it unfinished again, so that `_SUCCESS` means all that the source held at the last start. An InputError inside the claim
-deletes a folder without finished work (`kept`), so exit code 2 leaves nothing behind and the next try may use another
-config.
+and a folder without it is resumed. A job that `grows` also plans on a finished output; new studies in its source, or
+more steps to train, make it unfinished again, so that `_SUCCESS` means all that was asked for at the last start. An
+InputError inside the claim deletes a folder without finished work (`kept`), so exit code 2 leaves nothing behind and
+the next try may use another config.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Job:
     needs: ClassVar[tuple[str, ...]] = ()
     """Paths that must be set, beside `output`."""
     grows: ClassVar[bool] = False
-    """Whether a finished output takes up what is new in the source; `plan` then says so and removes `_SUCCESS`."""
+    """Whether a finished output takes up what is new: studies in the source, more steps. `plan` then says so and
+    removes `_SUCCESS`."""
 
     def __init__(self, config: Config):
         self.config = config

@@ -85,6 +85,8 @@ class EvaluateConfig(Section):
     """Further scores by name: radgraph, f1chexbert, green, … of RadEval, or those of an installed package."""
     meteor: bool = True
     """Whether to compute METEOR, which needs Java 8 or newer."""
+    dataset: Annotated[str | None, Indifferent] = None
+    """Name of the data in the checkpoint's model card."""
     films: int = Field(default=1000, ge=0)
     """How many studies the page shows with their films."""
 

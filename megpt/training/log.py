@@ -37,7 +37,10 @@ def check_loggers(train: TrainConfig) -> None:
     """Raise InputError for a logger that is not installed."""
     for name in train.loggers:
         if importlib.util.find_spec(name) is None:
-            raise InputError(f"train.loggers names {name}, which is not installed", next=f"pip install 'megpt[{name}]'")
+            extra = "train" if name == "tensorboard" else name
+            raise InputError(
+                f"train.loggers names {name}, which is not installed", next=f'pip install "megpt[{extra}]"'
+            )
 
 
 class Logbook:

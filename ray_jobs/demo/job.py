@@ -18,6 +18,7 @@ from megpt.config import Config
 from megpt.demo.costs import PeakMemory, costs_table, measured, read_costs
 from megpt.output import SUCCESS, Output
 from megpt.progress import console, log
+from megpt.training.log import check_loggers
 from ray_jobs.demo.draw import Draw
 from ray_jobs.demo.language_model import LanguageModel
 from ray_jobs.evaluate import HEADLINE, PAGE, Evaluate, read_metrics
@@ -57,6 +58,7 @@ class Demo(Job):
     def open(self) -> None:
         self.config = resolve(self.config)
         check(self.config)
+        check_loggers(self.config.train)
 
     def preview(self, folder: Path) -> None:
         log(f"demo: would run {', '.join(stage.name for stage in STAGES)} under {folder}")
@@ -101,6 +103,8 @@ def config_of(stage: Stage, config: Config) -> Config:
     folder = str(Path(str(config.output)) / stage.folder)
     if stage.job is Generate:
         return held_out(config).updated(output=folder, source=None)
+    if stage.job is Evaluate and config.evaluate.dataset is None:
+        config = config.overridden({"evaluate.dataset": "drawn phantom films"})
     return config.updated(output=folder)
 
 

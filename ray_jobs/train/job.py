@@ -22,23 +22,22 @@ from megpt.data.studies import study_files
 from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.model.checkpoint.decoding import carried
 from megpt.model.prompts import CENTROIDS, PROMPTS
-from megpt.output import Output
+from megpt.output import SUCCESS, Output
 from megpt.progress import log
 from megpt.training.deepspeed import check_batch_sizes, check_cache, deepspeed_settings
 from megpt.training.log import check_loggers
 from megpt.training.samples import input_fingerprint, weights_fingerprint
 from ray_jobs.failures import PREEMPTED, cause_of, known_failure
 from ray_jobs.job import Job, absolute
+from ray_jobs.train.longer import Longer
 from ray_jobs.train.validate import check_validation
 from ray_jobs.train.watch import watching
 from ray_jobs.train.worker import SUMMARY, take_error, worker
 
-LENGTH = {"train.epochs", "train.max_steps"}
-"""Settings of a run's length. Its learning rates depend on them, so a longer run is another run."""
-
 
 class Train(Job):
     name = "train"
+    grows = True
     only_estimated = ("fit_prompts.num_clusters", "fit_prompts.candidates")
     """What the dry run alone reads: how many prompts there may be."""
     reads = (
@@ -46,28 +45,18 @@ class Train(Job):
         *("data", "model", "train", "generate", *only_estimated),
     )
 
-    @classmethod
-    def run(cls, config: Config, *arguments: str, dry_run: bool = False) -> int:
-        try:
-            return super().run(config, *arguments, dry_run=dry_run)
-        except InputError as error:
-            changed = {part.partition(":")[0] for part in (error.where or "").split("; ")}
-            if " exists from another config" not in error.what or not changed <= LENGTH:
-                raise
-            further = f"megpt train checkpoint={config.output} output=ANOTHER …"
-            raise InputError(
-                error.what, error.where, error.cause, f"to train this run further, start another from it: {further}"
-            ) from error
-
     def open(self) -> None:
         self.config = started(self.config.with_one_input("studies", "source"))
         check(self.config)
+        check_loggers(self.config.train)
         check_inputs(self.config)
 
     def identity(self) -> dict[str, Any]:
         # Reports are written for validation alone.
         unused = (*self.only_estimated, *(() if self.config.train.val_every else ("generate",)))
-        return self.config.identity(*(key for key in self.reads if key not in unused)) | self.inputs()
+        self.own = self.config.identity(*(key for key in self.reads if key not in unused)) | self.inputs()
+        self.longer = Longer.of(self.config, json.loads(json.dumps(self.own)))
+        return self.longer.record if self.longer else self.own
 
     def inputs(self) -> dict[str, Any]:
         model = self.config.model
@@ -91,6 +80,16 @@ class Train(Job):
 
     def preview(self, folder: Path) -> None:
         self.estimate()
+        if self.longer and self.longer.grows:
+            log(f"train: would be {self.longer.sentence()}")
+
+    def has_grown(self, folder: Path) -> bool:
+        return self.longer is not None and self.longer.grows
+
+    def plan(self, folder: Path) -> bool:
+        if self.longer and self.longer.grows:
+            self.longer.lengthen(folder, self.own, self.config)
+        return not (folder / SUCCESS).exists()
 
     def work(self, folder: Path) -> None:
         """Train, or resume training, to the end.
@@ -159,7 +158,7 @@ def started(config: Config) -> Config:
         raise InputError(
             f"checkpoint and output are the same folder, {name}",
             cause="a run cannot start from what it writes; an unfinished run resumes without checkpoint=",
-            next=f"to train a finished run further: megpt train checkpoint={name} output=ANOTHER …",
+            next="leave checkpoint= out; a larger train.max_steps or train.epochs makes a finished run longer",
         )
     return inherited(config.updated(checkpoint=pinned(name)), local_folder(name))
 
@@ -175,7 +174,6 @@ def check(config: Config) -> None:
             next="set a larger train.global_batch_size, or fewer cluster.num_workers",
         )
     deepspeed_settings(config.train, world_size=most)
-    check_loggers(config.train)
     check_cache(config)
 
 

@@ -11,9 +11,9 @@ from megpt.data.cleaning import clean
 from megpt.data.sources import open_source
 from megpt.data.studies import read_studies
 from megpt.errors import InputError, did_you_mean
-from megpt.evaluation.statistics import CLINICAL, SCORES
 from megpt.films.decode import UnreadableFilm, load_films
 from megpt.study import Study
+from ray_jobs.extras import require_extras
 
 PAPER_MEAN = "(BLEU_4 + CIDEr) / 2"
 
@@ -21,10 +21,14 @@ PAPER_MEAN = "(BLEU_4 + CIDEr) / 2"
 def check_validation(config: Config) -> None:
     """Raise InputError for a `train.best_metric` that no score has, or a validation split that is not there."""
     metric = config.train.best_metric
-    if metric != PAPER_MEAN and metric not in SCORES:
-        raise InputError(
-            f"train.best_metric = {metric!r} is no score", next=did_you_mean(metric, [*SCORES, PAPER_MEAN], most=3)
-        )
+    if config.train.val_every is not None or metric != PAPER_MEAN:
+        require_extras("train.val_every", ("metrics",))
+        from megpt.evaluation.statistics import SCORES
+
+        if metric not in (*SCORES, PAPER_MEAN):
+            raise InputError(
+                f"train.best_metric = {metric!r} is no score", next=did_you_mean(metric, [*SCORES, PAPER_MEAN], most=3)
+            )
     if config.train.val_every is not None and next(validation_studies(config, columns=["report"]), None) is None:
         raise InputError(
             "train.val_every is set, but there is no study of the val split",
@@ -95,6 +99,7 @@ def write_reports(config: Config, model: Any, processor: Any, studies: Iterator[
 def score(config: Config, shares: list[list[tuple[str, str, str]]]) -> dict[str, float]:
     """Scores over the shares of all workers, each study once."""
     from megpt.evaluation import score_reports
+    from megpt.evaluation.statistics import CLINICAL
 
     by_study = {study: (report, reference) for share in shares for study, report, reference in share}
     pairs = [by_study[study] for study in sorted(by_study)]

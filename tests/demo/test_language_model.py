@@ -3,6 +3,7 @@
 - the folder loads through the Auto classes, and its tokenizer spells any text;
 - equal seeds give equal weights, without touching torch's own random state;
 - a digest holds the words of its sentences, fewer of them and more noise the harder it is;
+- the estimate of the shipped config knows its shapes before it is trained;
 - no text at all is refused.
 """
 
@@ -17,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megpt.config import LanguageModelConfig
-from megpt.demo.language_model import SLOTS, digest, make_lesson, train_language_model, train_tokenizer
+from megpt.config import LanguageModelConfig, load_config
+from megpt.demo.language_model import SLOTS, digest, make_lesson, new_model, train_language_model, train_tokenizer
 from megpt.errors import InputError
+from megpt.model.cost.architectures import language_model_config
 
 TEXTS = [
     f"There is a {size} {side} effusion. No {other}."
@@ -43,6 +45,14 @@ def test_it_is_an_ordinary_folder(trained: tuple[Path, list[float]]) -> None:
     assert model(ids).logits.shape == (1, ids.shape[1], len(tokenizer))
     assert tokenizer.eos_token_id == model.config.eos_token_id
     assert len(trained[1]) == TINY.steps and trained[1][-1] < trained[1][0]
+
+
+def test_the_estimate_knows_it_before_it_is_trained() -> None:
+    config = load_config("phantom")
+    made = new_model(config.language_model.model_copy(update={"vocab_size": len(_tokenizer())}), _tokenizer()).config
+    known = language_model_config(config.model.llm).to_dict()
+    differing = {key for key, value in made.to_dict().items() if known.get(key) != value}
+    assert known["vocab_size"] == config.language_model.vocab_size and differing <= {"vocab_size", "dtype"}
 
 
 def test_equal_seeds_give_equal_weights(trained: tuple[Path, list[float]], tmp_path: Path) -> None:

@@ -112,7 +112,10 @@ def test_commands_parse_and_install_what_is_pinned(name: str) -> None:
     for command in (c for group in COMMANDS for c in tree[group]):
         assert subprocess.run(["bash", "-n"], input=command, text=True, capture_output=True).returncode == 0, command
     setup = "\n".join(tree["setup_commands"])
-    assert re.search(r"--constraint constraints(-aws)?\.txt", setup) and "--requirements pyproject.toml" in setup
+    assert (
+        re.search(r"--constraint constraints(-aws)?\.txt", setup)
+        and "--requirements pyproject.toml --extra all" in setup
+    )
     read = re.search(r"\$\((sed [^)]*)\)", setup)
     assert read
     script = read[1].replace("~/megpt/constraints.txt", str(ROOT / "constraints.txt"))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import ModelCard
 from job_promises import check_done, check_refused
 from make_films import dicom_bytes
 from PIL import Image
@@ -61,6 +62,8 @@ def test_every_job_has_left_its_output(finished: Config) -> None:
     assert set(metrics["baselines"]) == {"constant", "permuted", "nearest", "nearest_untrained"}
     assert {"BLEU_4", "ROUGE_L", "CIDEr", "clinical_micro_f1"} <= set(metrics["scores"]) & set(metrics["intervals"])
     assert (root / "evaluation" / "index.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    card = ModelCard.load(root / "checkpoint" / "README.md")
+    assert {r.dataset_name for r in card.data.eval_results} == {"drawn phantom films"} and "| BLEU_4 |" in card.text
 
 
 def test_each_study_stands_once_somewhere(finished: Config) -> None:

@@ -6,6 +6,7 @@
 - files that megpt did not write, and an output that another job writes now, are not touched
 - a finished job says so, changes nothing, and has the verdict that it had
 - another config on its output, and an input that has changed or grown, are refused with the difference, dry or not
+- a finished training run is made longer: its losses up to the old end stay
 - of two inputs that exclude each other the one named last is read
 - stopped by Ctrl-C (130) or SIGTERM (143) it says so in one line without a traceback; after that, and after SIGKILL,
   the same command gives the result of an uninterrupted run, and what was finished is not done again
@@ -233,3 +234,19 @@ def test_stopped_and_run_again(
     assert {name: text for name, (_, text) in found.items()} == {name: text for name, (_, text) in expected.items()}
     assert found and sum(found[path] != kept[path] for path in kept) <= IN_FLIGHT
     assert not list(output.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_made_longer(
+    world: Path, finished: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished("train"), world / "longer")
+    dry = run(capfd, "train", "train.max_steps=14", "--dry-run", output="longer")
+    wet = run(capfd, "train", "train.max_steps=14", output="longer")
+    said = "14 steps instead of 12, from step 12 on; the learning rate goes on at "
+    assert (dry.code, wet.code) == (0, 0) and f"train: would be {said}" in dry.error and f"train: {said}" in wet.error
+    logs = [(world / name / "log.jsonl").read_text().splitlines() for name in ("finished-train", "longer")]
+    assert logs[1][:12] == logs[0] and [json.loads(row)["step"] for row in logs[1][12:]] == [13, 14]
+    assert json.loads((world / "longer/_SUCCESS").read_text())["steps"] == 14
+    assert "nothing to do" in run(capfd, "train", "train.max_steps=14", output="longer").error
+    assert run(capfd, "train", output="longer").code == 2
