@@ -22,13 +22,14 @@ as much by it as by its own permutation."""
 FIVE = np.isin(CHEXPERT, ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"])
 """(14,) bool: the observations of CheXpert's competition (Irvin et al., 2019)."""
 
+SIDE = "clinical_side_accuracy"
 CLINICAL = (
     "clinical_micro_f1",
     "clinical_macro_f1",
     "clinical_micro_f1_14",
     "clinical_micro_f1_5",
     "clinical_micro_f1_uncertain",
-    "clinical_side_accuracy",
+    SIDE,
 )
 """The names in metrics.json: micro-F1 over 13 observations without No Finding, the mean of their F1 over those that the
 references have, micro-F1 over all 14, over CheXpert's five, over 13 with uncertain counted as present; and of the
@@ -36,6 +37,8 @@ references have, micro-F1 over all 14, over CheXpert's five, over 13 with uncert
 
 COLUMNS = 3 * ALL + 3 + 2
 """Hits, extra and missed of each observation; the same of 13 together with uncertain as present; sides right, sides."""
+SIDED = -1
+"""The column of the findings whose side is judged."""
 
 AGREED, INVENTED, MISSED, WRONG_SIDE, DOUBTED = 1, 2, 3, 4, 5
 VERDICTS = {

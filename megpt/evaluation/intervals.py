@@ -3,8 +3,9 @@
 Studies of one patient resemble each other, and a test set may hold hundreds of studies of a few patients; so whatever
 is resampled or swapped here is a patient with all its studies. Intervals are percentiles over resamples of patients,
 expanded for few patients (Hesterberg, 2015): their number counts as Kish's effective one, since patients with many
-studies weigh more. The macro F1 depends on a handful of patients with rare findings, where percentiles hold 83 to 90 %
-of what they promise, and BCa 78 to 86 %; it gets a jackknife interval on the logit scale, which holds
+studies weigh more. Two scores depend on a handful of patients and get a jackknife interval on the logit scale: the
+macro F1 on those with rare findings, where percentiles hold 83 to 90 % of what they promise, and BCa 78 to 86 %; the
+side accuracy on those whose findings have a side, who may be 26 effective patients of 289
 (benchmarks/interval_coverage.py). The tests are paired randomisations (Noreen, 1989), corrected for many scores by
 Holm's method.
 """
@@ -16,13 +17,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import norm, t
 
+from megpt.evaluation.clinical_scores import SIDE
 from megpt.evaluation.statistics import Rows
 
 Scores = dict[str, np.ndarray]
 _CHUNK_CELLS = 4_000_000
 """Weights (draws × patients) that exist at one time."""
-JACKKNIFED = ("clinical_macro_f1",)
-METHOD = {"all": "expanded percentile bootstrap", "clinical_macro_f1": "jackknife, logit scale"}
+JACKKNIFED = ("clinical_macro_f1", SIDE)
+METHOD = {"all": "expanded percentile bootstrap", **dict.fromkeys(JACKKNIFED, "jackknife, logit scale")}
 """How the intervals come about, as metrics.json tells it; all but the named scores have the first."""
 
 
@@ -44,7 +46,7 @@ class Bootstrap:
         self._whole = {name: _score(rows, rows.matrix.sum(0, keepdims=True)) for name, rows in sets.items()}
         self._drawn = {name: _stack(parts) for name, parts in _draws(sets, resamples, seed).items()}
         self._without = {name: _jackknife(rows) for name, rows in sets.items()}
-        self._effective = effective_patients(next(iter(sets.values())).sizes)
+        self._sets = sets
 
     def interval(self, score: str, confidence: float, *, of: str, minus: str | None = None) -> list[float] | None:
         """[low, high] of a score of one set, or of its difference from another; None where it is not defined."""
@@ -55,9 +57,12 @@ class Bootstrap:
                 return None
             parts.append(ours - theirs)
         value, drawn, without = float(parts[0][0]), parts[1], parts[2]
+        if not np.isfinite(value):
+            return None
+        effective = effective_patients(self._sets[of].sizes(score))
         if score in JACKKNIFED:
-            return jackknife_interval(value, without, confidence, self._effective, logit=minus is None)
-        return expanded_percentiles(value, drawn, confidence, self._effective)
+            return jackknife_interval(value, without, confidence, effective, logit=minus is None)
+        return expanded_percentiles(value, drawn, confidence, effective)
 
 
 def _draws(sets: Mapping[str, Rows], resamples: int, seed: int) -> dict[str, list[Scores]]:
@@ -78,7 +83,7 @@ def resample_weights(rng: np.random.Generator, size: int, count: int) -> np.ndar
 
 
 def effective_patients(sizes: np.ndarray) -> float:
-    """Kish's effective number (Kish, 1965) of patients with `sizes` (P,) studies: P where all have the same."""
+    """Kish's effective number (Kish, 1965) of patients who weigh `sizes` (P,): P where all weigh the same."""
     return float(sizes.sum() ** 2 / np.sum(sizes**2))
 
 

@@ -36,7 +36,7 @@ class Words:
     """Texts as word numbers: the distinct ones, and where each of the N texts is found among them."""
 
     flat: np.ndarray
-    """(T,) int64 word numbers of all distinct texts, one after another."""
+    """(T,) int32 word numbers of all distinct texts, one after another."""
     lengths: np.ndarray
     """(U,) words of each distinct text."""
     rows: np.ndarray
@@ -65,7 +65,7 @@ def _number(texts: Sequence[str], vocabulary: defaultdict[str, int], separator: 
             lengths.append(len(words))
             yield words
 
-    flat = np.fromiter(map(vocabulary.__getitem__, itertools.chain.from_iterable(split())), dtype=np.int64)
+    flat = np.fromiter(map(vocabulary.__getitem__, itertools.chain.from_iterable(split())), dtype=np.int32)
     return Words(flat, np.array(lengths, dtype=np.int64), np.asarray(rows, dtype=np.int64))
 
 
@@ -78,22 +78,23 @@ def ngrams(generated: Words, references: Words) -> Iterator[NGrams]:
     left = (np.repeat(np.cumsum(lengths), lengths) - np.arange(len(flat))).astype(np.int32)
     texts = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     keys = flat
-    starts = np.arange(len(flat))
+    starts = np.arange(len(flat), dtype=np.int32)
+    split = len(generated.lengths)
     for order in range(1, ORDERS + 1):
         if order > 1:
             longer = left[starts] >= order
             starts = starts[longer]
-            keys = keys[longer] * words + flat[starts + order - 1]
+            keys = keys[longer].astype(np.int64) * words + flat[starts + order - 1]
         codes, distinct = pd.factorize(keys)
-        keys = np.asarray(codes, dtype=np.int64)
-        counts = _counts(texts[starts], keys, shape=(len(lengths), max(1, len(distinct))))
-        split = len(generated.lengths)
-        yield NGrams(order, counts[:split], counts[split:])
+        keys, width = codes.astype(np.int32), max(1, len(distinct))
+        del codes, distinct
+        ends = np.searchsorted(texts[starts], np.arange(len(lengths) + 1)).astype(np.int32)
+        yield NGrams(order, _counts(keys, ends[: split + 1], width), _counts(keys, ends[split:], width))
 
 
-def _counts(rows: np.ndarray, columns: np.ndarray, *, shape: tuple[int, int]) -> Any:
-    """(U, V) counts; `rows` ascend."""
-    pointers = np.searchsorted(rows, np.arange(shape[0] + 1))
-    counts = csr_array((np.ones(len(columns)), columns.astype(np.int32), pointers.astype(np.int32)), shape=shape)
+def _counts(keys: np.ndarray, ends: np.ndarray, width: int) -> Any:
+    """(U, width) counts of the texts that lie in `keys` between one of `ends` (U + 1,) and the next."""
+    columns = keys[ends[0] : ends[-1]].copy()
+    counts = csr_array((np.ones(len(columns), np.float32), columns, ends - ends[0]), shape=(len(ends) - 1, width))
     counts.sum_duplicates()
     return counts

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
@@ -23,7 +24,7 @@ BLEU_COLUMNS = 2 * ORDERS + 2
 ROUGE_BETA, CIDER_SIGMA = 1.2, 6.0
 
 _CHUNK = 20_000
-"""Pairs whose overlaps exist at one time."""
+"""Texts or pairs whose products exist at one time."""
 _SURROGATES = range(0xD800, 0xE000)
 
 
@@ -73,21 +74,35 @@ def _add_order(
 ) -> None:
     """Add the matches of one order to `bleu`, and its cosine to `cider`."""
     n = picks.shape[1]
-    times = np.bincount(wanted.rows, minlength=grams.references.shape[0]).astype(np.float64)
-    present = grams.references.copy()
-    present.data[:] = 1
-    squared = (np.log(max(n, 1)) - np.log(np.maximum(present.T @ times, 1))) ** 2
-    norms = [np.sqrt(side.power(2) @ squared) for side in (grams.generated, grams.references)]
+    weights = _squared_weights(grams.references, np.bincount(wanted.rows, minlength=grams.references.shape[0]))
+    norms = [_norms(side, weights) for side in (grams.generated, grams.references)]
     for k, pick in enumerate(picks):
-        for start in range(0, n, _CHUNK):
-            rows = slice(start, start + _CHUNK)
+        for rows in _blocks(n):
             ours, theirs = made.rows[pick[rows]], wanted.rows[rows]
             reference = grams.references[theirs]
             shared = grams.generated[ours].minimum(reference)
             bleu[k, rows, grams.order - 1] = np.rint(shared.sum(axis=1))
             scale = norms[0][ours] * norms[1][theirs]
-            product = shared.multiply(reference).tocsr() @ squared
+            product = shared.astype(np.float64).multiply(reference).tocsr() @ weights
             cider[k, rows] += np.divide(product, scale, out=np.zeros(len(ours)), where=scale > 0)
+
+
+def _squared_weights(references: Any, times: np.ndarray) -> np.ndarray:
+    """(V,) squared inverse document frequency of each n-gram; row i stands for `times[i]` references."""
+    held = np.zeros(references.shape[1])
+    for rows in _blocks(len(times)):
+        held += references[rows].sign().T @ times[rows]
+    return (np.log(max(times.sum(), 1)) - np.log(np.maximum(held, 1))) ** 2
+
+
+def _norms(counts: Any, weights: np.ndarray) -> np.ndarray:
+    """(U,) lengths of the weighted counts."""
+    blocks = [counts[rows].astype(np.float64).power(2) @ weights for rows in _blocks(counts.shape[0])]
+    return np.sqrt(np.concatenate([np.zeros(0), *blocks]))
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
 
 
 def bleu_statistics(generated: Sequence[str], references: Sequence[str]) -> np.ndarray:

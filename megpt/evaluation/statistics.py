@@ -14,7 +14,15 @@ import numpy as np
 
 from megpt.evaluation import nlg
 from megpt.evaluation.clinical import Findings
-from megpt.evaluation.clinical_scores import CLINICAL, clinical_columns, clinical_scores, observation_f1, study_f1
+from megpt.evaluation.clinical_scores import (
+    CLINICAL,
+    SIDE,
+    SIDED,
+    clinical_columns,
+    clinical_scores,
+    observation_f1,
+    study_f1,
+)
 from megpt.evaluation.meteor import COLUMNS as METEOR_COLUMNS
 from megpt.evaluation.meteor import meteor
 
@@ -89,10 +97,10 @@ class Rows:
         """The scores in the order they are shown: `SCORES`, then the further ones."""
         return (*SCORES, *(name.removeprefix(_FURTHER) for name in self.widths if name.startswith(_FURTHER)))
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """(R,) studies of each row."""
-        return self.matrix[:, 0]
+    def sizes(self, score: str) -> np.ndarray:
+        """(R,) what each row weighs in a score: its findings with a side for the side accuracy, else its studies."""
+        parts = dict(self._parts(self.matrix))
+        return parts["clinical"][:, SIDED] if score == SIDE and "clinical" in parts else parts["n"][:, 0]
 
     def with_meteor(self, statistics: np.ndarray) -> Rows:
         """The rows with METEOR's columns (R, 23)."""

@@ -1,7 +1,8 @@
 """Intervals and tests over patients.
 
 - intervals are percentiles of an explicit resampling of patients, as much wider as Student's t asks for
-- the macro F1's is a jackknife's, inside [0, 1]
+- the macro F1's and the side accuracy's are a jackknife's, inside [0, 1], with as many degrees of freedom as the
+  patients leave that the score hangs on
 - a difference has the resamples of both sides: nothing against itself is 0 [0, 0], p = 1
 - p of two systems that are the same is uniform; of a clear difference small; never below 1 / (draws + 1)
 - Holm's correction by hand
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import t
+from test_clinical_scores import drawn
 
 from megpt.evaluation import intervals
 from megpt.evaluation.clinical import Findings
@@ -91,6 +93,21 @@ def test_jackknife() -> None:
     near_one = jackknife_interval(0.98, np.array([0.97, 0.99, 0.98]), 0.95, 3, logit=True)
     assert 0 < near_one[0] < 0.98 < near_one[1] < 1
     assert jackknife_interval(1.0, np.ones(5), 0.95, 5, logit=True) == [1, 1]
+
+
+def test_the_side_accuracy_counts_patients_by_their_findings_with_a_side() -> None:
+    own = drawn(1, 60), drawn(2, 60)
+    zeros = np.zeros(60)
+    one_a_study = Statistics(np.ones((60, 10)), zeros, zeros, found=own[0], truth=own[1]).rows()
+    grouped = one_a_study.grouped(np.arange(60) % 12)
+    name, bootstrap = "clinical_side_accuracy", Bootstrap({"a": grouped}, resamples=2, seed=0)
+    sums = [np.delete(grouped.matrix, p, axis=0).sum(0, keepdims=True) for p in range(12)]
+    without = np.array([grouped.score(total)[name][0] for total in sums])
+    sided = grouped.matrix[:, -1]
+    effective = sided.sum() ** 2 / (sided**2).sum()
+    assert 1 < effective < 12 == effective_patients(grouped.sizes("CIDEr"))
+    expected = jackknife_interval(grouped.scores()[name], without, 0.95, effective, logit=True)
+    assert bootstrap.interval(name, 0.95, of="a") == pytest.approx(expected)
 
 
 def test_nothing_against_itself() -> None:

@@ -25,8 +25,13 @@ def test_rows_of_a_patient_add_up() -> None:
     rows = made(radgraph=RNG.random(60)).rows()
     groups = RNG.permutation(np.arange(60) % 7)
     grouped = rows.grouped(groups)
-    assert grouped.matrix.shape[0] == 7 and grouped.sizes.tolist() == np.bincount(groups).tolist()
+    assert grouped.matrix.shape[0] == 7 and grouped.sizes("BLEU_1").tolist() == np.bincount(groups).tolist()
     assert grouped.scores() == pytest.approx(rows.scores()) and None not in rows.scores().values()
+    # the side accuracy is a share of the findings with a side, of which a patient may have none
+    sided = np.bincount(groups, rows.sizes("clinical_side_accuracy"))
+    assert grouped.sizes("clinical_side_accuracy").tolist() == sided.tolist() != grouped.sizes("CIDEr").tolist()
+    same = rows.scores()["clinical_side_accuracy"] * sided.sum()
+    assert same == pytest.approx(round(same))
 
 
 def test_a_further_score_is_a_mean() -> None:
