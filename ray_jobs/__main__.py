@@ -59,7 +59,14 @@ JOBS = {
     "ablate": Entry(
         "ray_jobs.ablate.job:Ablate", "train, generate and evaluate variants over seeds; one table and one page"
     ),
-    "demo": Entry("ray_jobs.demo.job:Demo", "all of the above on drawn films, in minutes, without a GPU"),
+    "run": Entry(
+        "ray_jobs.run:WholeRun", "archive → everything: prepare, fit-prompts, train, generate, evaluate"
+    ),
+    "demo": Entry("ray_jobs.demo.job:Demo", "the same on drawn films, in minutes, without a GPU"),
+    "language-model": Entry(
+        "ray_jobs.language_model:LanguageModel",
+        "studies/ → llm/: a small language model, fitted to training reports",
+    ),
     "pretrained": Entry(
         "ray_jobs.pretrained:Pretrained",
         "installed packages → a language model's folder and an encoder's weights, without a hub",
