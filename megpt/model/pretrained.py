@@ -36,7 +36,7 @@ class PackagedWeights:
     """A file of weights inside a Python package.
 
     Attributes:
-        package, version, file: the distribution, and the file's path in it.
+        package, version, file: the distribution, and the file's path from the folder that it is installed in.
         sha256: of the file, in hexadecimal digits.
         target: what `write` makes of it, below the output folder.
         write: (file, target) → None; the target is a path that does not exist yet.
@@ -154,4 +154,3 @@ ENCODER = PackagedWeights(
     target="tf_efficientnet_lite0.safetensors",
     write=write_encoder,
 )
-PACKAGED = (LANGUAGE_MODEL, ENCODER)

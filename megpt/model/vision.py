@@ -149,8 +149,9 @@ def _grid(x: Any, trunk: Any) -> Layout | None:
 
 
 def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Mapping[str, Any]) -> None:
-    """Put the weights that `model.vision_weights` names into the encoder: `pretrained` or a .safetensors file, which may
-    be that of a checkpoint whose encoder was trained (mode deep).
+    """Put the weights that `model.vision_weights` names into the encoder: `pretrained` or a .safetensors file.
+
+    The file may be that of a checkpoint whose encoder was trained (mode deep).
 
     Raises:
         InputError: they cannot be loaded, or do not fit.
