@@ -265,7 +265,7 @@ def _make_adam_state(engine: Any, step: int) -> None:
 
 
 def _link_moments(engine: Any) -> None:
-    """Let parameters find their moments; DeepSpeed does so itself, but at the first step and in the first group only."""
+    """Let parameters find their moments; DeepSpeed does it at the first step, in the first group only."""
     if link := getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None):
         engine.optimizer._hp_optimizer_states_linked = False
         link()
