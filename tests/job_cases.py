@@ -105,6 +105,27 @@ CASES = {
         bad=("ablate.variants={}", "`ablate.variants` and `ablate.grid` are empty"),
         unread="phantom.broken=1",
     ),
+    "run": Case(
+        ("source=archive",),
+        bad=("source=nowhere", "no archive at nowhere"),
+        unread="prompts=x",
+    ),
+    "language-model": Case(
+        (
+            *("studies=studies", "language_model.steps=40", "language_model.hidden_size=32"),
+            *("language_model.num_heads=2", "language_model.val_every=20"),
+        ),
+        bad=("studies=nowhere", "no studies/ table at nowhere"),
+        unread="model.llm=x",
+        changed=("language_model.lr=0.5", "language_model.lr: 0.002 → 0.5"),
+        spoil=lambda here: write_studies(here / "studies", "train", make_studies(13), 0),
+        results=("*.safetensors", "tokenizer.json"),
+    ),
+    "pretrained": Case(
+        ("run.encoder=packaged",),
+        bad=("cluster.num_workers=0", "cluster.num_workers = 0: "),
+        unread="train.lr=1",
+    ),
     "demo": Case(
         ("phantom.num_studies=20",),
         bad=("cluster.num_workers=3", "train.global_batch_size = 16 cannot be divided among 3 workers"),

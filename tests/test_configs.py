@@ -1,7 +1,8 @@
 """The shipped configs.
 
 - Each holds exactly the settings below besides the defaults, whatever files it extends: the paper's six runs the
-  published ones, the demo its measured recipe, the ablation that recipe without the four parts.
+  published ones, the demo and the runs on two cores their measured recipes, an ablation its recipe without the four
+  parts.
 - Their headers name themselves in the commands they show, and those commands are accepted.
 - The paper's batches divide among the published number of GPUs.
 - They name encoder weights that exist, and an architecture that can be planned offline.
@@ -119,13 +120,11 @@ PHANTOM = {
     "generate.shard_size": 150,
     "evaluate.bootstrap": 300,
 }
-ABLATION = {
-    **{key: value for key, value in PHANTOM.items() if key != "prompts"},
+WITHOUT_THE_PARTS = {
     "model.fem": False,
     "model.doconv": False,
     "model.dynamic_prompt": False,
     "train.l2": 0.0,
-    "evaluate.films": 100,
     "ablate.variants": {
         "fem": {"model.fem": True},
         "doconv": {"model.doconv": True},
@@ -134,14 +133,91 @@ ABLATION = {
         "all": {"model.fem": True, "model.doconv": True, "model.dynamic_prompt": True, "train.l2": 1e-5},
     },
 }
-DRAWN = ("phantom", "ablation")
-"""Configs for drawn films; the others are the paper's runs."""
+ABLATION = {**PHANTOM, **WITHOUT_THE_PARTS, "evaluate.films": 100, "prompts": None}
+
+
+def two_cores(name: str) -> dict[str, Any]:
+    """What the runs on IU X-Ray without a GPU share, with their paths."""
+    root = f"runs/{name}"
+    return {
+        **{key: f"{root}/{key}" for key in ("studies", "prompts", "checkpoint", "predictions")},
+        "data.cleaner": "r2gen-iu",
+        "data.max_views": 2,
+        "prepare.films": "embed",
+        "run.encoder": "packaged",
+        "model.vision": "tf_efficientnet_lite0",
+        "model.vision_weights": f"{root}/pretrained/tf_efficientnet_lite0.safetensors",
+        "model.image_size": 224,
+        "model.mode": "deep",
+        "model.views": "concat",
+        "fit_prompts.num_clusters": 6,
+        "fit_prompts.terms": 4,
+        "train.lr_vision": 2e-4,
+        "train.warmup_steps": 40,
+        "train.balance": "findings",
+        "train.label_loss": 2.0,
+        "train.save_every": 65,
+        "train.keep": 1,
+        "train.best_metric": "CIDEr",
+        "generate.repetition_penalty": 1.0,
+        "generate.length_penalty": 1.0,
+        "generate.min_new_tokens": 10,
+        "generate.shard_size": 100,
+        "evaluate.films": 100,
+    }
+
+
+SMOLLM2 = {
+    **two_cores("iu_xray_smollm2"),
+    "run.language_model": "packaged",
+    "model.llm": "runs/iu_xray_smollm2/pretrained/llm",
+    "model.llm_lora": True,
+    "model.lora_alpha": 32,
+    "train.precision": "bf16",
+    "train.epochs": 5.0,
+    "train.lr": 5e-4,
+    "train.val_every": 325.0,
+    "generate.precision": "bf16",
+}
+SHORT = {
+    **two_cores("iu_xray_short"),
+    "run.language_model": "fitted",
+    "model.llm": "runs/iu_xray_short/llm",
+    "language_model.vocab_size": 1024,
+    "language_model.hidden_size": 192,
+    "language_model.steps": 400,
+    "language_model.lr": 4e-3,
+    "language_model.val_every": 50,
+    "train.epochs": 3.0,
+    "train.lr": 1e-3,
+}
+IU_ABLATION = {
+    **SHORT,
+    **WITHOUT_THE_PARTS,
+    **dict.fromkeys(("prompts", "checkpoint", "predictions", "train.lr_vision")),
+    "studies": "runs/iu_xray_smollm2/studies",
+    "model.mode": "shallow",
+    "model.llm": "runs/iu_xray_llm",
+    "model.vision_weights": "runs/iu_xray_smollm2/checkpoint/model.safetensors",
+    "train.cache_features": True,
+    "train.epochs": 4.0,
+}
+OURS = {
+    "phantom": PHANTOM,
+    "ablation": ABLATION,
+    "iu_xray_smollm2": SMOLLM2,
+    "iu_xray_short": SHORT,
+    "iu_xray_ablation": IU_ABLATION,
+}
+"""Configs with recipes of our own; the others are the paper's runs."""
+STARTS = (("ablation", "demo"), ("iu_xray_ablation", "run"))
 
 
 def expected(name: str) -> dict[str, Any]:
     """Key → value of every setting of a shipped config that is not a default."""
-    if name in DRAWN:
-        return PHANTOM if name == "phantom" else ABLATION
+    if name in OURS:
+        defaults = flat(Config())
+        return {key: value for key, value in OURS[name].items() if value != defaults[key]}
     data, _, mode = name.rpartition("_")
     paths = {key: f"runs/{data}/{key}" for key in ("studies", "prompts")}
     own = {key: f"runs/{data}/{mode}/{key}" for key in ("checkpoint", "predictions")}
@@ -161,7 +237,7 @@ def test_settings(name: str) -> None:
     defaults = flat(Config())
     found = flat(load_config(name))
     assert {key: value for key, value in found.items() if value != defaults[key]} == expected(name)
-    if name not in DRAWN:
+    if name not in OURS:
         assert {key: found[key] for key in PUBLISHED_DEFAULTS} == PUBLISHED_DEFAULTS
 
 
@@ -170,15 +246,16 @@ def test_the_header_shows_commands_that_work(name: str) -> None:
     text = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
     header = "\n".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     commands = re.findall(r"\b(megpt [a-z-]+ .*?--config \S+(?: [\w.]+=\S+| --[\w-]+)*)", header)
-    assert len(commands) >= (1 if name in DRAWN else 7)
+    assert len(commands) >= (1 if name in OURS else 7)
     for command in commands:
         _, job, option, shown, *rest = command.rstrip("`,").split()
         assert (job in JOBS, option) == (True, "--config")
-        assert shown == name or (name, job) == ("ablation", "demo"), "only what the ablation starts from is another's"
+        assert shown == name or (name, job) in STARTS, "only what an ablation starts from is another's"
         config = load_config(shown, [word for word in rest if not word.startswith("--")])
         # The outputs that the header suggests are the inputs of the next job.
-        if config.output and job not in ("evaluate", "ablate", "demo"):
-            assert config.output in (config.studies, config.prompts, config.checkpoint, config.predictions)
+        if config.output and job not in ("evaluate", "ablate", "demo", "run"):
+            paths = (config.studies, config.prompts, config.checkpoint, config.predictions, config.model.llm)
+            assert config.output in paths
 
 
 def test_batches_divide_among_the_published_gpus() -> None:
@@ -197,7 +274,7 @@ def test_names_exist() -> None:
         model = load_config(name).model
         if model.vision_weights == "pretrained":
             assert timm.is_model_pretrained(model.vision), name
-        if name not in DRAWN:
+        if name not in OURS:
             assert model.llm in described()
 
 

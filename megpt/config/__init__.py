@@ -10,7 +10,7 @@ screens are made from these declarations.
 """
 
 from megpt.config.data import ClusterConfig, DataConfig, PrepareConfig
-from megpt.config.demo import LanguageModelConfig, PhantomConfig
+from megpt.config.demo import LanguageModelConfig, PhantomConfig, RunConfig
 from megpt.config.generate import AblateConfig, ColumnsConfig, EvaluateConfig, GenerateConfig
 from megpt.config.model import ExportConfig, FitPromptsConfig, ImportConfig, ModelConfig
 from megpt.config.reading import SHIPPED, shipped_names
@@ -40,6 +40,7 @@ __all__ = [
     "PhantomConfig",
     "Positive",
     "PrepareConfig",
+    "RunConfig",
     "TrainConfig",
     "help_text",
     "json_schema",

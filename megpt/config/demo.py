@@ -1,6 +1,8 @@
-"""Settings of what only the demo makes: drawn films and a small language model."""
+"""Settings of what a run without a hub makes for itself: drawn films, and a small language model."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -19,7 +21,7 @@ class PhantomConfig(Section):
 
 
 class LanguageModelConfig(Section):
-    """The small language model that the demo trains on report text and saves as an ordinary Hugging Face folder."""
+    """The small language model that is fitted to the training reports, an ordinary Hugging Face folder."""
 
     vocab_size: Positive = 512
     """Size of its vocabulary, in tokens."""
@@ -35,3 +37,16 @@ class LanguageModelConfig(Section):
     """Reports per step."""
     lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate of AdamW."""
+    val_every: Positive | None = None
+    """Steps between losses on the val split's reports; the step with the lowest is kept. Never by default."""
+    patience: Positive = 3
+    """Such losses in a row without a new lowest after which training stops."""
+
+
+class RunConfig(Section):
+    """Which weights a run of all jobs starts from."""
+
+    language_model: Literal["named", "packaged", "fitted"] = "named"
+    """`model.llm` as named; that of an installed package (`pretrained`); or a small one that `language-model` fits."""
+    encoder: Literal["named", "packaged"] = "named"
+    """`model.vision_weights` as named, or the EfficientNet-Lite0 of an installed package (`pretrained`)."""

@@ -15,7 +15,8 @@ class ModelConfig(Section):
     vision: str = "swin_base_patch4_window7_224"
     """The vision encoder, as a timm model name."""
     vision_weights: str = "pretrained"
-    """`pretrained` (timm's own), `none` (drawn from the seed, then saved whole), or a path to a .safetensors file."""
+    """`pretrained` (timm's own), `none` (drawn from the seed, then saved whole), or a path to a .safetensors file: the
+    encoder's, or the `model.safetensors` of a checkpoint that trained it."""
     vision_args: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments for timm.create_model (embed_dim, depths, …)."""
     image_size: Positive | None = None

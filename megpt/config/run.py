@@ -11,7 +11,7 @@ import yaml
 from pydantic import PrivateAttr, ValidationError
 
 from megpt.config.data import ClusterConfig, DataConfig, PrepareConfig
-from megpt.config.demo import LanguageModelConfig, PhantomConfig
+from megpt.config.demo import LanguageModelConfig, PhantomConfig, RunConfig
 from megpt.config.generate import AblateConfig, EvaluateConfig, GenerateConfig
 from megpt.config.model import ExportConfig, FitPromptsConfig, ImportConfig, ModelConfig
 from megpt.config.reading import COMMAND_LINE, Layer, keys_of, read_layers, read_override
@@ -78,6 +78,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     phantom: PhantomConfig = PhantomConfig()
     language_model: LanguageModelConfig = LanguageModelConfig()
+    run: RunConfig = RunConfig()
     import_checkpoint: ImportConfig = ImportConfig()
     export: ExportConfig = ExportConfig()
     ablate: AblateConfig = AblateConfig()

@@ -30,8 +30,12 @@ class TrainConfig(Section):
     """Studies per worker in one forward pass (its whole share by default); the rest is gradient accumulation."""
     lr: float = Field(default=1e-4, gt=0)
     """Peak learning rate of AdamW."""
+    lr_vision: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the encoder (`mode: deep`) or of its LoRA (`mode: delta`); that of `lr` by default."""
+    lr_llm: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the language model's LoRA (`model.llm_lora`); that of `lr` by default."""
     min_lr: float = Field(default=1e-6, ge=0)
-    """Learning rate at the end of the cosine schedule."""
+    """Learning rate at the end of the cosine schedule; the other parts' rates fall in proportion."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -42,6 +46,10 @@ class TrainConfig(Section):
     """Largest norm of the gradient; 0 turns clipping off."""
     l2: float = Field(default=1e-5, ge=0)
     """λ of the penalty λ(‖W_proj‖² + ‖γ_LN‖²), added to the cross-entropy."""
+    balance: Literal["none", "findings"] = "none"
+    """`findings` draws studies with rare observations more often: by √(commonest / rarest of its observations)."""
+    label_loss: float = Field(default=0, ge=0)
+    """Weight of a second loss: which of 14 observations the report calls present, told from the visual tokens alone."""
     max_report_tokens: Positive = 100
     """Longest report that is learnt, in tokens (training only: references are never cut for scoring)."""
     loss_chunk: Annotated[Positive, Indifferent] = 256

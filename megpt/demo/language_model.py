@@ -1,6 +1,6 @@
-"""The demo's language model: trained for a minute on the training split's report text alone, and then frozen.
+"""A small language model: trained for minutes on the training split's report text alone, and then frozen.
 
-    train_language_model(reports, LanguageModelConfig(), folder, seed=42)
+    fit = train_language_model(reports, LanguageModelConfig(), folder, seed=42)
 
 The result is an ordinary Hugging Face folder (a small Llama and a byte-level BPE tokenizer), which MeGPT loads by path
 like any other. A large chat model can already write what its prompt asks for; one this small has to be taught that,
@@ -157,7 +157,10 @@ class Teacher:
 
     def loss(self, size: int, generator: torch.Generator, difficulty: float = 1.0) -> Tensor:
         """Mean cross-entropy of `size` reports, each written after its digest."""
-        lessons = self.rng.sample(self.lessons, min(size, len(self.lessons)))
+        return self.loss_of(self.rng.sample(self.lessons, min(size, len(self.lessons))), generator, difficulty)
+
+    def loss_of(self, lessons: Sequence[Lesson], generator: torch.Generator, difficulty: float = 1.0) -> Tensor:
+        """Mean cross-entropy of these reports."""
         embed = self.model.model.embed_tokens
         noise = torch.randn(len(lessons), SLOTS, embed.embedding_dim, generator=generator)
         longest = max(len(lesson.ids) for lesson in lessons)
@@ -171,21 +174,68 @@ class Teacher:
         return F.cross_entropy(self.model.lm_head(hidden[known]), labels[known])
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a training ended. Losses are nats a token."""
+
+    steps: int
+    """Steps taken."""
+    loss: float
+    """Mean loss of the last twentieth of them."""
+    val_losses: dict[int, float]
+    """Steps done → loss on the reports held out."""
+
+    @property
+    def kept(self) -> int:
+        """The steps after which the saved weights were: those of the lowest loss held out, or of the last step."""
+        return min(self.val_losses, key=lambda step: self.val_losses[step]) if self.val_losses else self.steps
+
+
+class HeldOut:
+    """Losses on held-out reports, the weights of the lowest one, and whether to stop."""
+
+    def __init__(self, teacher: Teacher, reports: Sequence[str], settings: LanguageModelConfig, seed: int):
+        self.settings, self.seed, self.losses = settings, seed, dict[int, float]()
+        self.teacher = Teacher(teacher.model, teacher.tokenizer, reports, random.Random(seed))
+        self.teacher.words = teacher.words
+        self._best: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def look(self, step: int) -> bool:
+        """Whether `patience` losses in a row have brought no new lowest. The digests are the same at each look."""
+        teacher, size = self.teacher, self.settings.batch_size
+        teacher.rng, generator = random.Random(self.seed), torch.Generator().manual_seed(self.seed)
+        lessons = teacher.lessons
+        parts = [lessons[place : place + size] for place in range(0, len(lessons), size)]
+        tokens = [sum(len(lesson.ids) for lesson in part) for part in parts]
+        losses = [teacher.loss_of(part, generator).item() for part in parts]
+        loss = sum(one * count for one, count in zip(losses, tokens, strict=True)) / sum(tokens)
+        if loss < min(self.losses.values(), default=math.inf):
+            self._best = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+        self.losses[step] = loss
+        lowest = min(self.losses, key=lambda step: self.losses[step])
+        return list(self.losses).index(lowest) < len(self.losses) - self.settings.patience
+
+    def restore(self) -> None:
+        """Put the weights of the lowest loss back into the model."""
+        if self._best:
+            self.teacher.model.load_state_dict(self._best)
+
+
 def train_language_model(
     reports: Sequence[str],
     settings: LanguageModelConfig,
     folder: str | Path,
     *,
     seed: int,
+    held_out: Sequence[str] = (),
     on_step: Callable[[int, float], None] | None = None,
-) -> float:
+) -> Fit:
     """Train a tokenizer and a model on `reports` and save both in `folder`.
 
     Args:
+        held_out: reports for `val_every`: the weights with the lowest loss on them are saved.
         on_step: called after each step with its number (from 1) and its loss.
-
-    Returns:
-        The mean loss of the last twentieth of the steps, nats a token.
 
     Raises:
         InputError: there is no report text.
@@ -203,6 +253,7 @@ def train_language_model(
         torch.manual_seed(seed)
         model = new_model(settings, tokenizer)
     teacher = Teacher(model, tokenizer, texts, random.Random(seed))
+    watched = HeldOut(teacher, held_out, settings, seed) if settings.val_every else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.98))
     warmup = max(1, min(30, settings.steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -221,7 +272,12 @@ def train_language_model(
         losses.append(loss.item())
         if on_step:
             on_step(step, losses[-1])
+        due = watched and (step % (settings.val_every or 1) == 0 or step == settings.steps)
+        if watched and due and watched.look(step):
+            break
+    if watched:
+        watched.restore()
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     last = losses[-max(1, settings.steps // 20) :]
-    return sum(last) / len(last)
+    return Fit(len(losses), sum(last) / len(last), watched.losses if watched else {})

@@ -6,23 +6,32 @@ import multiprocessing
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megpt.config import LanguageModelConfig
 from megpt.errors import MegptError
 
+if TYPE_CHECKING:
+    from megpt.demo.language_model import Fit
+
 
 def train_apart(
-    reports: list[str], settings: LanguageModelConfig, folder: Path, *, seed: int, on_step: Callable[[], None]
-) -> float:
-    """`train_language_model` apart from this process; `on_step` is called after each step. Returns the last loss.
+    reports: list[str],
+    held_out: list[str],
+    settings: LanguageModelConfig,
+    folder: Path,
+    *,
+    seed: int,
+    on_step: Callable[[], None],
+) -> Fit:
+    """`train_language_model` apart from this process; `on_step` is called after each step.
 
     Raises:
         MegptError: as `train_language_model`, or the process was killed.
     """
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_train, args=(there, reports, settings, folder, seed), daemon=True)
+    process = spawn.Process(target=_train, args=(there, reports, held_out, settings, folder, seed), daemon=True)
     process.start()
     there.close()
     try:
@@ -39,11 +48,14 @@ def train_apart(
     process.join()
     if isinstance(message, MegptError):
         raise message
-    return float(message)
+    fit: Fit = message
+    return fit
 
 
-def _train(pipe: Any, reports: list[str], settings: LanguageModelConfig, folder: Path, seed: int) -> None:
-    """Sends the number of each step, then the loss or the error that ended it."""
+def _train(
+    pipe: Any, reports: list[str], held_out: list[str], settings: LanguageModelConfig, folder: Path, seed: int
+) -> None:
+    """Sends the number of each step, then how it ended, or the error that ended it."""
     from megpt.demo.language_model import train_language_model
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes: the command ends this one
@@ -52,7 +64,6 @@ def _train(pipe: Any, reports: list[str], settings: LanguageModelConfig, folder:
         pipe.send(step)
 
     try:
-        loss = train_language_model(reports, settings, folder, seed=seed, on_step=send_step)
-        pipe.send(float(loss))
+        pipe.send(train_language_model(reports, settings, folder, seed=seed, held_out=held_out, on_step=send_step))
     except MegptError as error:
         pipe.send(error)

@@ -25,6 +25,7 @@ from megpt.model.checkpoint.load import load_model
 from megpt.model.checkpoint.save import Checkpointed
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.generating import ReportGeneration
+from megpt.model.label_head import LabelHead
 from megpt.model.loss import IGNORED_LABEL, report_cross_entropy
 from megpt.model.projector import Projector
 from megpt.model.prompts import PromptBank
@@ -33,12 +34,13 @@ from megpt.model.vision import VisionEncoder, VisualFeatures, check_films, in_se
 
 @dataclass
 class MeGPTOutput(ModelOutput):
-    """loss = cross_entropy + l2; without labels, the logits (B, vocabulary) of the report's first token. `prompt_id`
-    (B,) is the prompt of each study."""
+    """loss = cross_entropy + l2 + label_loss; without labels, the logits (B, vocabulary) of the report's first token.
+    `prompt_id` (B,) is the prompt of each study."""
 
     loss: Tensor | None = None
     cross_entropy: Tensor | None = None
     l2: Tensor | None = None
+    label_loss: Tensor | None = None
     logits: Tensor | None = None
     prompt_id: Tensor | None = None
 
@@ -76,6 +78,7 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         config.layout, config.image_size = self.vision.layout, self.vision.image_size
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.bank = bank or PromptBank.fixed()
+        self.label_head: LabelHead | None = None
         self.projector = Projector(self.vision.channels, self.get_input_embeddings().embedding_dim, config)
         # Prompts are chosen by the encoder as it was when they were fitted: a frozen copy if it is trained.
         own = config.mode == "deep" and self.bank.centroids is not None
@@ -107,6 +110,10 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
             trained |= name.startswith("vision.") and self.config.mode == "deep" and name not in idle
             parameter.requires_grad_(trained)
         self.train(self.training)
+
+    def add_label_head(self, *, scale: float, seed: int) -> None:
+        """Learn the observations of each study too, with this weight: `forward` then takes `observations`."""
+        self.label_head = LabelHead(self.get_input_embeddings().embedding_dim, scale=scale, seed=seed).to(self.dtype)
 
     def train(self, mode: bool = True) -> MeGPTForConditionalGeneration:
         """Training mode for the trained parts; frozen parts, and the encoder's batch statistics, stay as they are."""
@@ -243,6 +250,8 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         num_items_in_batch: int | Tensor | None = None,
         visual: VisualFeatures | None = None,
         prompt_id: Tensor | None = None,
+        observations: Tensor | None = None,
+        num_studies_in_batch: float | None = None,
         **kwargs: Any,
     ) -> MeGPTOutput:
         """The loss of reports `labels` (B, L): token ids and the end token, padded with `loss.IGNORED_LABEL`.
@@ -252,6 +261,7 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
                 step, so that the gradient does not depend on how the step is split. The default is the mean.
             visual: features from `encode`, instead of pixels.
             prompt_id: as in `encode`.
+            observations, num_studies_in_batch: `present` and `studies` of the label head, where there is one.
         """
         visual = visual or self.encode(pixel_values, view_mask, prompt_id)
         embeds, mask = self.assemble(visual)
@@ -266,10 +276,14 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         cross_entropy = report_cross_entropy(
             hidden, labels, head, chunk=self.config.loss_chunk, items=num_items_in_batch
         )
+        label_loss = None
+        if self.label_head is not None and observations is not None:
+            label_loss = self.label_head(visual, observations, num_studies_in_batch or len(observations))
         return MeGPTOutput(
-            loss=cross_entropy + (0 if visual.l2 is None else visual.l2),
+            loss=sum((part for part in (visual.l2, label_loss) if part is not None), cross_entropy),
             cross_entropy=cross_entropy,
             l2=visual.l2,
+            label_loss=label_loss,
             prompt_id=visual.prompt_id,
         )
 

@@ -151,6 +151,8 @@ def _grid(x: Any, trunk: Any) -> Layout | None:
 def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Mapping[str, Any]) -> None:
     """Put the weights that `model.vision_weights` names into the encoder: `pretrained` or a .safetensors file.
 
+    The file may be that of a checkpoint whose encoder was trained (mode deep).
+
     Raises:
         InputError: they cannot be loaded, or do not fit.
     """
@@ -179,8 +181,9 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
         state = load_file(path)
     except Exception as error:
         raise InputError(f"{path} cannot be read as safetensors", cause=type(error).__name__) from error
-    if any(key.startswith("trunk.") for key in state):
-        state = {key.removeprefix("trunk."): tensor for key, tensor in state.items()}
+    for prefix in ("vision.trunk.", "trunk."):
+        if any(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     own = encoder.trunk.state_dict()
     missing = sorted(own.keys() - state.keys())
     wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)

@@ -39,6 +39,7 @@ class MicroBatch:
     pixel_values: Tensor  # (B, V, 3, S, S)
     view_mask: Tensor  # (B, V)
     labels: Tensor  # (B, L)
+    observations: Tensor | None = None  # (B, 14) present or not, for the label loss; rows of NaN add nothing
     failed: dict[int, str] = field(default_factory=dict)
     """Sample index → why its films could not be read."""
     stored: bool = False
@@ -53,6 +54,7 @@ class Loader:
         threads: 0 decodes in the step itself.
         last_step: nothing is decoded ahead from this step on.
         stored_views: see `megpt.training.memo.Memo`.
+        observations: (N, 14) of the samples, for the label loss.
     """
 
     def __init__(
@@ -67,10 +69,11 @@ class Loader:
         threads: int,
         last_step: int,
         stored_views: Callable[[Indices], list[int] | None] = lambda piece: None,
+        observations: np.ndarray | None = None,
     ):
         self.samples, self.order, self.cutting, self.rank = samples, order, cutting, rank
         self._processor, self._data, self._last = processor, data, last_step
-        self._stored_views = stored_views
+        self._stored_views, self._observations = stored_views, observations
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
         self._pending: dict[int, list[Future[MicroBatch]]] = {}
         self.waited_s = 0.0
@@ -119,7 +122,8 @@ class Loader:
         if not films:  # a worker without a share still takes part in the collectives of the step
             films, labels = [[self._blank()]], [np.empty(0, np.int64)]
         pixels = self._processor(images=films, return_tensors="pt")
-        return MicroBatch(piece, pixels["pixel_values"], pixels["view_mask"], pad(labels), failed)
+        present = self._present(piece, failed)
+        return MicroBatch(piece, pixels["pixel_values"], pixels["view_mask"], pad(labels), present, failed)
 
     def _films(self, index: int) -> list[Image.Image]:
         return load_films(
@@ -134,7 +138,14 @@ class Loader:
         pixels = torch.zeros(1).expand(len(views), most, 3, size, size)
         mask = torch.arange(most) < torch.tensor(views)[:, None]
         labels = pad([self.samples.labels(index) for index in piece.tolist()])
-        return MicroBatch(piece, pixels, mask, labels, stored=True)
+        return MicroBatch(piece, pixels, mask, labels, self._present(piece, {}), stored=True)
+
+    def _present(self, piece: Indices, failed: dict[int, str]) -> Tensor | None:
+        if self._observations is None:
+            return None
+        rows = torch.from_numpy(self._observations[piece].astype(np.float32))
+        rows[[index in failed for index in piece.tolist()]] = torch.nan
+        return rows if len(rows) else torch.full((1, self._observations.shape[1]), torch.nan)
 
     def _blank(self) -> Image.Image:
         return Image.new("L", (self._processor.image_size,) * 2)

@@ -66,7 +66,7 @@ def make_engine(model: nn.Module, train: TrainConfig) -> Any:
     if train.activation_checkpointing:
         model.gradient_checkpointing_enable()  # pyrefly: ignore[not-callable]
     _import_muon_uncompiled()
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = parameter_groups(model, train)
     with _scalars_as_vectors(model), _time_limit(train.timeout_s):
         engine, *_ = deepspeed.initialize(
             model=model,
@@ -75,6 +75,16 @@ def make_engine(model: nn.Module, train: TrainConfig) -> Any:
             dist_init_required=False,
         )
     return engine
+
+
+def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+    """The trained parameters by learning rate: one group where all parts have the same."""
+    rates = {"vision": train.lr_vision, "language_model": train.lr_llm}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(rates.get(name.partition(".")[0]) or train.lr, []).append(parameter)
+    return [{"params": group, "lr": rate, "lr_scale": rate / train.lr} for rate, group in groups.items()]
 
 
 def _import_muon_uncompiled() -> None:
@@ -119,9 +129,9 @@ def _scalars_as_vectors(model: nn.Module) -> Iterator[None]:
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
-    """Set the learning rate of the next step."""
+    """Set the learning rate of the next step; parts with a rate of their own keep their proportion to it."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_scale"]
 
 
 @contextmanager

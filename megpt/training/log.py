@@ -17,9 +17,10 @@ from megpt.errors import InputError
 
 # ASCII: Ray describes its gauges in nothing else.
 FIGURES = {
-    "loss": "cross-entropy per report token + L2 term",
+    "loss": "cross-entropy per report token + L2 term + label loss",
     "cross_entropy": "mean over the report tokens of the global batch",
     "l2": "l2 * (|W_proj|^2 + |gamma_LN|^2), the penalty",
+    "label_loss": "label_loss * the mean cross-entropy of 14 observations a study",
     "grad_norm": "before clipping",
     "lr": "learning rate of this step",
     "total_steps": "the last step",
@@ -162,6 +163,7 @@ def line(row: dict[str, float]) -> str:
         ("loss", "loss {:.4f}"),
         ("cross_entropy", "ce {:.4f}"),
         ("l2", "l2 {:.1e}"),
+        ("label_loss", "labels {:.4f}"),
         ("lr", "lr {:.2e}"),
         ("grad_norm", "grad {:.2f}"),
         ("studies_per_s", "{:.1f} studies/s"),

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import nn
 
 from megpt.config import Config
@@ -34,6 +35,7 @@ from megpt.training.engine import ensure_process_group, local_device, set_learni
 from megpt.training.log import Logbook
 from megpt.training.memo import open_memo
 from megpt.training.meter import Meter
+from megpt.training.observations import Observe, open_observations, rarity
 from megpt.training.order import Cutting, GlobalOrder
 from megpt.training.samples import (
     Samples,
@@ -60,10 +62,15 @@ class Parts:
     samples: Samples
     folder: Path
     """On this node's own disk."""
+    observations: NDArray[Any] | None = None
+    """(N, 14) bool of the samples, where the run balances them or learns them."""
 
 
-def make_parts(config: Config) -> Parts:
+def make_parts(config: Config, observe: Observe | None = None) -> Parts:
     """Build the model from its settings and seed, and open (or write) this node's sample file; alike on every worker.
+
+    Args:
+        observe: reads the observations of reports, for `train.balance` and `train.label_loss`.
 
     Raises:
         InputError: weights, prompts or studies that are missing or do not fit.
@@ -76,6 +83,8 @@ def make_parts(config: Config) -> Parts:
         loss_chunk=config.train.loss_chunk,
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
     )
+    if config.train.label_loss:
+        model.add_label_head(scale=config.train.label_loss, seed=config.seed)
     if config.checkpoint:
         start = start_from(model, local_folder(config.checkpoint))
         if dist.get_rank() == 0:
@@ -88,7 +97,17 @@ def make_parts(config: Config) -> Parts:
         data=config.data,
         tokenize=tokenizer_for(processor.tokenizer, config.train.max_report_tokens),
     )
-    return Parts(model, processor, samples, sample_folder(config))
+    observations, folder = None, sample_folder(config)
+    if needs_observations(config):
+        if observe is None:
+            raise ValueError("train.balance and train.label_loss need `observe`")
+        observations = open_observations(samples, lambda: training_studies(config), folder, config.data, observe)
+    return Parts(model, processor, samples, folder, observations)
+
+
+def needs_observations(config: Config) -> bool:
+    """Whether a run has to know what its reports say."""
+    return config.train.balance != "none" or config.train.label_loss > 0
 
 
 def train_loop(
@@ -113,7 +132,8 @@ def train_loop(
     shapes = {name: parameter.shape for name, parameter in trainable(model)}
     memo = open_memo(config, model, samples.num_views, made.folder, zero_stage=zero_stage(train, world))
     store = CheckpointStore(output / STEPS, keep=train.keep)
-    order = GlobalOrder(len(samples), train.global_batch_size, config.seed)
+    weights = rarity(made.observations) if made.observations is not None and train.balance == "findings" else None
+    order = GlobalOrder(len(samples), train.global_batch_size, config.seed, weights)
     schedule = Schedule.of(train, order.steps_per_epoch)
     engine, step, failed = resume(config, model, samples, store)
     loader = Loader(
@@ -126,6 +146,7 @@ def train_loop(
         threads=train.loader_workers,
         last_step=schedule.total_steps,
         stored_views=memo.stored_views,
+        observations=made.observations if train.label_loss else None,
     )
     meter = Meter(local_device(), loader)
     run = Run(config, hooks, schedule, loader, memo, engine, store, meter, step, failed)
@@ -178,7 +199,8 @@ def take_step(run: Run) -> None:
     """One optimizer step on this worker's part of the global batch."""
     step, loader, world = run.step, run.loader, dist.get_world_size()
     set_learning_rate(run.engine, rate := run.schedule.learning_rate(step))
-    tokens_per_pass = loader.num_tokens(step) / (world * loader.cutting.slots)
+    passes = world * loader.cutting.slots
+    whole = {"num_items_in_batch": loader.num_tokens(step) / passes}
     losses = []
     for slot, batch in enumerate(loader.step(step)):
         for index, reason in batch.failed.items():
@@ -187,13 +209,17 @@ def take_step(run: Run) -> None:
                 log(f"warning: study {study} has no readable film and is left out of the loss: {reason}")
                 run.failed[study] = reason
         tensors = {name: getattr(batch, name) for name in ("pixel_values", "view_mask", "labels")}
+        if batch.observations is not None:
+            tensors["observations"] = batch.observations
+            whole["num_studies_in_batch"] = len(loader.order.batch(step)) / passes
         inputs = {name: tensor.to(run.meter.device, non_blocking=True) for name, tensor in tensors.items()}
         seed_torch(run.config.seed, step, slot * world + loader.rank)
         with run.meter.count_flops(len(batch.indices)):
-            out = run.memo.forward(run.engine, batch, inputs | {"num_items_in_batch": tokens_per_pass})
+            out = run.memo.forward(run.engine, batch, inputs | whole)
             run.engine.backward(out.loss)
         run.engine.step()
-        losses.append(torch.stack((out.cross_entropy.detach().float(), out.l2.detach().float())))
+        parts = [part for part in (out.cross_entropy, out.l2, out.label_loss) if part is not None]
+        losses.append(torch.stack([part.detach().float() for part in parts]))
     run.meter.add(step, torch.stack(losses).mean(0), rate)
     run.step += 1
 

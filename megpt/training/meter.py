@@ -31,6 +31,10 @@ PEAK_FLOPS = {
 }
 
 
+PARTS = {"cross_entropy": "cross-entropy", "l2": "L2 term", "label_loss": "label loss"}
+"""The parts of the loss, by figure; the last one only in a run with `train.label_loss`."""
+
+
 def peak_flops(device: torch.device) -> float | None:
     """Dense bf16 peak of a device in FLOP/s; None for a CPU or an unknown GPU."""
     if device.type != "cuda":
@@ -53,7 +57,7 @@ class Meter:
         self._began, self._waited = time.monotonic(), 0.0
 
     def add(self, step: int, losses: Tensor, rate: float) -> None:
-        """A step's (cross-entropy, L2) of this worker, (2,), on the device, and its learning rate."""
+        """A step's losses of this worker, as many of `PARTS` as it has, on the device, and its learning rate."""
         self._steps.append(step)
         self._losses.append(losses)
         self._rate = rate
@@ -66,20 +70,20 @@ class Meter:
         """
         if not self._losses:
             return
-        table = torch.stack(self._losses)  # (steps, 2)
+        table = torch.stack(self._losses)  # (steps, 2 or 3)
         dist.all_reduce(table)
         table /= dist.get_world_size()
         rows = table.tolist()
-        for step, (cross_entropy, l2) in zip(self._steps[-len(rows) :], rows, strict=True):
-            if not math.isfinite(cross_entropy + l2):
+        for step, parts in zip(self._steps[-len(rows) :], rows, strict=True):
+            if not math.isfinite(sum(parts)):
+                named = ", ".join(f"{name} {part}" for name, part in zip(PARTS.values(), parts, strict=False))
                 raise MegptError(
-                    f"the loss is {cross_entropy + l2} at step {step}",
-                    where=f"cross-entropy {cross_entropy}, L2 term {l2}, learning rate {self._rate:.1e}",
+                    f"the loss is {sum(parts)} at step {step}",
+                    where=f"{named}, learning rate {self._rate:.1e}",
                     cause="the learning rate is too high, or the weights of the encoder or language model hold NaN",
                     next="lower train.lr or train.grad_clip, or add train.warmup_steps, with a new output=PATH",
                 )
-        cross_entropy, l2 = rows[-1]
-        self.last = {"loss": cross_entropy + l2, "cross_entropy": cross_entropy, "l2": l2, "lr": self._rate}
+        self.last = {"loss": sum(rows[-1]), **dict(zip(PARTS, rows[-1], strict=False)), "lr": self._rate}
         self._losses = []
 
     def figures(self, engine: Any) -> dict[str, float]:

@@ -5,7 +5,8 @@
     order.position(131)         # Position(epoch=1, step_in_epoch=1)
 
 Each epoch is one permutation cut into batches; the last batch of an epoch is smaller where the numbers do not
-divide, so that an epoch holds every sample exactly once. Resuming needs only the global step.
+divide, so that an epoch holds every sample exactly once. With weights, an epoch is as long but holds each sample in
+proportion to its weight, rounded up or down. Resuming needs only the global step.
 """
 
 from __future__ import annotations
@@ -34,13 +35,17 @@ class GlobalOrder:
         num_samples: N > 0.
         global_batch_size: samples of one optimizer step over all workers.
         seed: of the permutations; two seeds give two orders.
+        weights: how often each sample is drawn, relative to the others, (N,) > 0; all alike by default.
     """
 
-    def __init__(self, num_samples: int, global_batch_size: int, seed: int):
+    def __init__(
+        self, num_samples: int, global_batch_size: int, seed: int, weights: npt.NDArray[np.float64] | None = None
+    ):
         if num_samples < 1 or global_batch_size < 1:
             raise ValueError(f"num_samples={num_samples} and global_batch_size={global_batch_size} must be positive")
         self.num_samples, self.global_batch_size, self.seed = num_samples, global_batch_size, seed
         self.steps_per_epoch = -(-num_samples // global_batch_size)
+        self._until = None if weights is None else np.cumsum(weights) / np.sum(weights) * num_samples
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
 
     def position(self, step: int) -> Position:
@@ -48,7 +53,7 @@ class GlobalOrder:
         return Position(*divmod(step, self.steps_per_epoch))
 
     def permutation(self, epoch: int) -> Indices:
-        """All N indices in the order of this epoch, (N,).
+        """N indices in the order of this epoch, (N,): all of them, or those drawn by weight.
 
         It ranks raw PCG64 words rather than calling `Generator.permutation`, because only the bit stream stays the
         same from one version of NumPy to the next.
@@ -57,8 +62,15 @@ class GlobalOrder:
             words = np.random.PCG64(np.random.SeedSequence([self.seed & (2**63 - 1), epoch])).random_raw(
                 self.num_samples
             )
-            self._epoch, self._permutation = epoch, np.argsort(words, kind="stable").astype(np.int64)
+            ranks = np.argsort(words, kind="stable").astype(np.int64)
+            self._epoch, self._permutation = epoch, ranks if self._until is None else self._drawn(words)[ranks]
         return self._permutation
+
+    def _drawn(self, words: npt.NDArray[np.uint64]) -> Indices:
+        """Systematic resampling: N equally spaced places on the line of all weights, from a start that is drawn."""
+        assert self._until is not None
+        places = np.arange(self.num_samples) + int(words[0] >> np.uint64(11)) / 2**53
+        return np.minimum(np.searchsorted(self._until, places, side="right"), self.num_samples - 1).astype(np.int64)
 
     def batch(self, step: int) -> Indices:
         """The indices of one global step, (≤ global_batch_size,)."""

@@ -56,7 +56,7 @@ class Samples:
     """The samples of a run, read-only and shared between the workers of a node by the page cache.
 
     Attributes:
-        num_tokens: label tokens of each sample, (N,).
+        ids: study ids of the samples, in order. num_tokens: label tokens of each, (N,).
         num_views: films of each sample, (N,).
         left_out: reason → number of studies that are not samples.
         failed: rows of FAILED_SCHEMA without `source`, the studies left out because of their films.
@@ -72,7 +72,8 @@ class Samples:
         self._rows = rows.reshape(-1, 2)[order]
         self.num_tokens = np.asarray(pc.list_value_length(table["labels"]), np.int64)[order]
         self.num_views = np.asarray(pc.list_value_length(table["views"]), np.int64)[order]
-        digest = hashlib.sha256("\n".join(table["study_id"].take(order).to_pylist()).encode())
+        self.ids: list[str] = table["study_id"].take(order).to_pylist()
+        digest = hashlib.sha256("\n".join(self.ids).encode())
         for numbers in (self.num_tokens, self.num_views):
             digest.update(numbers.tobytes())
         self.fingerprint = digest.hexdigest()[:16]

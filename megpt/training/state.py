@@ -162,6 +162,7 @@ def snapshot(engine: Any, *, keep: bool) -> dict[str, Tensor]:
     The tensors are copies, so that training can continue while they are written.
     """
     tensors: dict[str, Tensor] = {}
+    _link_moments(engine)
     for name, parameter in trainable(engine.module):
         for role in (MASTER, *MOMENTS):
             value = _get(engine, parameter, role)
@@ -260,7 +261,13 @@ def _make_adam_state(engine: Any, step: int) -> None:
     for group in base.param_groups:
         if "step" in group:
             group["step"] = step
-    if link := getattr(wrapper, "_lazy_init_hp_params_optimizer_state", None):
+    _link_moments(engine)
+
+
+def _link_moments(engine: Any) -> None:
+    """Let parameters find their moments; DeepSpeed does it at the first step, in the first group only."""
+    if link := getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None):
+        engine.optimizer._hp_optimizer_states_linked = False
         link()
 
 

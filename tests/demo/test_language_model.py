@@ -1,9 +1,11 @@
-"""The demo's language model: an ordinary Hugging Face folder, the same for the same seed, that reads its digest.
+"""The small language model: an ordinary Hugging Face folder, the same for the same seed, that reads its digest.
 
 - the folder loads through the Auto classes, and its tokenizer spells any text;
 - equal seeds give equal weights, without touching torch's own random state;
 - a digest holds the words of its sentences, fewer of them and more noise the harder it is;
 - the estimate of the shipped config knows its shapes before it is trained;
+- with reports held out the weights with the lowest loss on them are kept, and training stops when it only rises; the
+  steps taken are those that it would take without;
 - no text at all is refused.
 """
 
@@ -82,6 +84,31 @@ def test_a_harder_digest_holds_more_noise_and_fewer_words() -> None:
         return float(vectors[:, sorted(words)].max(1).values.max() / vectors.std())
 
     assert shown(0.0) > 2 * shown(1.0)
+
+
+def test_the_lowest_loss_held_out_is_kept(tmp_path: Path) -> None:
+    # A rate at which so small a model gets worse again, so that the first look is the best.
+    settings = TINY.model_copy(update={"steps": 40, "val_every": 2, "patience": 2, "lr": 1.0})
+    losses: list[float] = []
+    fit = train_language_model(
+        *(TEXTS, settings, tmp_path / "a"), seed=1, held_out=TEXTS[::5], on_step=lambda step, loss: losses.append(loss)
+    )
+    looks = list(fit.val_losses)
+    assert looks == list(range(2, fit.steps + 1, 2)) and len(losses) == fit.steps < 40
+    assert fit.val_losses[fit.kept] == min(fit.val_losses.values())
+    assert looks.index(fit.kept) == len(looks) - 3  # and two without a lower one
+
+    # The same weights again at the kept step: looking changes nothing of the training itself.
+    plain: list[float] = []
+    train_language_model(
+        *(TEXTS, settings.model_copy(update={"val_every": None}), tmp_path / "b"),
+        seed=1,
+        on_step=lambda step, loss: plain.append(loss),
+    )
+    assert plain[: len(losses)] == losses
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "a").state_dict()
+    last = AutoModelForCausalLM.from_pretrained(tmp_path / "b").state_dict()
+    assert not all(torch.equal(kept[name], last[name]) for name in kept)
 
 
 def test_no_text_is_refused(tmp_path: Path) -> None:

@@ -268,6 +268,10 @@ def test_encoder_weights(make_model: MakeModel, tmp_path: Path) -> None:
     other, _ = make_model("vit", seed=3, vision_weights=str(tmp_path / "vit.safetensors"))
     assert all(torch.equal(v, other.vision.state_dict()[k]) for k, v in model.vision.state_dict().items())
     assert other.config.frozen["vision"]["source"] == str(tmp_path / "vit.safetensors")
+    trained, _ = make_model("vit", mode="deep", seed=4)
+    trained.save_pretrained(tmp_path / "checkpoint")  # its encoder, frozen in another run
+    again, _ = make_model("vit", vision_weights=str(tmp_path / "checkpoint" / "model.safetensors"))
+    assert all(torch.equal(v, again.vision.state_dict()[k]) for k, v in trained.vision.state_dict().items())
     with refused("does not fit"):
         make_model("convnext", vision_weights=str(tmp_path / "vit.safetensors"))
     with refused(r"vision_weights = 'nowhere\.pt'"):
