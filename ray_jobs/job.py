@@ -22,13 +22,17 @@ config.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from megpt.config import ClusterConfig, Config
 from megpt.errors import InputError
 from megpt.output import Output, claim, inspect
+from megpt.places import is_address
+from megpt.places.whole import put_tree
 from megpt.progress import log
 from ray_jobs.failures import known_failure
 from ray_jobs.placement import check_resources, require_resources
@@ -46,6 +50,9 @@ class Job:
     """Paths that must be set, beside `output`."""
     grows: ClassVar[bool] = False
     """Whether a finished output takes up what is new in the source; `plan` then says so and removes `_SUCCESS`."""
+    staged: ClassVar[bool] = True
+    """Whether an output at an address is made in a folder of this machine and put there at the end. A job that does
+    without (False) opens nothing there but by `megpt.places`, writes by `write_aside`, and resumes."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -103,16 +110,27 @@ class Job:
         self.verdict(output.path, summary)
 
     def _produce(self, output: Output, left: bool) -> dict[str, Any]:
-        if left:
-            demand = self.demand()
-            with cluster(self.config.cluster) if demand else contextlib.nullcontext():
-                if demand:
-                    require_resources(demand)
-                self.work(output.path)
-        summary = self.finish(output.path)
+        with self._folder(output.path) as folder:
+            if left:
+                demand = self.demand()
+                with cluster(self.config.cluster) if demand else contextlib.nullcontext():
+                    if demand:
+                        require_resources(demand)
+                    self.work(folder)
+            summary = self.finish(folder)
         output.finish(**summary)
         self.tidy(output.path)
         return summary
+
+    @contextlib.contextmanager
+    def _folder(self, output: Path) -> Iterator[Path]:
+        """Where the work is done: the output itself, or a folder whose files are put there when it is done."""
+        if not self.staged or not is_address(output):
+            yield output
+            return
+        with tempfile.TemporaryDirectory(prefix="megpt-") as scratch:
+            yield Path(scratch)
+            put_tree(Path(scratch), output)
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on: the settings that change it, and the content of the inputs."""
@@ -190,6 +208,6 @@ def absolute(config: Config) -> Config:
         for name in key.split("."):
             value = getattr(value, name)
         # The last four may be a hub id, a word or the name of a shipped file instead of a path.
-        if value is not None and (key in keys or Path(value).exists()):
+        if value is not None and not is_address(value) and (key in keys or Path(value).exists()):
             changes[key] = str(Path(value).absolute())
     return config.overridden(changes)

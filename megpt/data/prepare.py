@@ -159,7 +159,9 @@ def prepare_shard(
 
 def unfinished(out: Path, shards: ShardList) -> list[Shard]:
     """The shards that no earlier run has marked as done."""
-    return [shard for shard in shards if not mark_path(out, shard).exists()]
+    folder = out / WORK / "done"
+    done = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    return [shard for shard in shards if mark_path(out, shard).name not in done]
 
 
 def marks(out: Path, shards: ShardList) -> Iterator[dict[str, Any]]:

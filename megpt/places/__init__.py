@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import pyarrow.parquet as pq
 
-from megpt.places import snapshot
+from megpt.places import snapshot, stores
 from megpt.places.addresses import Changed, check, screen
 from megpt.places.cache import local_file, local_folder
 from megpt.places.path import FarPath
@@ -29,12 +29,14 @@ __all__ = [
     "check",
     "entries",
     "exists",
+    "head_of",
     "is_address",
     "is_dir",
     "is_file",
     "local_file",
     "local_folder",
     "parquet_file",
+    "part_of",
     "place",
     "screen",
     "size_of",
@@ -63,13 +65,16 @@ def place(path: str | Path) -> Path:
 
 def absolute(path: str | Path) -> str:
     """The path as workers may use it, which start in folders of their own."""
-    return str(place(path).absolute())
+    return str(path) if is_address(path) else str(Path(path).absolute())
 
 
 def take_listing(root: Path) -> None:
-    """List an archive at an address once, for all questions that a source will ask about it."""
-    if is_address(root):
-        snapshot.with_listing(str(root))
+    """List an archive at an address once, for all questions that a source will ask about it.
+
+    The films of a list lie beside it, so of a list its folder is listed. A web server lists nothing.
+    """
+    if is_address(root) and not str(root).startswith("http"):
+        snapshot.with_listing(str(root.parent if root.is_file() else root))
 
 
 def exists(path: str | Path) -> bool:
@@ -101,12 +106,32 @@ def stamp(path: str) -> bytes:
     return f"{found.st_size}:{found.st_mtime_ns}".encode()
 
 
-def entries(folder: str | Path) -> list[tuple[str, bool, bool]]:
+def part_of(path: str | Path, start: int, size: int) -> bytes:
+    """So many bytes of a file, from `start` on; of an object no others are fetched.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    if is_address(path):
+        about = cast(FarPath, place(path)).found()
+        return stores.fetch(about, start, min(start + size, about.size)) if start < about.size else b""
+    with open(path, "rb") as file:  # noqa: PTH123 (of a million films)
+        file.seek(start)
+        return file.read(size)
+
+
+def head_of(path: str | Path, size: int) -> bytes:
+    """The first bytes of a file."""
+    return part_of(path, 0, size)
+
+
+def entries(folder: str | Path) -> Iterator[tuple[str, bool, bool]]:
     """(name, whether it is a folder, whether it is a link) of what is in a folder."""
     if is_address(folder):
-        return [(name, is_folder, False) for name, is_folder in cast(FarPath, place(folder)).children()]
+        yield from ((name, is_folder, False) for name, is_folder in cast(FarPath, place(folder)).children())
+        return
     with os.scandir(folder) as found:
-        return [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in found]
+        yield from ((entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in found)
 
 
 def walk(root: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -114,10 +139,10 @@ def walk(root: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
     if not is_address(root):
         yield from os.walk(root, followlinks=True)
         return
-    found = entries(root)
+    found = list(entries(root))
     folders = [name for name, is_folder, _ in found if is_folder]
     yield str(root), folders, [name for name, is_folder, _ in found if not is_folder]
-    for name in folders:
+    for name in folders:  # the caller may have taken some out
         yield from walk(place(root) / name)
 
 

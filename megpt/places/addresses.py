@@ -29,8 +29,11 @@ def split(address: str) -> tuple[str, str, str]:
     return scheme.lower(), bucket, key.strip("/")
 
 
-def check(address: str, *, setting: str = "", writing: bool = False) -> None:
+def check(address: str, *, setting: str = "", writing: bool = False, known_only: bool = True) -> None:
     """Refuse an address that cannot be used, before anything is asked of it.
+
+    Args:
+        known_only: refuse other kinds of addresses than those of this room.
 
     Raises:
         InputError: it holds a password, its scheme is unknown or cannot be written, or a package is missing. The text
@@ -45,6 +48,8 @@ def check(address: str, *, setting: str = "", writing: bool = False) -> None:
             next="give it without, and put credentials into the environment (docs/addresses.md)",
         )
     known = (*WRITABLE, *READ_ONLY)
+    if scheme not in known and not known_only:
+        return
     if scheme not in known:
         meant = _KNOWN_ELSEWHERE.get(scheme)
         raise InputError(

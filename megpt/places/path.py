@@ -28,7 +28,7 @@ class FarPath:
 
     def __init__(self, address: str):
         scheme, bucket, key = split(address)
-        self._pure = PurePosixPath("/", key)
+        self._pure = PurePosixPath("/", bucket, key)
         self._address = f"{scheme}://{bucket}/{key}".rstrip("/")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -83,7 +83,7 @@ class FarPath:
 
     @property
     def parents(self) -> list[FarPath]:
-        return [self._with(pure) for pure in self._pure.parents]
+        return [self._with(pure) for pure in self._pure.parents[:-1]]
 
     def with_name(self, name: str) -> FarPath:
         return self._with(self._pure.with_name(name))
@@ -94,9 +94,14 @@ class FarPath:
     def relative_to(self, other: FarPath) -> PurePosixPath:
         return self._pure.relative_to(other._pure)
 
+    def is_relative_to(self, other: FarPath) -> bool:
+        return isinstance(other, FarPath) and self._pure.is_relative_to(other._pure)
+
+    def match(self, pattern: str) -> bool:
+        return self._pure.match(pattern)
+
     def _with(self, pure: PurePosixPath) -> FarPath:
-        scheme, bucket, _ = split(self._address)
-        return FarPath(f"{scheme}://{bucket}{pure}")
+        return FarPath(f"{split(self._address)[0]}:/{pure}") if pure.name else self
 
     def as_posix(self) -> str:
         return self._address
@@ -138,9 +143,19 @@ class FarPath:
         if (held := snapshot.covering(self._address)) is not None:
             return held.file(self._address)
         try:
-            return stores.head(self._address) if len(self.parts) > 1 else None
+            return stores.head(self._address) if len(self.parts) > 2 else None
         except FileNotFoundError:
             return None
+
+    def found(self) -> Found:
+        """What is known of the object.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if (found := self._found()) is None:
+            raise FileNotFoundError(2, "No such file or directory", self._address)
+        return found
 
     def is_file(self) -> bool:
         return self._found() is not None

@@ -80,6 +80,16 @@ def _put_after(path: Path, *, new: bool) -> Iterator[Path]:
             raise storage_error(error, path) from error
 
 
+def put_tree(folder: Path, output: Path) -> None:
+    """Put all files of a folder of this machine below an address, each whole."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        target = output / path.relative_to(folder).as_posix()
+        try:
+            stores.put(str(target), path)
+        except OSError as error:
+            raise storage_error(error, target) from error
+
+
 def write_text(path: str | Path, text: str) -> None:
     """A text file, whole or absent."""
     with write_aside(path) as temporary:
