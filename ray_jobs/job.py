@@ -22,9 +22,7 @@ config.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +30,7 @@ from megpt.config import ClusterConfig, Config
 from megpt.errors import InputError
 from megpt.output import Output, claim, inspect
 from megpt.places import is_address
-from megpt.places.whole import put_tree
+from megpt.places.whole import staged
 from megpt.progress import log
 from ray_jobs.failures import known_failure
 from ray_jobs.placement import check_resources, require_resources
@@ -110,7 +108,7 @@ class Job:
         self.verdict(output.path, summary)
 
     def _produce(self, output: Output, left: bool) -> dict[str, Any]:
-        with self._folder(output.path) as folder:
+        with staged(output.path) if self.staged else contextlib.nullcontext(output.path) as folder:
             if left:
                 demand = self.demand()
                 with cluster(self.config.cluster) if demand else contextlib.nullcontext():
@@ -121,16 +119,6 @@ class Job:
         output.finish(**summary)
         self.tidy(output.path)
         return summary
-
-    @contextlib.contextmanager
-    def _folder(self, output: Path) -> Iterator[Path]:
-        """Where the work is done: the output itself, or a folder whose files are put there when it is done."""
-        if not self.staged or not is_address(output):
-            yield output
-            return
-        with tempfile.TemporaryDirectory(prefix="megpt-") as scratch:
-            yield Path(scratch)
-            put_tree(Path(scratch), output)
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on: the settings that change it, and the content of the inputs."""

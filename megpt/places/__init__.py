@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import pyarrow.parquet as pq
 
+from megpt.errors import InputError
 from megpt.places import snapshot, stores
 from megpt.places.addresses import Changed, check, screen
 from megpt.places.cache import local_file, local_folder
@@ -30,6 +31,7 @@ __all__ = [
     "entries",
     "exists",
     "head_of",
+    "here",
     "is_address",
     "is_dir",
     "is_file",
@@ -61,6 +63,21 @@ def place(path: str | Path) -> Path:
         check(path)
         return cast(Path, FarPath(path))
     return path if is_address(path) else Path(path)  # type: ignore[return-value]
+
+
+def here(folder: str | Path) -> Path:
+    """A folder as one of this machine; at an address, a copy that is fetched once.
+
+    Raises:
+        InputError: there is nothing at the address.
+    """
+    if not is_address(folder):
+        return Path(folder)
+    check(str(folder))
+    try:
+        return local_folder(str(folder))
+    except FileNotFoundError:
+        raise InputError(f"nothing at {folder}", next="check the address") from None
 
 
 def absolute(path: str | Path) -> str:

@@ -13,6 +13,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,33 @@ def _put_after(path: Path, *, new: bool) -> Iterator[Path]:
             raise storage_error(error, path) from error
 
 
+is_staged: ContextVar[bool] = ContextVar("is_staged", default=False)
+"""Whether files are being written here to be put at an address, where paths relative to them would mean nothing."""
+
+
+@contextlib.contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A folder for an output's files: itself, or one of this machine whose files are put at the address at the end."""
+    if not is_address(output):
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="megpt-") as scratch:
+        token = is_staged.set(True)
+        try:
+            yield Path(scratch)
+        finally:
+            is_staged.reset(token)
+        put_tree(Path(scratch), output)
+
+
 def put_tree(folder: Path, output: Path) -> None:
     """Put all files of a folder of this machine below an address, each whole."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         target = output / path.relative_to(folder).as_posix()
         try:
-            stores.put(str(target), path)
+            # a log that grows while it is read would not have the length that was announced
+            small = path.stat().st_size < stores.PUT_PART
+            stores.put(str(target), path.read_bytes() if small else path)
         except OSError as error:
             raise storage_error(error, target) from error
 
