@@ -14,6 +14,7 @@ WRITABLE = {"s3": "s3", "gs": "gs", "az": "az"}
 READ_ONLY = ("hf", "https", "http")
 # A request that has brought nothing for so long is made again; then the store counts as unreachable.
 REQUEST_S, GIVE_UP_S, TRIES = 60, 180, 8
+CHANGED = "changed while it was read"
 _STATUS = re.compile(r"status code: (\d{3})|\b(?:HTTP|status)[ =](\d{3})\b")
 _KNOWN_ELSEWHERE = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "azure": "az", "abfs": "az", "abfss": "az"}
 
@@ -87,7 +88,7 @@ def told(error: BaseException, address: str, *, writing: bool = False) -> Except
     if name == "AlreadyExistsError":
         return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), address)
     if name == "PreconditionError" or status == 412:
-        return Changed(errno.ESTALE, "changed while it was read", address)
+        return Changed(errno.ESTALE, CHANGED, address)
     return MegptError(
         f"{'://'.join(split(address)[:2])} does not answer as it should",
         where=address,

@@ -118,12 +118,14 @@ def _hold(folder: Path) -> None:
 
 def _make_room(wanted: int) -> None:
     """Remove copies that no process uses until the new one fits."""
-    kept = [folder for folder in cache_root().iterdir() if folder.is_dir() and folder not in _held]
+    kept = [folder for folder in cache_root().iterdir() if folder.is_dir()]
     sizes = {folder: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) for folder in kept}
     over = sum(sizes.values()) + wanted - most_bytes()
     for folder in sorted(kept, key=lambda folder: folder.stat().st_mtime):
         if over <= 0:
             return
+        if folder in _held:
+            continue
         with (folder / ".lock").open("ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -135,6 +135,8 @@ def _expires(folder: Path, before: _Held) -> bool:
 def _renew(folder: Path, mine: Path, token: str, stop: threading.Event, lost: Callable[[], None]) -> None:
     while not stop.wait(RENEW_S):
         try:
+            if newest(folder) is None:  # the owner has deleted the folder
+                return
             if not _is_mine(folder, mine, token):
                 lost()
                 return

@@ -23,8 +23,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megpt.errors import InputError
-from megpt.places.addresses import GIVE_UP_S, REQUEST_S, TRIES, WRITABLE, Changed, split, told
+from megpt.errors import InputError, MegptError
+from megpt.places.addresses import CHANGED, GIVE_UP_S, REQUEST_S, TRIES, WRITABLE, Changed, split, told
 
 PAGE = 1000
 PUT_PART = 16 << 20
@@ -136,6 +136,7 @@ def open_object(address: str) -> BinaryIO:
         MegptError: the store does not answer.
     """
     scheme, bucket, key = split(address)
+    about: Found | None = None
     try:
         if scheme not in WRITABLE:
             about = head(address)
@@ -147,10 +148,18 @@ def open_object(address: str) -> BinaryIO:
             return io.BufferedReader(_Ranges(about), RANGE)
         data = answer.bytes().to_bytes()
     except Exception as error:
-        raise told(error, address) from None
+        raise _told_of(about, error, address) from None
     if len(data) != about.size:
-        raise Changed(errno.ESTALE, "changed while it was read", address)
+        raise Changed(errno.ESTALE, CHANGED, address)
     return io.BytesIO(data)
+
+
+def _told_of(about: Found | None, error: Exception, address: str) -> Exception:
+    """`told`; an answer that broke off and cannot be continued, since the object is another by now, is Changed."""
+    found = told(error, address)
+    if about is not None and isinstance(found, MegptError) and head(address).version != about.version:
+        return Changed(errno.ESTALE, CHANGED, address)
+    return found
 
 
 class _Ranges(io.RawIOBase):
@@ -196,9 +205,9 @@ def fetch(about: Found, start: int, end: int) -> bytes:
         else:
             data = _remote(scheme).cat_file(_inside(scheme, about.address), start=start, end=end)
     except Exception as error:
-        raise told(error, about.address) from None
+        raise _told_of(about, error, about.address) from None
     if len(data) != end - start:
-        raise Changed(errno.ESTALE, "changed while it was read", about.address)
+        raise Changed(errno.ESTALE, CHANGED, about.address)
     return data
 
 
