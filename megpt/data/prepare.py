@@ -44,7 +44,7 @@ from megpt.data.studies import (
     write_rows,
 )
 from megpt.errors import InputError
-from megpt.films.decode import MISSING, UnreadableFilm
+from megpt.films.decode import FORBIDDEN, MISSING, UnreadableFilm
 from megpt.output import write_aside
 from megpt.study import FAILED_SCHEMA, FILMS_FAILED_SCHEMA, STUDIES_SCHEMA, View
 
@@ -143,7 +143,7 @@ def prepare_shard(
         with RowWriter(temporary, STUDIES_SCHEMA) as writer:
             for row in usable():
                 writer.write(row)
-        if MISSING in reasons:
+        if MISSING in reasons or FORBIDDEN in reasons:
             check_mounted(archive)
         if bad_films:
             write_rows(films_part(out, shard), bad_films, FILMS_FAILED_SCHEMA)

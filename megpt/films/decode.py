@@ -23,7 +23,7 @@ from megpt.films import ahead, dicom, pictures
 from megpt.films.kinds import GZIP, HEADER_BYTES, NAMES, film_type, kind_of
 from megpt.films.members import from_uri, open_member
 from megpt.films.unreadable import UnreadableFilm
-from megpt.places import Changed, is_address
+from megpt.places import Changed, is_address, screen
 from megpt.study import Study, View
 
 __all__ = [
@@ -48,6 +48,7 @@ warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 MISSING = "missing file"
 # The object became another one between the requests for it, so that its bytes are of two.
 CHANGED = "changed while it was read"
+FORBIDDEN = "no right to read it"
 NOT_A_FILM = "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file"
 
 
@@ -193,5 +194,9 @@ def _open_path(uri: str | None) -> BinaryIO:
         raise UnreadableFilm(MISSING) from None
     except Changed:
         raise UnreadableFilm(CHANGED) from None
+    except PermissionError as error:
+        if screen(error) is not None:
+            raise UnreadableFilm(FORBIDDEN) from None
+        raise UnreadableFilm(f"cannot be opened ({type(error).__name__})") from None
     except (OSError, ValueError) as error:
         raise UnreadableFilm(f"cannot be opened ({type(error).__name__})") from None

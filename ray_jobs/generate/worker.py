@@ -20,7 +20,7 @@ from megpt.config import Config
 from megpt.data.sources.base import check_mounted
 from megpt.data.studies import Listed, with_films
 from megpt.errors import MegptError, to_json
-from megpt.films.decode import MISSING, UnreadableFilm, load_films
+from megpt.films.decode import FORBIDDEN, MISSING, UnreadableFilm, load_films
 from megpt.films.resize import to_square
 from megpt.generation.predictions import Predictions
 from megpt.places import place
@@ -56,7 +56,7 @@ def decode(listed: list[Listed], *, archive: str, side: int, max_views: int | No
             decoded.append([np.asarray(to_square(film, side)) for film in films])
         except UnreadableFilm as error:
             decoded.append(str(error.reason))
-    if any(isinstance(pixels, str) and pixels.startswith(MISSING) for pixels in decoded):
+    if any(isinstance(pixels, str) and pixels.startswith((MISSING, FORBIDDEN)) for pixels in decoded):
         check_mounted(place(archive))
     return decoded
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from far_store import KEYS, Proxy, make_bucket, s3_server
 
 NAMES = itertools.count()
+# the layouts of tests/data are read at addresses too
+sys.path.append(str(Path(__file__).parents[1] / "data"))
 
 
 @pytest.fixture(scope="session")

@@ -250,9 +250,16 @@ def check_mounted(root: Path) -> None:
     """
     try:
         # the first entry is enough: a folder may hold a million films
-        mounted = root.is_dir() if is_address(root) else root.is_file() or next(entries(root), None) is not None
+        mounted = root.exists() if is_address(root) else root.is_file() or next(entries(root), None) is not None
     except OSError:
         mounted = False
+    if not mounted and is_address(root):
+        raise MegptError(
+            f"the archive {root} cannot be read from node {socket.gethostname()}",
+            cause="the credentials in its environment have no right to it, or its objects are gone; "
+            "finished shards are kept",
+            next="set on every node what docs/addresses.md names, then run the same command again: it resumes",
+        )
     if not mounted:
         raise MegptError(
             f"the archive {root} is not visible on node {socket.gethostname()}",

@@ -52,10 +52,10 @@ NO_FOLDER = "folder that cannot be read"
 def holds_dicom(path: Path) -> bool:
     """Whether a file, an archive or a tree holds a DICOM file; stops at the first."""
     if path.is_file():
-        return _is_dicom(os.fsencode(path))
+        return _is_dicom(os.fsencode(str(path)))
     return any(
         _is_dicom(path)
-        for relative, path, _, aside in _walk(os.fsencode(path))
+        for relative, path, _, aside in _walk(os.fsencode(str(path)))
         if not aside and not os.fsdecode(relative).lower().endswith(OTHER_SUFFIXES)
     )
 
@@ -90,7 +90,9 @@ def update(index: HeaderIndex, root: Path, make_entry: MakeEntry) -> tuple[int, 
     inside = Inside(folder)
     waiting: deque[Future[Scanned]] = deque()
     files = (
-        _walk(os.fsencode(root)) if root.is_dir() else iter([(os.fsencode(root.name), os.fsencode(root), False, "")])
+        _walk(os.fsencode(str(root)))
+        if root.is_dir()
+        else iter([(os.fsencode(root.name), os.fsencode(str(root)), False, "")])
     )
     with ThreadPoolExecutor(FAR_THREADS if is_address(root) else THREADS) as pool:
         for relative, path, linked, aside in files:
