@@ -6,6 +6,9 @@ with claim(config.output, job="generate", identity={...}, config=config) as outp
     output.finish()                           # _SUCCESS, last of all
 
 `inspect` raises what `claim` would raise, and writes nothing: it is the dry run's.
+
+The folder may be at an address (megpt/places). A file there is written on this machine and then put, whole or not at
+all. Where there are no locks, in a store or on a file system without them, a lease says who writes.
 """
 
 from __future__ import annotations
@@ -15,8 +18,7 @@ import errno
 import fcntl
 import json
 import os
-import shutil
-import socket
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,44 +28,32 @@ from typing import Any, TextIO
 import yaml
 
 from megpt.config import Config
-from megpt.errors import InputError, MegptError
+from megpt.errors import InputError
+from megpt.places import is_address, place
+from megpt.places.lease import FOLDER as LEASE
+from megpt.places.lease import Taken, is_leased, leased
+from megpt.places.whole import is_full, remove_tree, storage_error, sync_folder, write_aside, write_json, write_text
+from megpt.progress import log
 from megpt.settings import difference
+
+__all__ = [
+    "Output",
+    "claim",
+    "inspect",
+    "is_full",
+    "is_locked",
+    "remove_tree",
+    "reopen",
+    "storage_error",
+    "sync_folder",
+    "write_aside",
+    "write_json",
+    "write_text",
+]
 
 SUCCESS, RECORD, LOCK = "_SUCCESS", "megpt.yaml", ".lock"
 LOCK_TRIES, LOCK_PAUSE_S = 3, 0.1
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-
-
-@contextlib.contextmanager
-def write_aside(path: str | Path, *, aside: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path`, or in the folder `aside`, that takes its name only when the block ends well.
-
-    `aside` is for tables: some readers refuse a folder that holds anything but Parquet files. It has to be on the same
-    file system.
-
-    Safe against a kill at any moment: the data is synced before the rename, the rename before the folder, so a
-    reader meets the old file, the new file, or none, never half of one. A full disk raises MegptError.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    place = aside or path.parent
-    place.mkdir(parents=True, exist_ok=True)
-    temporary = place / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise storage_error(error, path) from error
-    except Exception as error:
-        # Libraries have errors of their own for a full disk (safetensors, torch).
-        if is_full(error):
-            raise storage_error(error, path) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def reopen(folder: Path) -> None:
@@ -71,49 +61,6 @@ def reopen(folder: Path) -> None:
     if (folder / SUCCESS).exists():
         (folder / SUCCESS).unlink()
         sync_folder(folder)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """A text file, whole or absent."""
-    with write_aside(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: str | Path, tree: Any) -> None:
-    """A JSON file for people and programs, whole or absent."""
-    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether an error says that the disk, the quota or the largest file size is reached."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "No space left on device" in str(error)
-
-
-def storage_error(error: BaseException, path: str | Path) -> MegptError:
-    """An error while writing, as the screen a user can act on."""
-    if is_full(error):
-        free = shutil.disk_usage(next(p for p in Path(path).absolute().parents if p.exists())).free
-        return MegptError(
-            f"no space left to write {path}",
-            where=f"{free / 2**20:.0f} MiB free there",
-            cause="the disk or the quota is full; what was finished before is kept",
-            next="free space and run the same command again: it resumes",
-        )
-    reason = error.strerror if isinstance(error, OSError) else None
-    if isinstance(error, OSError) and error.errno in FORBIDDEN:
-        return InputError(f"{path} cannot be written", cause=reason, next="choose another output=PATH")
-    return MegptError(f"writing {path} failed", cause=type(error).__name__ + (f": {reason}" if reason else ""))
 
 
 @dataclass(frozen=True)
@@ -134,7 +81,7 @@ class Output:
     def discard(self) -> None:
         """Delete the folder: an attempt that could not succeed leaves nothing, so the next may have another config."""
         # Errors do not matter: what cannot be deleted (NFS keeps an open lock) must not hide why it is deleted.
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path)
 
 
 @contextlib.contextmanager
@@ -150,17 +97,9 @@ def claim(output: str | Path | None, *, job: str, identity: dict[str, Any], conf
     """
     if output is None:
         config.require("output")
-    path = Path(str(output))
+    path = place(str(output))
     record = path / RECORD
-    _refuse_foreign(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK).open("a")
-    except OSError as error:
-        raise storage_error(error, path) from error
-    with lock:
-        if not _locked(lock):
-            raise _busy(path)
+    with _alone(path):
         if record.exists():
             _refuse_changes(record, job, identity)
         else:
@@ -183,18 +122,50 @@ def recorded(folder: Path, *, job: str) -> dict[str, Any] | None:
         return None
 
 
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Be the only writer of a folder: by a lock, or by a lease where there are none."""
+    try:
+        _refuse_foreign(path)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = contextlib.nullcontext() if is_address(path) else (path / LOCK).open("a")
+    except OSError as error:
+        raise storage_error(error, path) from error
+    with lock as file, contextlib.ExitStack() as stack:
+        locked = None if file is None else _locked(file)
+        if locked is None:
+            if file is not None:
+                log(f"{path}: its file system has no locks; a lease in {path / LEASE} is kept instead")
+            try:
+                stack.enter_context(leased(path, lost=lambda: _stop(path)))
+            except OSError as error:
+                raise storage_error(error, path) from error
+            except Taken:
+                locked = False
+        if locked is False:
+            raise _busy(path)
+        yield
+
+
+def _stop(path: Path) -> None:
+    log(f"another job has taken over {path}, since this one did not renew its lease in time; this one stops")
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def inspect(output: str | Path, *, job: str, identity: dict[str, Any]) -> Output:
     """The folder as `claim` would find it.
 
     Raises:
         InputError: as `claim`, and where the folder could not be made.
     """
-    path = Path(output)
+    path = place(output)
     _refuse_foreign(path)
     if is_locked(path):
         raise _busy(path)
     if (path / RECORD).exists():
         _refuse_changes(path / RECORD, job, identity)
+    if is_address(path):  # whether it may be written shows only when it is
+        return Output(path=path, done=(path / SUCCESS).exists())
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         reason = errno.EACCES if nearest.is_dir() else errno.ENOTDIR
@@ -203,14 +174,16 @@ def inspect(output: str | Path, *, job: str, identity: dict[str, Any]) -> Output
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a job holds the folder's claim now (on this machine, or on a file system that shares locks)."""
+    """Whether a job holds the folder's claim now (on this machine, or where locks or leases are shared)."""
+    if is_address(folder):
+        return is_leased(folder)
     try:
         with (folder / LOCK).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in NO_LOCKS and is_leased(folder)
     return False
 
 
@@ -220,7 +193,9 @@ def _plain(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_foreign(path: Path) -> None:
-    foreign = path.is_dir() and not (path / RECORD).exists() and any(p.name != LOCK for p in path.iterdir())
+    foreign = (
+        path.is_dir() and not (path / RECORD).exists() and any(p.name not in (LOCK, LEASE) for p in path.iterdir())
+    )
     if path.is_file() or foreign:
         raise InputError(
             f"output {path} exists and was not written by megpt",
@@ -237,12 +212,17 @@ def _busy(path: Path) -> InputError:
     )
 
 
-def _locked(lock: TextIO) -> bool:
-    """Take the lock; asked more than once, because `megpt status` holds it for a moment when it looks."""
+def _locked(lock: TextIO) -> bool | None:
+    """Take the lock; None where the file system has none.
+
+    It is asked more than once, because `megpt status` holds it for a moment when it looks.
+    """
     for _ in range(LOCK_TRIES):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return None
             time.sleep(LOCK_PAUSE_S)
         else:
             return True

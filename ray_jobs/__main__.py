@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 from megpt import __version__
 from megpt.config import KNOWN_KEYS, Config, help_text, load_config, refuse_unread
 from megpt.errors import InputError, MegptError, did_you_mean
+from megpt.places import check, is_address, screen
 from megpt.progress import console, log
 from ray_jobs.extras import require_extras
 
@@ -102,6 +103,9 @@ JOBS = {
 }
 GROUP = "megpt.jobs"
 """Entry points of jobs from elsewhere: NAME = "module:class", a subclass of `ray_jobs.job.Job`."""
+PATHS = ("output", "source", "studies", "prompts", "checkpoint", "predictions", "references", "training", "ids")
+HERE_ONLY = frozenset({"ablate", "demo"})
+"""Jobs of many outputs, which resume by what lies in their folders."""
 ALWAYS = ("output", "cluster")
 """What every job reads that reads any setting."""
 # Set by `ray job submit` in the environment of the command it runs.
@@ -195,6 +199,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if (refused := screen(error)) is not None:
+            console.print(f"error: {refused}", style="red", markup=False)
+            return refused.exit_code
         # The message of an unforeseen error may quote its input, so only its type is shown.
         console.print(f"error: unexpected {type(error).__name__}", style="red", markup=False)
         console.print("  next:  the same command with --debug shows where", markup=False)
@@ -239,10 +246,11 @@ def _run(arguments: list[str]) -> int:
         raise InputError(f"cannot read {unknown[0]!r}", cause="an override is section.key=value", next="megpt --help")
     options.overrides += rest
     config = configure(options)
+    _check_addresses(config)
     if options.print_config:
         print(config.to_yaml(), end="")
         return 0
-    _check_output(config)
+    _check_output(options.job, config)
     _check_named(options.job, config)
     if not (options.dry_run and config.output is None):  # an estimate needs none
         require_extras(f"`megpt {options.job}`", entry.extras)
@@ -283,21 +291,41 @@ def _check_named(job: str, config: Config) -> None:
         refuse_unread(job, reads, config.named, known)
 
 
-def _check_output(config: Config) -> None:
+def _check_addresses(config: Config) -> None:
+    """Refuse addresses that hold a secret or cannot be used, before anything prints them."""
+    paths = {name: getattr(config, name) for name in PATHS}
+    paths |= {"data.reports": config.data.reports, "data.annotations": config.data.annotations}
+    for name, value in paths.items():
+        if is_address(value):
+            # a source of another package may have a kind of address of its own
+            check(value, setting=name, writing=name == "output", known_only=name != "source")
+
+
+def _check_output(job: str, config: Config) -> None:
     """Refuse an output that would be lost.
 
     Raises:
         InputError: a relative path in a job that `ray job submit` started: it would be inside the uploaded copy of
-            the working directory and be deleted with it. Or an address, which is no path.
+            the working directory and be deleted with it. Or an address, for a job that writes to paths only, or one
+            inside the archive that the job reads.
     """
     if config.output is None:
         return
-    if "://" in config.output:
-        raise InputError(
-            f"output = {config.output!r} is an address, not a path",
-            cause="an object store has neither locks nor renames, which resuming needs",
-            next="choose a folder of a shared file system (docs/cluster.md), and copy from there",
-        )
+    if is_address(config.output):
+        if job in HERE_ONLY:
+            raise InputError(
+                f"output = {config.output!r}: {job} writes to a folder of this machine only",
+                next=f"choose a folder, and copy it; {', '.join(sorted(JOBS.keys() - HERE_ONLY))} take addresses",
+            )
+        read = {name: getattr(config, name) for name in ("source", "studies", "predictions")}
+        for name, value in read.items():
+            if value is not None and f"{config.output}/".startswith(f"{value.rstrip('/')}/"):
+                raise InputError(
+                    f"output = {config.output!r} lies inside {name} = {value!r}",
+                    cause="what the job writes would be listed with what it reads",
+                    next="choose another output=",
+                )
+        return
     if SUBMITTED in os.environ and not Path(config.output).is_absolute():
         raise InputError(
             f"output = {config.output!r} is relative inside a submitted job",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from megpt.errors import MegptError, from_text
 from megpt.output import is_full, storage_error
+from megpt.places import screen
 
 # Faults in code and configuration, which every new start meets again. Their texts name code, never data.
 _OF_CODE = (NotImplementedError, TypeError, AttributeError, NameError, ImportError, AssertionError)
@@ -27,6 +28,9 @@ def known_failure(error: BaseException, output: str | None = None) -> MegptError
         # Ray Data keeps the worker's error as text alone.
         if known := from_text(str(layer)):
             return known
+    for layer in layers:
+        if (refused := screen(layer)) is not None:
+            return refused
     for layer in layers:
         if is_full(layer):
             filename = getattr(layer, "filename", None)

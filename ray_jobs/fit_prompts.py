@@ -24,6 +24,7 @@ from megpt.data import studies as tables
 from megpt.data.cleaning import clean
 from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm, load_films
+from megpt.places import place
 from megpt.progress import Progress, console, log
 from megpt.study import Study
 from ray_jobs.job import Job, absolute
@@ -185,7 +186,7 @@ class Encoder:
 
     def _file(self, path: str, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
         wanted = set(numbers.tolist())
-        chosen = (row for number, row in enumerate(tables.read_rows(Path(path))) if number in wanted)
+        chosen = (row for number, row in enumerate(tables.read_rows(place(path))) if number in wanted)
         studies = (Study.from_row({**row, "views": row.get("views") or ()}) for row in chosen)
         while batch := list(islice(studies, BATCH)):
             yield from self._encode(batch)

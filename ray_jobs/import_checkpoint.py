@@ -17,6 +17,7 @@ from rich.console import Console
 
 from megpt.config import Config
 from megpt.errors import InputError
+from megpt.places import here
 from megpt.progress import log
 from ray_jobs.job import Job
 
@@ -36,7 +37,7 @@ class ImportCheckpoint(Job):
         from megpt.model.reference.convert import import_reference
 
         config = self.config
-        self.bank = PromptBank.load(config.prompts) if config.prompts else None
+        self.bank = PromptBank.load(here(config.prompts)) if config.prompts else None
         merge = config.import_checkpoint.merge_lora
         self.model, self.processor, self.report = import_reference(
             self.file, config.model, bank=self.bank, seed=config.seed, merge_lora=merge

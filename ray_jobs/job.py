@@ -29,6 +29,8 @@ from typing import Any, ClassVar
 from megpt.config import ClusterConfig, Config
 from megpt.errors import InputError
 from megpt.output import RECORD, Output, claim, inspect
+from megpt.places import is_address
+from megpt.places.whole import staged
 from megpt.progress import log
 from ray_jobs.failures import known_failure
 from ray_jobs.nodes import needs_of, vet
@@ -48,6 +50,9 @@ class Job:
     grows: ClassVar[bool] = False
     """Whether a finished output takes up what is new: studies in the source, more steps. `plan` then says so and
     removes `_SUCCESS`."""
+    staged: ClassVar[bool] = True
+    """Whether an output at an address is made in a folder of this machine and put there at the end. A job that does
+    without (False) opens nothing there but by `megpt.places`, writes by `write_aside`, and resumes."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -105,14 +110,15 @@ class Job:
         self.verdict(output.path, summary)
 
     def _produce(self, output: Output, left: bool) -> dict[str, Any]:
-        if left:
-            demand = self.demand()
-            with cluster(self.config.cluster) if demand else contextlib.nullcontext():
-                if demand:
-                    vet(needs_of(self.config, self.reads, probe=output.path / RECORD), self.config.cluster)
-                    require_resources(demand)
-                self.work(output.path)
-        summary = self.finish(output.path)
+        with staged(output.path) if self.staged else contextlib.nullcontext(output.path) as folder:
+            if left:
+                demand = self.demand()
+                with cluster(self.config.cluster) if demand else contextlib.nullcontext():
+                    if demand:
+                        vet(needs_of(self.config, self.reads, probe=output.path / RECORD), self.config.cluster)
+                        require_resources(demand)
+                    self.work(folder)
+            summary = self.finish(folder)
         output.finish(**summary)
         self.tidy(output.path)
         return summary
@@ -193,6 +199,6 @@ def absolute(config: Config) -> Config:
         for name in key.split("."):
             value = getattr(value, name)
         # The last four may be a hub id, a word or the name of a shipped file instead of a path.
-        if value is not None and (key in keys or Path(value).exists()):
+        if value is not None and not is_address(value) and (key in keys or Path(value).exists()):
             changes[key] = str(Path(value).absolute())
     return config.overridden(changes)

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from megpt.config import ClusterConfig, Config
 from megpt.errors import MegptError
+from megpt.places import is_address
 from megpt.progress import log
 from ray_jobs.health import ANSWER_S, Fault, Needs, examine, installed
 from ray_jobs.placement import leave_out
@@ -36,9 +37,9 @@ def needs_of(config: Config, reads: Iterable[str], *, probe: Path | None = None)
         value: Any = config
         for name in key.split("."):
             value = getattr(value, name)
-        if named & {key, key.partition(".")[0]} and value and Path(value).exists():
+        if named & {key, key.partition(".")[0]} and value and not is_address(value) and Path(value).exists():
             wanted[key] = str(Path(value).absolute())
-    output = None if config.output is None else Path(config.output).absolute()
+    output = None if config.output is None or is_address(config.output) else Path(config.output).absolute()
     while output is not None and not output.exists():
         output = output.parent
     precisions = {getattr(config, name).precision for name in ("train", "generate") if name in named}
@@ -47,7 +48,7 @@ def needs_of(config: Config, reads: Iterable[str], *, probe: Path | None = None)
         bf16="bf16" in precisions,
         reads=wanted,
         output=None if output is None else str(output),
-        probe=None if probe is None else str(probe.absolute()),
+        probe=None if probe is None or is_address(probe) else str(probe.absolute()),
     )
 
 

@@ -68,6 +68,7 @@ class Prepare(Job):
     )
     needs = ("source",)
     grows = True
+    staged = False
 
     def open(self) -> None:
         self.source = open_source(str(self.config.source), data=self.config.data)

@@ -7,14 +7,13 @@ Exit code 0 whatever the state; 2 when the folder is not an output of megpt.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import yaml
 
 from megpt.config import Config
 from megpt.errors import InputError
 from megpt.generation.predictions import Predictions
 from megpt.output import RECORD, SUCCESS, is_locked
+from megpt.places import place
 
 
 class Status:
@@ -31,7 +30,7 @@ class Status:
         Raises:
             InputError: no such folder, or one that no job has written.
         """
-        path = Path(folder)
+        path = place(folder)
         try:
             record = yaml.safe_load((path / RECORD).read_text(encoding="utf-8"))
             job = str(record["job"])

@@ -47,9 +47,9 @@ class Config(Section):
     seed: int = 42
     """Seed of everything that is drawn: splits, samples, weights, bootstrap resamples."""
     output: Annotated[str | None, Indifferent] = None
-    """Folder that this job writes."""
+    """Folder or address (`s3://…`) that this job writes."""
     source: Annotated[str | None, Fingerprinted] = None
-    """Archive of films: a folder, a manifest, or a studies/ table."""
+    """Archive of films: a folder, a manifest, or a studies/ table; like all inputs a path or an address."""
     studies: Annotated[str | None, Fingerprinted] = None
     """Output of `prepare`."""
     prompts: Annotated[str | None, Fingerprinted] = None

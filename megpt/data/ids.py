@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megpt.data.studies import Listed, open_parquet, read_rows
 from megpt.errors import InputError
+from megpt.places import place
 
 
 def unique(studies: Iterable[Listed], *, where: str | None = None) -> Iterator[Listed]:
@@ -55,7 +56,7 @@ def read_ids(path: str | Path) -> frozenset[str]:
     Raises:
         InputError: no such file, no such column, or no id in it.
     """
-    path = Path(path)
+    path = place(path)
     if not path.is_file():
         raise InputError(f"no file at {path}", where="`ids`", next="set ids=FILE to a list of study ids")
     if path.suffix == ".parquet":

@@ -17,15 +17,15 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from megpt.places import parquet_file, part_of
 from megpt.study import Study, View
 
 # No film is larger; a member that claims more is not one.
 MAX_MEMBER_BYTES = 1 << 30
-_TAR = re.compile(r"(?P<file>/.+)#offset=(?P<offset>\d{1,18})&size=(?P<size>\d{1,18})", re.DOTALL)
+_TAR = re.compile(r"(?P<file>(?:/|\w+://).+)#offset=(?P<offset>\d{1,18})&size=(?P<size>\d{1,18})", re.DOTALL)
 _CELL = re.compile(
-    r"(?P<file>/.+)#column=(?P<column>[^#&]+)&row=(?P<row>\d{1,12})(?:&item=(?P<item>\d{1,6}))?", re.DOTALL
+    r"(?P<file>(?:/|\w+://).+)#column=(?P<column>[^#&]+)&row=(?P<row>\d{1,12})(?:&item=(?P<item>\d{1,6}))?", re.DOTALL
 )
 
 
@@ -79,7 +79,7 @@ class Members:
         return data if data is not None else b""
 
     def _load(self, path: str, column: str, row: int) -> None:
-        with pq.ParquetFile(path) as file:
+        with parquet_file(path) as file:
             start = 0
             for group in range(file.num_row_groups):
                 rows = range(start, start + file.metadata.row_group(group).num_rows)
@@ -100,6 +100,4 @@ def with_members(studies: Iterable[Study]) -> Iterator[Study]:
 def _bytes_of(path: str, offset: int, size: int) -> bytes:
     if size > MAX_MEMBER_BYTES:
         raise ValueError(size)
-    with Path(path).open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+    return part_of(path, offset, size)

@@ -44,7 +44,7 @@ from megpt.data.studies import (
     write_rows,
 )
 from megpt.errors import InputError
-from megpt.films.decode import MISSING, UnreadableFilm
+from megpt.films.decode import FORBIDDEN, MISSING, UnreadableFilm
 from megpt.output import write_aside
 from megpt.study import FAILED_SCHEMA, FILMS_FAILED_SCHEMA, STUDIES_SCHEMA, View
 
@@ -143,7 +143,7 @@ def prepare_shard(
         with RowWriter(temporary, STUDIES_SCHEMA) as writer:
             for row in usable():
                 writer.write(row)
-        if MISSING in reasons:
+        if MISSING in reasons or FORBIDDEN in reasons:
             check_mounted(archive)
         if bad_films:
             write_rows(films_part(out, shard), bad_films, FILMS_FAILED_SCHEMA)
@@ -159,7 +159,9 @@ def prepare_shard(
 
 def unfinished(out: Path, shards: ShardList) -> list[Shard]:
     """The shards that no earlier run has marked as done."""
-    return [shard for shard in shards if not mark_path(out, shard).exists()]
+    folder = out / WORK / "done"
+    done = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    return [shard for shard in shards if mark_path(out, shard).name not in done]
 
 
 def marks(out: Path, shards: ShardList) -> Iterator[dict[str, Any]]:

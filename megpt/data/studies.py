@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 
 from megpt.data.members import Members
 from megpt.errors import InputError, MegptError
+from megpt.films.ahead import fetched_ahead
 from megpt.output import write_aside
+from megpt.places import parquet_file, place, screen
 from megpt.study import SPLITS, STUDIES_SCHEMA, Study
 
 DATA = "data"
@@ -88,16 +90,20 @@ def write_rows(
     *,
     group_rows: int = ROW_GROUP_ROWS,
     aside: Path | None = None,
+    new: bool = False,
 ) -> int:
-    """Stream rows into one Parquet file, whole or absent; returns how many there were."""
-    with write_aside(path, aside=aside) as temporary, RowWriter(temporary, schema, group_rows=group_rows) as writer:
+    """Stream rows into one Parquet file, whole or absent (see `write_aside`); returns how many there were."""
+    with (
+        write_aside(path, aside=aside, new=new) as temporary,
+        RowWriter(temporary, schema, group_rows=group_rows) as writer,
+    ):
         for row in rows:
             writer.write(row)
     return writer.rows
 
 
 def part_path(folder: str | Path, split: str, part: int) -> Path:
-    return Path(folder) / DATA / f"split={split}" / f"part-{part:05d}.parquet"
+    return place(folder) / DATA / f"split={split}" / f"part-{part:05d}.parquet"
 
 
 def split_folders(folder: Path) -> list[Path]:
@@ -116,7 +122,7 @@ def write_studies(folder: str | Path, split: str, studies: Iterable[Study], part
         MegptError: the disk is full or cannot be written.
     """
     path = part_path(folder, split, part)
-    write_rows(path, (study.to_row() for study in studies), STUDIES_SCHEMA, aside=Path(folder))
+    write_rows(path, (study.to_row() for study in studies), STUDIES_SCHEMA, aside=place(folder))
     return path
 
 
@@ -126,7 +132,7 @@ def study_files(folder: str | Path, split: str = "all") -> list[tuple[str, Path]
     Raises:
         InputError: no such folder, or no files of that split in it.
     """
-    folder = Path(folder)
+    folder = place(folder)
     if split not in (*SPLITS, "all"):
         raise InputError(f"unknown split {split!r}", next=f"use {', '.join(SPLITS)} or all")
     if not folder.is_dir():
@@ -148,11 +154,13 @@ def study_files(folder: str | Path, split: str = "all") -> list[tuple[str, Path]
 def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """A Parquet file; pyarrow's errors about a damaged one become InputError."""
     try:
-        with pq.ParquetFile(path) as file:
+        with parquet_file(path) as file:
             yield file
     except FileNotFoundError:
         raise InputError(f"no file at {path}") from None
     except (pa.ArrowInvalid, OSError) as error:
+        if (refused := screen(error)) is not None:
+            raise refused from None
         raise InputError(
             f"{path} cannot be read as Parquet",
             cause=type(error).__name__,
@@ -191,12 +199,18 @@ def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, range]]:
 def with_films(studies: Iterable[Listed]) -> Iterator[Study]:
     """The studies with the bytes of those films that are inside a table or another file, streamed.
 
+    Films that lie at an address by themselves are fetched ahead of their turn.
+
     Memory holds one row group of films. Studies that follow one another in a table share its reading.
 
     Raises:
         InputError: a table cannot be read.
         MegptError: a table has changed since the studies were listed.
     """
+    return fetched_ahead(_with_members(studies))
+
+
+def _with_members(studies: Iterable[Listed]) -> Iterator[Study]:
     file: str | None = None
     rows, group_rows = range(0), cast(Any, None)
     members = Members()
@@ -206,7 +220,7 @@ def with_films(studies: Iterable[Listed]) -> Iterator[Study]:
             continue
         if listed.file != file or listed.row not in rows:
             file, group_rows = listed.file, None  # the old row group is freed before the new one is read
-            with open_parquet(Path(file)) as table:
+            with open_parquet(place(file)) as table:
                 group, rows = next((found for found in _row_groups(table) if listed.row in found[1]), (-1, range(0)))
                 if group >= 0:
                     group_rows = table.read_row_group(group, columns=["study_id", "views"])

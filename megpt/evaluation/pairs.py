@@ -19,6 +19,7 @@ from megpt.evaluation.reading.references import References, find_references
 from megpt.evaluation.reading.tables import SPLIT, Table, open_table
 from megpt.evaluation.texts import is_blank
 from megpt.output import SUCCESS
+from megpt.places import place
 from megpt.study import SPLITS, Study
 
 
@@ -67,7 +68,7 @@ def prediction_files(folder: str | Path) -> list[Path]:
     Raises:
         InputError: no such folder, not predictions/, or not finished.
     """
-    folder = Path(folder)
+    folder = place(folder)
     if not folder.is_dir():
         raise InputError(f"no predictions at {folder}", next="run `megpt generate` first, or set predictions=PATH")
     files = sorted((folder / "reports").glob("*.parquet"))
@@ -113,7 +114,7 @@ def read_pairs(
     settings = settings or EvaluateConfig()
     # where references are given, a set truth column is theirs
     own = settings.columns.model_copy(update={"truth": None}) if references else settings.columns
-    taken = _predictions(Path(predictions), section, settings.model_copy(update={"columns": own}))
+    taken = _predictions(place(predictions), section, settings.model_copy(update={"columns": own}))
     found, said = taken.pairs, [taken.said]
     if references:
         ids = [pair.study_id for pair in found]
@@ -151,7 +152,7 @@ def training_reports(studies: str | Path, section: str) -> Iterator[str]:
 
 def fingerprint(path: str | Path) -> str:
     """16 hex digits of what a file, a predictions/ folder, or any other folder of Parquet files holds."""
-    path = Path(path)
+    path = place(path)
     files = [path] if path.is_file() else sorted(path.glob("**/*.parquet"))
     if path.is_dir() and (path / "reports").is_dir():
         files = prediction_files(path)

@@ -21,6 +21,7 @@ from megpt.evaluation.reading.ids import Matcher, as_id
 from megpt.evaluation.reading.references import open_references
 from megpt.evaluation.reading.tables import KEY, SPLIT, TEXT, Table, open_table
 from megpt.output import write_aside
+from megpt.places import place
 
 PREDICTION = "model_prediction"
 _OURS = (KEY, TEXT, SPLIT)
@@ -62,7 +63,7 @@ def _template(config: Config) -> tuple[Table, str | None] | None:
         table, columns = open_references(config.references, settings, section)
         if len(_MARKS & set(table.columns)) > 1:
             return table, columns.id
-    path = Path(str(config.predictions))
+    path = place(str(config.predictions))
     if path.is_file():
         names = known_names(settings.columns)
         table = open_table(path, names=names, encoding=settings.encoding, delimiter=settings.delimiter)

@@ -18,10 +18,12 @@ from typing import BinaryIO, cast
 
 from PIL import Image, ImageFile
 
-from megpt.films import dicom, pictures
+from megpt.errors import MegptError
+from megpt.films import ahead, dicom, pictures
 from megpt.films.kinds import GZIP, HEADER_BYTES, NAMES, film_type, kind_of
 from megpt.films.members import from_uri, open_member
 from megpt.films.unreadable import UnreadableFilm
+from megpt.places import Changed, is_address, screen
 from megpt.study import Study, View
 
 __all__ = [
@@ -44,6 +46,9 @@ warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 
 # The reason for a film that is not found: it is not in the archive, or the archive is not mounted on this machine.
 MISSING = "missing file"
+# The object became another one between the requests for it, so that its bytes are of two.
+CHANGED = "changed while it was read"
+FORBIDDEN = "no right to read it"
 NOT_A_FILM = "not a JPEG, PNG, DICOM, TIFF, BMP, WebP or JPEG 2000 file"
 
 
@@ -70,6 +75,10 @@ def load_film(view: View, *, size: int | None, max_pixels: int) -> Image.Image:
             raise
         except MemoryError:
             raise UnreadableFilm("not enough memory to decode it") from None
+        except Changed:
+            raise UnreadableFilm(CHANGED) from None
+        except MegptError:  # the store does not answer, which says nothing of the film
+            raise
         except Exception as error:
             # Decoders raise anything on damaged input, and their messages may quote the file, so only the type is kept.
             raise UnreadableFilm(f"damaged {NAMES[film_format]} ({type(error).__name__})") from None
@@ -110,8 +119,10 @@ def check_film(view: View, *, max_pixels: int) -> None:
                 dicom.check(file, max_pixels=max_pixels)
             else:
                 pictures.check(file, film_format, max_pixels=max_pixels)
-        except UnreadableFilm:
+        except (UnreadableFilm, MegptError):
             raise
+        except Changed:
+            raise UnreadableFilm(CHANGED) from None
         except Exception as error:
             raise UnreadableFilm(f"damaged {NAMES[film_format]} ({type(error).__name__})") from None
 
@@ -126,6 +137,8 @@ def read_film(view: View) -> bytes:
     with file:
         try:
             return file.read()
+        except Changed:
+            raise UnreadableFilm(CHANGED) from None
         except OSError as error:
             raise UnreadableFilm(f"cannot be read ({type(error).__name__})") from None
 
@@ -136,6 +149,9 @@ def _open(view: View) -> tuple[str, BinaryIO]:
     try:
         head = file.read(HEADER_BYTES)
         file.seek(0)
+    except Changed:
+        file.close()
+        raise UnreadableFilm(CHANGED) from None
     except OSError as error:
         file.close()
         raise UnreadableFilm(f"cannot be read ({type(error).__name__})") from None
@@ -168,11 +184,19 @@ def _open_path(uri: str | None) -> BinaryIO:
         path, member = from_uri(uri)
         if member is not None:
             return open_member(path, member)
+        if is_address(path):
+            return ahead.opened(path)
         # A pipe or a device would block forever, or never end.
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
             raise UnreadableFilm("not a file")
         return open(path, "rb")  # noqa: PTH123 (closed by the caller)
     except (FileNotFoundError, NotADirectoryError):
         raise UnreadableFilm(MISSING) from None
+    except Changed:
+        raise UnreadableFilm(CHANGED) from None
+    except PermissionError as error:
+        if screen(error) is not None:
+            raise UnreadableFilm(FORBIDDEN) from None
+        raise UnreadableFilm(f"cannot be opened ({type(error).__name__})") from None
     except (OSError, ValueError) as error:
         raise UnreadableFilm(f"cannot be opened ({type(error).__name__})") from None

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 from urllib.parse import quote, unquote_to_bytes
 
+from megpt import places
 from megpt.films.unfolded import BOMB, BoundedFile, UnfoldedFile
 from megpt.films.unreadable import UnreadableFilm
 
@@ -85,7 +86,7 @@ def from_uri(uri: str) -> tuple[str, str | None]:
         path, found, member = uri.removeprefix("file://").partition("!")
         name = unquote_to_bytes(member).decode("utf-8", "surrogateescape") if found else None
         return os.fsdecode(unquote_to_bytes(path)), name
-    if "!" not in uri or os.path.lexists(uri):
+    if "!" not in uri or (places.exists(uri) if places.is_address(uri) else os.path.lexists(uri)):
         return uri, None
     path, _, member = uri.partition("!")
     return path, member
@@ -125,7 +126,7 @@ def open_member(path: str, name: str) -> BinaryIO:
         UnreadableFilm: no such member, one that is refused, or a damaged archive. FileNotFoundError and other OSErrors
             of the archive's own file pass through.
     """
-    found = os.stat(path)  # noqa: PTH116
+    found = places.place(path).stat()
     if not stat.S_ISREG(found.st_mode):
         raise UnreadableFilm("not a file")
     try:
@@ -153,9 +154,10 @@ class _Archive:
     """An open zip, tar or packed file. Members that were passed on the way to another are remembered."""
 
     def __init__(self, path: str):
-        self._file: BinaryIO = open(path, "rb")  # noqa: PTH123, SIM115 (closed by close, or with this object)
+        self._file: BinaryIO = places.place(path).open("rb")  # closed by close, or with this object
         self._seen: dict[str, Member] = {}
-        size = os.fstat(self._file.fileno()).st_size
+        size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(0)
         head = self._file.read(512)
         self._file.seek(0)
         kind = archive_type(head)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -34,7 +33,8 @@ from megpt.data.sources import Source
 from megpt.data.studies import Listed, open_parquet, read_rows, write_rows
 from megpt.errors import InputError, MegptError
 from megpt.generation.run_status import RunStatus
-from megpt.output import SUCCESS, is_locked, write_aside
+from megpt.output import SUCCESS, is_locked, write_aside, write_text
+from megpt.places import entries, is_address
 from megpt.study import FAILED_SCHEMA, PREDICTIONS_SCHEMA
 
 LIST, REPORTS, FAILED, RUN_JSON, LAUNCHES = "plan", "reports", "failed.parquet", "run.json", "launches.jsonl"
@@ -129,9 +129,13 @@ class Predictions:
         """The studies of one shard, in order; `megpt.data.studies.with_films` fetches their films."""
         return self.shards.read(self.shards[shard])
 
-    def write_shard(self, shard: int, rows: Iterable[dict[str, Any]]) -> Path:
-        """Write the file of one shard, whole or not at all; the rows are in the order of its studies."""
-        write_rows(self.path(shard), rows, PREDICTIONS_SCHEMA, aside=self.folder)
+    def write_shard(self, shard: int, rows: Iterable[dict[str, Any]], *, new: bool = True) -> Path:
+        """Write the file of one shard, whole or not at all; the rows are in the order of its studies.
+
+        Args:
+            new: at an address, leave the file of another worker, which has the same rows.
+        """
+        write_rows(self.path(shard), rows, PREDICTIONS_SCHEMA, aside=self.folder, new=new)
         return self.path(shard)
 
     def drop_superseded(self) -> None:
@@ -147,7 +151,7 @@ class Predictions:
                 rows = file.metadata.num_rows
             if rows != shard.studies:
                 wanted = {listed.study.study_id for listed in self.studies(number)}
-                self.write_shard(number, (row for row in read_rows(path) if row["study_id"] in wanted))
+                self.write_shard(number, (row for row in read_rows(path) if row["study_id"] in wanted), new=False)
 
     def failed_ids(self) -> frozenset[str]:
         """The studies that have an error in place of a report, of the shards that are finished."""
@@ -234,8 +238,12 @@ class Predictions:
 
     def record_launch(self, **values: Any) -> None:
         """Add a line about this start of the job."""
-        with (self.folder / LAUNCHES).open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        path, line = self.folder / LAUNCHES, json.dumps(values) + "\n"
+        if is_address(path):  # nothing can be appended to an object
+            write_text(path, (path.read_text() if path.is_file() else "") + line)
+            return
+        with path.open("a") as file:
+            file.write(line)
 
     def launches(self) -> list[dict[str, Any]]:
         """The lines of all starts, without those that a kill cut off."""
@@ -274,7 +282,7 @@ def finished_shards(folder: Path) -> set[int]:
     reports = folder / REPORTS
     if not reports.is_dir():
         return set()
-    names = (entry.name for entry in os.scandir(reports))
+    names = (name for name, _, _ in entries(reports))
     return {int(name[5:-8]) for name in names if name.startswith("part-") and name.endswith(".parquet")}
 
 

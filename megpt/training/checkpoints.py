@@ -6,6 +6,9 @@
     store.close()                                   # the last one is on disk
     export(model, processor, store, output, …)      # the Hugging Face folder at the end of a run
 
+At an address there are no renames: the state is put first and the manifest last, so a checkpoint without a manifest is
+one that was cut short. To be read it is fetched to this machine (megpt/places/cache.py).
+
 A checkpoint is a folder with `state.safetensors`, `meta.json` and, written last, `manifest.json`: the size and
 SHA-256 of the other two. It is made under a hidden name and renamed when all three are synced, so at any moment a
 reader finds whole checkpoints only; one that was cut short afterwards (a copy that failed, a damaged disk) fails its
@@ -20,6 +23,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +37,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from megpt.output import storage_error, sync_folder, write_aside
+from megpt.output import remove_tree, storage_error, sync_folder, write_aside, write_text
+from megpt.places import here, is_address
+from megpt.places.whole import put_tree
 from megpt.progress import log
 from megpt.study import FAILED_SCHEMA
 from megpt.training.samples import Samples
@@ -59,7 +65,7 @@ class Checkpoint:
 
     def tensors(self) -> dict[str, Tensor]:
         """The trainable state, on the CPU."""
-        return load_file(self.path / STATE)
+        return load_file(here(self.path) / STATE)
 
 
 class CheckpointStore:
@@ -74,6 +80,8 @@ class CheckpointStore:
         self.folder, self.keep, self._warn = folder, keep, warn
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
+        self.before: Callable[[], None] = lambda: None
+        """Called before a checkpoint is put at an address."""
 
     def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Hand a checkpoint to the writing thread. Waits for the previous one first, and raises its error.
@@ -135,6 +143,10 @@ class CheckpointStore:
 
     def _write(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         path = self.folder / _name(int(meta["step"]))
+        if is_address(path):
+            self._put(path, tensors, meta)
+            self._prune()
+            return
         aside = self.folder / f".{path.name}.{socket.gethostname()}.{os.getpid()}"
         try:
             shutil.rmtree(aside, ignore_errors=True)
@@ -156,12 +168,27 @@ class CheckpointStore:
             raise storage_error(cause, path) from error
         self._prune()
 
+    def _put(self, path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        self.before()
+        with tempfile.TemporaryDirectory(prefix="megpt-") as scratch:
+            folder = Path(scratch)
+            try:
+                save_file(tensors, folder / STATE)
+            except (OSError, SafetensorError) as error:
+                cause = error if isinstance(error, OSError) else OSError(_errno_of(error), str(error))
+                raise storage_error(cause, folder) from error
+            (folder / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+            manifest = {name: _digest(folder / name) for name in (STATE, META)}
+            (path / MANIFEST).unlink(missing_ok=True)  # of the same step, put before
+            put_tree(folder, path)
+            write_text(path / MANIFEST, json.dumps(manifest, indent=1))
+
     def _prune(self) -> None:
         pinned = self._pinned()
         kept = set(self._folders()[-self.keep :]) | ({pinned[0]} if pinned else set())
         for path in self._folders():
             if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(path)
         # Leftovers of a killed writer: no other process writes here while the output is claimed.
         own = f".{socket.gethostname()}.{os.getpid()}"
         for path in self.folder.glob(f".{PREFIX}*"):
@@ -173,6 +200,9 @@ class CheckpointStore:
 
     def _check(self, path: Path) -> Checkpoint | None:
         try:
+            if is_address(path) and (path / MANIFEST).is_file():
+                copy = here(path)
+                return None if self._check(copy) is None else self.at(path)
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             wrong = [name for name in (STATE, META) if _digest(path / name) != manifest[name]]
             if not wrong:

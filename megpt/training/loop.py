@@ -12,7 +12,8 @@ come from the checkpoint, in float32. Nothing else enters a step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from megpt.model import PromptBank, build_model
 from megpt.model.checkpoint.decoding import carry
 from megpt.model.checkpoint.fingerprint import local_folder
 from megpt.model.checkpoint.start import start_from
+from megpt.places import here, is_address
+from megpt.places.whole import put_tree, staged
 from megpt.progress import log
 from megpt.training.batches import Loader
 from megpt.training.checkpoints import CheckpointStore, export
@@ -77,7 +80,7 @@ def make_parts(config: Config, observe: Observe | None = None) -> Parts:
     """
     model, processor = build_model(
         config.model,
-        bank=PromptBank.load(config.prompts) if config.prompts else None,
+        bank=PromptBank.load(here(config.prompts)) if config.prompts else None,
         seed=config.seed,
         l2=config.train.l2,
         loss_chunk=config.train.loss_chunk,
@@ -110,6 +113,25 @@ def needs_observations(config: Config) -> bool:
     return config.train.balance != "none" or config.train.label_loss > 0
 
 
+@contextlib.contextmanager
+def workplace(output: Path, store: CheckpointStore, *, rank: int) -> Iterator[Path]:
+    """Where the log and the exported folder are written: the output, or for an address a folder of this machine.
+
+    That one begins with the log of the earlier starts, and is put with each checkpoint and at the end. Rank 0 writes.
+    """
+    if rank or not is_address(output):
+        yield output
+        return
+    with staged(output) as folder:
+        for old in (output / "log.jsonl", *(output / "tensorboard").glob("*")):
+            if old.is_file():
+                copy = folder / old.relative_to(output)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(old.read_bytes())
+        store.before = lambda: put_tree(folder, output)
+        yield folder
+
+
 def train_loop(
     config: Config, parts: Callable[[], Parts], *, output: Path, hooks: Hooks | None = None
 ) -> dict[str, Any]:
@@ -131,10 +153,10 @@ def train_loop(
     require_same_on_every_worker(samples)
     shapes = {name: parameter.shape for name, parameter in trainable(model)}
     memo = open_memo(config, model, samples.num_views, made.folder, zero_stage=zero_stage(train, world))
-    store = CheckpointStore(output / STEPS, keep=train.keep)
     weights = rarity(made.observations) if made.observations is not None and train.balance == "findings" else None
     order = GlobalOrder(len(samples), train.global_batch_size, config.seed, weights)
     schedule = Schedule.of(train, order.steps_per_epoch)
+    store = CheckpointStore(output / STEPS, keep=train.keep)
     engine, step, failed = resume(config, model, samples, store)
     loader = Loader(
         samples,
@@ -150,13 +172,17 @@ def train_loop(
     )
     meter = Meter(local_device(), loader)
     run = Run(config, hooks, schedule, loader, memo, engine, store, meter, step, failed)
-    with loader, Logbook(output, config, start_step=step, rank=rank, row=hooks.row) as logbook:
+    with (
+        workplace(output, store, rank=rank) as folder,
+        loader,
+        Logbook(folder, config, start_step=step, rank=rank, row=hooks.row) as logbook,
+    ):
         take_all_steps(run, made.processor, logbook)
         store.wait()
         with whole_model(engine) as whole:
             summary = broadcast(
                 export(
-                    *(whole, made.processor, store, output),
+                    *(whole, made.processor, store, folder),
                     shapes=shapes,
                     samples=samples,
                     failed=run.failed,

@@ -39,6 +39,7 @@ from megpt.data.sources import open_source
 from megpt.data.studies import fingerprint, read_studies
 from megpt.errors import InputError
 from megpt.output import write_aside
+from megpt.places import exists, place
 from megpt.progress import log
 from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study
 
@@ -184,7 +185,7 @@ def _record_batch(kept: list[tuple[Study, str]], tokenize: Tokenize, max_views: 
 
 
 def _has_film(study: Study) -> bool:
-    return any(view.data or (view.uri and Path(view.uri).exists()) for view in study.views)
+    return any(view.data or (view.uri and exists(view.uri)) for view in study.views)
 
 
 def tokenizer_for(tokenizer: Any, max_tokens: int) -> Tokenize:
@@ -250,8 +251,8 @@ def input_fingerprint(config: Config) -> str:
     """A hash that changes when the training input does."""
     if config.studies:
         return fingerprint(config.studies)
-    path = Path(str(config.source)).absolute()
-    annotations = [Path(p) for p in (config.data.annotations, config.data.reports) if p]
+    path = place(str(config.source)).absolute()
+    annotations = [place(p) for p in (config.data.annotations, config.data.reports) if p]
     stamps = [f"{p}:{_stamp(p)}" for p in (path, *annotations)]
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
 

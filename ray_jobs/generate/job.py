@@ -32,6 +32,7 @@ from typing import Any
 import ray
 from ray.util.annotations import RayDeprecationWarning
 
+from megpt import places
 from megpt.config import Config
 from megpt.data.growth import Intake, choice_of
 from megpt.data.shards import ShardList
@@ -48,6 +49,7 @@ from megpt.generation.predictions import (
 from megpt.model.checkpoint.decoding import completed, described
 from megpt.model.checkpoint.fingerprint import is_hub_id, local_folder, pinned
 from megpt.output import SUCCESS
+from megpt.places import place
 from megpt.progress import Progress, log
 from ray_jobs.generate.watch import watched
 from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
@@ -76,11 +78,12 @@ class Generate(Job):
     )
     needs = ("checkpoint",)
     grows = True
+    staged = False
 
     def open(self) -> None:
         _, path = self.config.input_of("source", "studies")
         # Workers, which start in folders of their own, get its paths.
-        self.source = open_source(str(Path(path).absolute()), data=self.config.data)
+        self.source = open_source(places.absolute(path), data=self.config.data)
         self.fingerprint = checkpoint_fingerprint(self.config)
         self.choice = choice_of(self.config)
         # Only from the command line: the config of a training run names the language model for training.
@@ -245,7 +248,7 @@ class Generate(Job):
 def checkpoint_fingerprint(config: Config) -> str:
     from megpt.model import fingerprint
 
-    folder = Path(str(config.checkpoint))
+    folder = place(str(config.checkpoint))
     if not (folder / "config.json").is_file() and not is_hub_id(str(config.checkpoint)):
         raise InputError(
             f"no checkpoint at {folder}",

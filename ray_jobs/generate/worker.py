@@ -10,7 +10,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +20,10 @@ from megpt.config import Config
 from megpt.data.sources.base import check_mounted
 from megpt.data.studies import Listed, with_films
 from megpt.errors import MegptError, to_json
-from megpt.films.decode import MISSING, UnreadableFilm, load_films
+from megpt.films.decode import FORBIDDEN, MISSING, UnreadableFilm, load_films
 from megpt.films.resize import to_square
 from megpt.generation.predictions import Predictions
+from megpt.places import place
 from megpt.study import Study
 from ray_jobs.failures import known_failure
 from ray_jobs.runtime import require_gpu, uncollected
@@ -56,8 +56,8 @@ def decode(listed: list[Listed], *, archive: str, side: int, max_views: int | No
             decoded.append([np.asarray(to_square(film, side)) for film in films])
         except UnreadableFilm as error:
             decoded.append(str(error.reason))
-    if any(isinstance(pixels, str) and pixels.startswith(MISSING) for pixels in decoded):
-        check_mounted(Path(archive))
+    if any(isinstance(pixels, str) and pixels.startswith((MISSING, FORBIDDEN)) for pixels in decoded):
+        check_mounted(place(archive))
     return decoded
 
 
@@ -109,7 +109,7 @@ class ShardWorker:
     def _shard(self, number: int) -> dict[str, Any]:
         began = time.monotonic()
         # A shard whose actor died between the rename and the reply is not done again.
-        if not self.predictions.path(number).exists():
+        if not self.predictions.path(number).is_file():
             listed = self.predictions.studies(number)
             films = self._films(listed)
             with self.model:

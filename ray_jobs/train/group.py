@@ -13,6 +13,7 @@ from typing import Any
 
 from megpt.config import ClusterConfig, Config
 from megpt.errors import MegptError
+from megpt.places import place
 from megpt.progress import log
 from ray_jobs import ray_private
 from ray_jobs.failures import cause_of, is_fault_of_code, raised_by_workers
@@ -62,8 +63,8 @@ class GroupWatch(ray_private.ControllerCallback):
 
     def __init__(self, config: Config):
         self.cluster, self.timeout_s, self.where = config.cluster, config.train.timeout_s, where(config.cluster)
-        self.mark = Path(str(config.output)) / MARK
-        self.error = Path(str(config.output)) / ERROR
+        self.mark = place(str(config.output)) / MARK
+        self.error = place(str(config.output)) / ERROR
         self._since: float | None = None
         self._raised: tuple[Any, ...] = ()
         """What the workers raised at the last restart, and the newest checkpoint at that time."""

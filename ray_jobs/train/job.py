@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.model.checkpoint.decoding import carried
 from megpt.model.prompts import CENTROIDS, PROMPTS
 from megpt.output import SUCCESS, Output
+from megpt.places import is_address, place
 from megpt.progress import log
 from megpt.training.deepspeed import check_batch_sizes, check_cache, deepspeed_settings
 from megpt.training.log import check_loggers
@@ -38,6 +41,7 @@ from ray_jobs.train.worker import SUMMARY, take_error, worker
 class Train(Job):
     name = "train"
     grows = True
+    staged = False
     only_estimated = ("fit_prompts.num_clusters", "fit_prompts.candidates")
     """What the dry run alone reads: how many prompts there may be."""
     reads = (
@@ -154,7 +158,7 @@ def started(config: Config) -> Config:
     from megpt.model.checkpoint.fingerprint import is_hub_id, local_folder, pinned
     from megpt.model.checkpoint.start import inherited
 
-    if not is_hub_id(name) and config.output and Path(name).resolve() == Path(config.output).resolve():
+    if not is_hub_id(name) and config.output and place(name).resolve() == place(config.output).resolve():
         raise InputError(
             f"checkpoint and output are the same folder, {name}",
             cause="a run cannot start from what it writes; an unfinished run resumes without checkpoint=",
@@ -183,7 +187,7 @@ def check_inputs(config: Config) -> None:
         config.require("prompts")
     for key in ("studies", "prompts"):
         value = getattr(config, key)
-        if value and not Path(value).is_dir():
+        if value and not place(value).is_dir():
             raise InputError(f"no folder at {key}={value}", next=f"run the job that writes `{key}` first")
     if config.studies:
         study_files(config.studies, "train")
@@ -196,7 +200,7 @@ def prompts_fingerprint(config: Config) -> str | None:
     """A hash over the prompt bank; None where none is used."""
     if not (config.prompts and config.model.dynamic_prompt):
         return None
-    files = sorted(p for p in Path(config.prompts).iterdir() if p.name in (PROMPTS, CENTROIDS))
+    files = sorted(p for p in place(config.prompts).iterdir() if p.name in (PROMPTS, CENTROIDS))
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:16]
 
 
@@ -238,7 +242,7 @@ def trainer(config: Config) -> Any:
         scaling_config=scaling(config.cluster),
         run_config=v2.RunConfig(
             name="train",
-            storage_path=str(Path(str(config.output)) / ".ray"),
+            storage_path=str(ray_folder(str(config.output))),
             failure_config=v2.FailureConfig(max_failures=config.train.max_failures),
             callbacks=[GroupWatch(config)],
             # Each lost worker would otherwise print the tracebacks of all; they stay in Ray's own log files.
@@ -248,6 +252,13 @@ def trainer(config: Config) -> Any:
             backend="nccl" if config.cluster.gpus_per_worker else "gloo", timeout_s=math.ceil(config.train.timeout_s)
         ),
     )
+
+
+def ray_folder(output: str) -> Path:
+    """Where Ray Train keeps its own state, which no resume needs: in the output, or on this machine for an address."""
+    if not is_address(output):
+        return Path(output) / ".ray"
+    return Path(tempfile.gettempdir()) / f"megpt-{os.getuid()}" / hashlib.sha256(output.encode()).hexdigest()[:16]
 
 
 def take_summary(output: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from megpt.config import Config
 from megpt.errors import InputError
 from megpt.output import recorded, reopen, write_record
+from megpt.places import place
 from megpt.progress import log
 from megpt.settings import difference
 from megpt.training.schedule import Schedule
@@ -40,7 +41,7 @@ class Longer:
         Raises:
             InputError: the run would be shorter.
         """
-        folder, train = Path(str(config.output)), config.train
+        folder, train = place(str(config.output)), config.train
         record = recorded(folder, job="train") or {}
         lengths = {name: record.get("train", {}).get(name) for name in LENGTH}
         asked = {name: identity["train"][name] for name in LENGTH}

@@ -13,6 +13,7 @@ from ray.util.metrics import Gauge
 from megpt.config import Config
 from megpt.errors import InputError, MegptError, from_json, to_json
 from megpt.output import write_json, write_text
+from megpt.places import place
 from megpt.training.log import FIGURES
 from ray_jobs import ray_private
 from ray_jobs.runtime import require_gpu, uncollected
@@ -28,7 +29,7 @@ def worker(arguments: dict[str, Any]) -> None:
     command that watches raises it. Anything else is left to Ray Train's restarts.
     """
     config = Config.model_validate(arguments["config"])
-    output = Path(str(config.output))
+    output = place(str(config.output))
     if (output / ERROR).exists():
         return  # another worker raised it, and the controller did not see the file yet
     with uncollected():

@@ -24,6 +24,7 @@ from pathlib import Path
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source
 from megpt.errors import InputError, did_you_mean
+from megpt.places import is_address, place, take_listing
 from megpt.progress import log
 
 __all__ = ["FORMATS", "GENERIC", "GROUP", "Source", "format_names", "load_format", "open_source"]
@@ -57,6 +58,7 @@ GENERIC = ("manifest", "dicom", "folder")
 # Those that read any tree of films, whatever tables are in it.
 PLAIN = ("dicom", "folder")
 
+NOTHING_FAR = "no object has this name, or begins with it and a /"
 _warn_once = functools.cache(log)
 
 
@@ -71,12 +73,13 @@ def open_source(path: str | Path, *, data: DataConfig) -> Source:
         InputError: nothing at `path`, an unknown or broken `data.format`, or no format that fits; the text lists the
             formats.
     """
-    path = Path(path)
+    path = place(path)
+    take_listing(path)
     if not path.exists():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InputError(
             f"no archive at {path}",
-            cause="the path does not exist on this machine",
+            cause=NOTHING_FAR if is_address(path) else "the path does not exist on this machine",
             next=f"set source=PATH; {did_you_mean(path.name, near)}" if near else "set source=PATH",
         )
     path = path.absolute()

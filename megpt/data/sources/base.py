@@ -19,6 +19,7 @@ from megpt.data.sources.columns import split_name
 from megpt.data.sources.reading import TextForm
 from megpt.data.studies import Listed
 from megpt.errors import MegptError
+from megpt.places import entries, exists, is_address
 from megpt.study import Study, View, utf8_name
 
 __all__ = ["FILM_SUFFIXES", "ImageFolder", "Inside", "Source", "check_mounted", "split_name"]
@@ -119,12 +120,14 @@ class Inside:
     """
 
     def __init__(self, root: Path, roots: Sequence[str] = ()):
-        self.root = Path(os.path.realpath(root))
-        self._allowed = [str(self.root), *(os.path.realpath(Path(other).expanduser()) for other in roots)]
+        self.root = root if is_address(root) else Path(os.path.realpath(root))
+        self._allowed = [str(self.root), *map(_real_root, roots)]
         self._folder = functools.lru_cache(maxsize=4096)(self._check_folder)
 
     def resolve(self, relative: str) -> str | None:
         """The absolute path of a film, or None if `..`, an absolute path or a symbolic link leads out."""
+        if is_address(relative) or is_address(self.root):
+            return self._far(relative)
         parts = relative.replace("\\", "/").split("/")
         if not relative or "\0" in relative or ".." in parts:
             return None
@@ -134,6 +137,16 @@ class Inside:
         path = self._inside(folder, parts[-1])
         # a name that reads as a place inside another file could lead out by way of that file
         return None if is_member(path) else path
+
+    def _far(self, relative: str) -> str | None:
+        """The address of a film; a store has no links, so its text says where it leads."""
+        parts = [part for part in relative.replace("\\", "/").split("/") if part not in ("", ".")]
+        if not parts or "\0" in relative or ".." in parts:
+            return None
+        whole = is_address(relative) or relative.startswith("/")
+        path = relative if whole else f"{self.root}/{'/'.join(parts)}"
+        inside = any(path.startswith(f"{root.rstrip('/')}/") for root in self._allowed)
+        return path if inside and not is_member(path) else None
 
     def _check_folder(self, relative: str) -> str | None:
         """The real path of a folder inside; its parent is in the cache, so this costs one file system call."""
@@ -157,6 +170,10 @@ class Inside:
     def real_folder(self, path: str) -> str | None:
         """Where a folder of the archive really lies; None if that is outside the allowed roots."""
         return self._real(path)
+
+
+def _real_root(root: str) -> str:
+    return root if is_address(root) else os.path.realpath(Path(root).expanduser())
 
 
 class ImageFolder:
@@ -192,7 +209,7 @@ class ImageFolder:
 
     def _exists(self, path: str) -> bool:
         uri = self._resolve(path)
-        return uri is not None and os.path.exists(uri)  # noqa: PTH110
+        return uri is not None and exists(uri)
 
     @property
     def _folder(self) -> Path:
@@ -202,11 +219,10 @@ class ImageFolder:
     def _by_study(self) -> dict[str, list[str]]:
         """Open-i's names by study id; {} if the images are in folders."""
         found = defaultdict(list)
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                stem, _, rest = entry.name.rpartition("-")
-                if stem and Path(rest).suffix.lower() in FILM_SUFFIXES and stem.startswith("CXR"):
-                    found[stem].append(entry.name)
+        for name, _, _ in entries(self._folder):
+            stem, _, rest = name.rpartition("-")
+            if stem and Path(rest).suffix.lower() in FILM_SUFFIXES and stem.startswith("CXR"):
+                found[stem].append(name)
         return {study_id: sorted(names) for study_id, names in found.items()}
 
 
@@ -219,8 +235,7 @@ def near_folders(path: Path) -> list[Path]:
 
 
 def _few_folders(path: Path) -> list[Path]:
-    with os.scandir(path) as entries:
-        folders = [Path(entry) for entry in islice(entries, 1000) if entry.is_dir(follow_symlinks=False)]
+    folders = [path / name for name, folder, _ in islice(entries(path), 1000) if folder]
     return sorted(folders) if len(folders) <= FEW_FOLDERS else []
 
 
@@ -234,11 +249,17 @@ def check_mounted(root: Path) -> None:
         MegptError: `root` does not exist, or is an empty folder.
     """
     try:
-        if not (mounted := root.is_file()):
-            with os.scandir(root) as entries:  # the first entry is enough: a folder may hold a million films
-                mounted = next(entries, None) is not None
+        # the first entry is enough: a folder may hold a million films
+        mounted = root.exists() if is_address(root) else root.is_file() or next(entries(root), None) is not None
     except OSError:
         mounted = False
+    if not mounted and is_address(root):
+        raise MegptError(
+            f"the archive {root} cannot be read from node {socket.gethostname()}",
+            cause="the credentials in its environment have no right to it, or its objects are gone; "
+            "finished shards are kept",
+            next="set on every node what docs/addresses.md names, then run the same command again: it resumes",
+        )
     if not mounted:
         raise MegptError(
             f"the archive {root} is not visible on node {socket.gethostname()}",

@@ -5,7 +5,6 @@ CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg      Path,Sex,Ag
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from megpt.data.sources.columns import label_columns, observations, split_of_pat
 from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
+from megpt.places import exists, place
 
 TABLES = ("train.csv", "train_visualCheXbert.csv", "valid.csv", "val.csv", "test.csv")
 
@@ -79,14 +79,14 @@ def film_path(root: Path, path: str) -> str:
     parts = path.split("/")
     starts = [0, *(i for i, part in enumerate(parts) if part in ("train", "valid", "val", "test"))]
     for start in reversed(starts):
-        if os.path.exists(base / "/".join(parts[start:])):  # noqa: PTH110 (a million films)
+        if exists(base / "/".join(parts[start:])):
             return "/".join(parts[start:])
     return "/".join(parts[starts[-1] :])
 
 
 def _tables(path: Path, data: DataConfig) -> list[Path]:
     if data.annotations:
-        candidates = [Path(data.annotations)]
+        candidates = [place(data.annotations)]
     elif path.is_dir():
         candidates = [path / name for name in TABLES]
         if (path / TABLES[0]).is_file():

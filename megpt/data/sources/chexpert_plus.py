@@ -5,7 +5,6 @@ path_to_image is a .jpg; the release's films are PNG/train/…/view1_frontal.png
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from megpt.data.sources.columns import label_columns, observations, split_name, 
 from megpt.data.sources.reading import csv_header, csv_rows, fold, join, parse_report
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
+from megpt.places import exists, place
 
 PATTERN = "df_chexpert_plus*.csv*"
 NEEDED = ("path_to_image", "deid_patient_id")
@@ -84,7 +84,7 @@ class ChexpertPlusSource(TabularSource):
         stem = PurePosixPath(path).with_suffix("")
         for number, (folder, suffix) in enumerate(self._layouts):
             candidate = f"{folder}/{stem}{suffix}".lstrip("/")
-            if os.path.exists(base / candidate):  # noqa: PTH110 (a million films)
+            if exists(base / candidate):
                 self._layouts.insert(0, self._layouts.pop(number))
                 return candidate
         folder, suffix = self._layouts[0]
@@ -93,7 +93,7 @@ class ChexpertPlusSource(TabularSource):
 
 def _table(path: Path, data: DataConfig) -> Path | None:
     if data.annotations:
-        return Path(data.annotations)
+        return place(data.annotations)
     if path.is_file():
         return path
     return next(iter(sorted(path.glob(PATTERN))), None)

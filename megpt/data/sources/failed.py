@@ -15,6 +15,7 @@ from megpt.data.sources.base import Source
 from megpt.data.sources.table import has_columns
 from megpt.data.studies import Listed, read_rows
 from megpt.errors import InputError
+from megpt.places import place
 from megpt.progress import log
 from megpt.study import Study
 
@@ -77,13 +78,13 @@ def _open(origins: set[tuple[str, str]], root: Path, data: DataConfig) -> Source
             next="use them one by one",
         )
     ((path, name),) = origins
-    if not Path(path).exists():
+    if not place(path).exists():
         raise InputError(
             f"the source of {root} is not there: {path}",
             cause="failed.parquet lists ids and reasons; films and reports are read from the source again",
             next=f"make {path} available, or set source=PATH to where it is now and ids={root}",
         )
-    source = load_format(name)(Path(path), data)
+    source = load_format(name)(place(path), data)
     # The file lies in the output of the job that failed, which holds the key of its ids.
     source.keep_in(root.absolute().parent, write=False)
     return source

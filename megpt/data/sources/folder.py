@@ -23,6 +23,7 @@ from megpt.data.sources.columns import SPLIT_NAMES, SYNONYMS, plain
 from megpt.data.sources.reading import SectionedReport, decode_text, parse_report
 from megpt.errors import InputError
 from megpt.films.decode import HEADER_BYTES, film_type
+from megpt.places import head_of, is_dir, is_file, place, size_of, walk
 from megpt.progress import log
 from megpt.study import CHEXPERT, Study, View, utf8_name
 
@@ -91,13 +92,13 @@ class FolderSource(Source):
             yield self._study(self.root.stem, [self.root.name])
             return
         for folder, names in self._folders():
-            relative = os.path.relpath(folder, self.root).replace(os.sep, "/")
+            relative = os.path.relpath(folder, str(self.root)).replace(os.sep, "/")
             films = sorted(name for name in names if self._looks_like_film(folder, name))
             texts = {name for name in names if name.lower().endswith(".txt")}
             if not films:
                 self._count(relative, {*names} - texts)
                 # s50414267.txt beside the folder s50414267 is taken with that folder
-                self._count(relative, {t for t in texts if not Path(folder, t[:-4]).is_dir()})
+                self._count(relative, {t for t in texts if not is_dir(f"{folder}/{t[:-4]}")})
                 continue
             named = is_heap(relative.rpartition("/")[2]) or _each_has_a_report(films, texts)
             heap = relative == "." or len(films) > MAX_FILMS_PER_STUDY or named
@@ -143,8 +144,8 @@ class FolderSource(Source):
 
     def _folders(self) -> Iterator[tuple[str, list[str]]]:
         """(folder, file names), sorted, without hidden ones; links are followed where they stay in allowed roots."""
-        visited = {os.path.realpath(self.root)}
-        for folder, folders, files in os.walk(self.root, followlinks=True):
+        visited = {os.path.realpath(str(self.root))}
+        for folder, folders, files in walk(self.root):
             kept = []
             for name in sorted(name for name in folders if not name.startswith(".")):
                 path = os.path.join(folder, name)  # noqa: PTH118
@@ -169,7 +170,7 @@ class FolderSource(Source):
     def _looks_like_film(self, folder: str, name: str) -> bool:
         if name.upper() == "DICOMDIR":  # an index of films, in DICOM's own format
             return False
-        return Path(name).suffix.lower() in FILM_SUFFIXES or is_film(Path(folder, name))
+        return Path(name).suffix.lower() in FILM_SUFFIXES or is_film(f"{folder}/{name}")
 
     def _count(self, relative: str, names: set[str]) -> None:
         """Take note of files that nothing reads."""
@@ -181,11 +182,11 @@ class FolderSource(Source):
 
     def _report(self, relative: str) -> SectionedReport | None:
         uri = self._inside.resolve(relative)
-        if uri is None or not os.path.isfile(uri):  # noqa: PTH113
+        if uri is None or not is_file(uri):
             return None
-        if os.path.getsize(uri) > MAX_REPORT_BYTES:  # noqa: PTH202
+        if size_of(uri) > MAX_REPORT_BYTES:
             raise InputError(f"{utf8_name(uri)} is too large to be a report")
-        return parse_report(decode_text(Path(uri).read_bytes(), self.form))
+        return parse_report(decode_text(place(uri).read_bytes(), self.form))
 
     def _study(
         self, study_id: str, films: list[str], subject: str = "", report: SectionedReport | None = None
@@ -214,12 +215,9 @@ def is_heap(name: str) -> bool:
     return _HEAP.fullmatch(name.lower()) is not None
 
 
-def is_film(path: Path) -> bool:
+def is_film(path: str | Path) -> bool:
     """Whether the file's first bytes are those of a film of a kind that is read."""
     try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return film_type(file.read(HEADER_BYTES)) is not None
+        return is_file(path) and film_type(head_of(path, HEADER_BYTES)) is not None
     except OSError:
         return False

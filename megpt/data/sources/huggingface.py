@@ -13,6 +13,7 @@ from megpt.data.sources.base import near_folders
 from megpt.data.sources.manifest import ManifestSource
 from megpt.data.sources.reading import TextForm
 from megpt.data.sources.tablefile import TableFile
+from megpt.places import place
 
 
 class HuggingFaceSource(ManifestSource):
@@ -31,7 +32,7 @@ class HuggingFaceSource(ManifestSource):
     @classmethod
     def find(cls, path: Path, data: DataConfig) -> list[Path]:
         if data.annotations:
-            return [Path(data.annotations)]
+            return [place(data.annotations)]
         if path.is_file():
             return [path]
         if found := sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet")):

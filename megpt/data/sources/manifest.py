@@ -34,6 +34,7 @@ from megpt.data.sources.reading import TextForm, fold
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.data.sources.tablefile import TableFile, kind_of_table
 from megpt.errors import InputError
+from megpt.places import place
 
 NAMES = ("manifest", "studies", "metadata")
 ENDS = (".csv", ".csv.gz", ".tsv", ".jsonl", ".parquet", ".json")
@@ -67,7 +68,7 @@ class ManifestSource(TabularSource):
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:
         if data.annotations or path.is_file():
-            table = Path(data.annotations) if data.annotations else path
+            table = place(data.annotations) if data.annotations else path
             if not table.is_file() or kind_of_table(table) is None:
                 return False
             # a CSV given by name is meant to be a manifest: an error about its columns helps more than "unknown format"
@@ -78,7 +79,7 @@ class ManifestSource(TabularSource):
     def find(cls, path: Path, data: DataConfig) -> list[Path]:
         """The tables of an archive: one with a manifest's name, else the only one that fits, or one per split."""
         if data.annotations:
-            return [Path(data.annotations)]
+            return [place(data.annotations)]
         if path.is_file():
             return [path]
         named = [path / f"{name}{end}" for name in NAMES for end in ENDS]

@@ -14,7 +14,6 @@ they are not in the archive.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -28,6 +27,7 @@ from megpt.data.sources.base import Inside, Source, split_name
 from megpt.data.sources.mimic_tables import SECTIONED, LabelLookup, Sections
 from megpt.data.sources.reading import SectionedReport, csv_header, csv_rows, parse_report
 from megpt.errors import InputError
+from megpt.places import exists, is_address, is_file, place, size_of
 from megpt.study import Study, View
 
 SUFFIXES = (".jpg", ".dcm", ".png", ".jpeg")
@@ -50,7 +50,7 @@ class MimicCxrSource(Source):
         super().__init__(root, data)
         self.rule = "a study per study_id"
         self._tree = "files" if (root / "files").is_dir() else "."
-        self._tables_at = Path(data.annotations) if data.annotations else root
+        self._tables_at = place(data.annotations) if data.annotations else root
         self._reports_inside: Inside | None = None
 
     @classmethod
@@ -133,7 +133,7 @@ class MimicCxrSource(Source):
         for row in rows[:1000]:
             for suffix in SUFFIXES:
                 uri = self._film(row, suffix).uri
-                if uri and os.path.exists(uri):  # noqa: PTH110
+                if uri and exists(uri):
                     return suffix
         return SUFFIXES[0]
 
@@ -165,7 +165,7 @@ class MimicCxrSource(Source):
     @cached_property
     def _reports_at(self) -> Path | None:
         if self.data.reports:
-            path = Path(self.data.reports)
+            path = place(self.data.reports)
             if not path.exists():
                 raise InputError(
                     f"no reports at {path}", next="set data.reports to mimic-cxr-reports.zip or its folder"
@@ -182,7 +182,7 @@ class MimicCxrSource(Source):
         if path is None or path.is_dir():
             return None
         try:
-            return zipfile.ZipFile(path)
+            return zipfile.ZipFile(path.open("rb") if is_address(path) else path)
         except (zipfile.BadZipFile, OSError) as error:
             raise InputError(
                 f"{path} cannot be read as a zip archive", cause=type(error).__name__, next="download it again"
@@ -190,7 +190,7 @@ class MimicCxrSource(Source):
 
     @cached_property
     def _sectioned_at(self) -> Path | None:
-        folders = (Path(self.data.reports),) if self.data.reports else (self.root, self._tables_at)
+        folders = (place(self.data.reports),) if self.data.reports else (self.root, self._tables_at)
         candidates = [
             path
             for folder in folders
@@ -230,9 +230,9 @@ class MimicCxrSource(Source):
         # data.reports may name mimic-cxr-reports/ or the files/ inside it; so may the source.
         for candidate in (name, name.removeprefix("files/")):
             path = inside.resolve(candidate)
-            if path is None or not os.path.isfile(path):  # noqa: PTH113
+            if path is None or not is_file(path):
                 continue
-            if os.path.getsize(path) > MAX_REPORT_BYTES:  # noqa: PTH202
+            if size_of(path) > MAX_REPORT_BYTES:
                 raise InputError(f"{path} is too large to be a report")
-            return Path(path).read_bytes()
+            return place(path).read_bytes()
         return None

@@ -5,7 +5,6 @@ Data_Entry_2017_v2020.csv (Image Index, Finding Labels, …)     images/*.png  o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from megpt.config import DataConfig
 from megpt.data.sources.base import Source
 from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.errors import InputError
+from megpt.places import exists, place
 from megpt.study import Study
 
 # NIH's names and their counterparts in CheXpert. The table names all findings of a film, so an absent one is negative.
@@ -95,7 +95,7 @@ class NihSource(Source):
         if "/" in name or "\\" in name:
             return name
         for number, folder in enumerate(folders):
-            if os.path.exists(self.root / folder / name):  # noqa: PTH110
+            if exists(self.root / folder / name):
                 # the next film is most likely in the same folder
                 folders.insert(0, folders.pop(number))
                 return f"{folder}/{name}"
@@ -104,7 +104,7 @@ class NihSource(Source):
 
 def _table(path: Path, data: DataConfig) -> Path | None:
     if data.annotations:
-        return Path(data.annotations)
+        return place(data.annotations)
     if path.is_file():
         return None
     return next((file for pattern in TABLES for file in sorted(path.glob(pattern))), None)

@@ -5,7 +5,6 @@ ecgen-radiology/1.xml … 3999.xml      NLMCXR_png/CXR1_1_IM-0001-3001.png      
 
 from __future__ import annotations
 
-import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -16,6 +15,7 @@ from megpt.config import DataConfig
 from megpt.data.sources.base import Source
 from megpt.data.sources.reading import fold, join
 from megpt.errors import InputError
+from megpt.places import exists, place
 from megpt.study import Study, View
 
 REPORTS = "ecgen-radiology"
@@ -31,12 +31,12 @@ class OpeniSource(Source):
 
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:
-        reports = Path(data.reports) if data.reports else path / REPORTS
+        reports = place(data.reports) if data.reports else path / REPORTS
         return path.is_dir() and reports.is_dir() and any(reports.glob("*.xml"))
 
     @cached_property
     def _reports(self) -> Path:
-        folder = Path(self.data.reports) if self.data.reports else self.root / REPORTS
+        folder = place(self.data.reports) if self.data.reports else self.root / REPORTS
         if not folder.is_dir():
             raise InputError(f"no reports at {folder}", next="set data.reports to the folder of *.xml")
         return folder
@@ -64,7 +64,7 @@ class OpeniSource(Source):
         dicom = f"{DICOM}/{study_id.removeprefix('CXR')}/{short}.dcm"
         candidates = (f"{PNG}/{image}.png", dicom, f"{image}.png", f"images/{image}.png")
         views = [self.view(path, image_id=image) for path in candidates]
-        existing = (view for view in views if view.uri and os.path.exists(view.uri))  # noqa: PTH110
+        existing = (view for view in views if view.uri and exists(view.uri))
         return next(existing, views[0])
 
 

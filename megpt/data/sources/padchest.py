@@ -6,7 +6,6 @@ ImageID,ImageDir,StudyID,PatientID,Projection,Report,Labels,â€¦      0/2168400â€
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from megpt.data.sources.columns import id_cell, split_name, text_cell
 from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
+from megpt.places import exists, place
 
 PATTERNS = ("PADCHEST*.csv", "PADCHEST*.csv.gz", "padchest*.csv", "*chest_x_ray_images_labels*.csv*")
 NEEDED = ("ImageID", "StudyID", "PatientID")
@@ -109,7 +109,7 @@ class PadchestSource(TabularSource):
         base = self.root if self.root.is_dir() else self.root.parent
         candidates = [f"{one}/{part}/{image}" for one in self._bases for part in dict.fromkeys((folder, ""))]
         tidy = [candidate.replace("//", "/").lstrip("/") for candidate in candidates]
-        return next((path for path in tidy if os.path.exists(base / path)), tidy[0])  # noqa: PTH110
+        return next((path for path in tidy if exists(base / path)), tidy[0])
 
 
 def _labels(cell: str | None, where: str) -> dict[str, int] | None:
@@ -134,7 +134,7 @@ def _labels(cell: str | None, where: str) -> dict[str, int] | None:
 
 def _table(path: Path, data: DataConfig) -> Path | None:
     if data.annotations:
-        return Path(data.annotations)
+        return place(data.annotations)
     if path.is_file():
         return path
     return next((table for pattern in PATTERNS for table in sorted(path.glob(pattern))), None)

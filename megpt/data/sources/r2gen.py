@@ -16,6 +16,7 @@ from megpt.config import DataConfig
 from megpt.data.sources.base import ImageFolder, Source
 from megpt.data.sources.reading import json_items, json_keys, list_of, text_of
 from megpt.errors import InputError
+from megpt.places import place
 from megpt.study import SPLITS, Study
 
 ANNOTATION = "annotation.json"
@@ -29,14 +30,14 @@ class R2GenSource(Source):
 
     def __init__(self, root: Path, data: DataConfig):
         super().__init__(root, data)
-        self.annotation = Path(data.annotations) if data.annotations else root / ANNOTATION if root.is_dir() else root
+        self.annotation = place(data.annotations) if data.annotations else root / ANNOTATION if root.is_dir() else root
         if not self.annotation.is_file():
             raise InputError(f"no annotation at {self.annotation}", next="set data.annotations=PATH")
         self._images = ImageFolder(root if root.is_dir() else root.parent, ("images", "files"), data.roots)
 
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:
-        annotation = Path(data.annotations) if data.annotations else path / ANNOTATION if path.is_dir() else path
+        annotation = place(data.annotations) if data.annotations else path / ANNOTATION if path.is_dir() else path
         if annotation.suffix != ".json" or not annotation.is_file():
             return False
         keys = json_keys(annotation, 1)

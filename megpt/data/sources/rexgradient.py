@@ -7,7 +7,6 @@ metadata/train_metadata_view_position.json:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from megpt.data.sources.columns import split_of_path, text_cell
 from megpt.data.sources.reading import fold, json_is_list, json_items, json_pairs, list_of, text_of
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
+from megpt.places import is_dir, place
 
 PATTERN = "*_metadata_view_position.json"
 FOLDERS = ("", "images", "metadata", "data", "data/images")
@@ -73,12 +73,12 @@ class RexgradientSource(TabularSource):
     @cached_property
     def _base(self) -> str:
         base = self.root if self.root.is_dir() else self.root.parent
-        return next((name for name in FOLDERS if os.path.isdir(base / name / "deid_png")), "")  # noqa: PTH112
+        return next((name for name in FOLDERS if is_dir(base / name / "deid_png")), "")
 
 
 def _files(path: Path, data: DataConfig) -> list[Path]:
     if data.annotations:
-        given = Path(data.annotations)
+        given = place(data.annotations)
         found = [given] if given.is_file() else sorted(given.glob(PATTERN))
     elif path.is_file():
         found = [path]

@@ -14,6 +14,7 @@ from megpt.config import DataConfig
 from megpt.data.sources.base import ImageFolder, Source, split_name
 from megpt.data.sources.reading import json_is_list, json_items, json_keys, json_pairs, list_of, text_of
 from megpt.errors import InputError
+from megpt.places import place
 from megpt.study import Study
 
 # Fields that no other list of studies has.
@@ -80,7 +81,7 @@ def _folder_of(images: list[str]) -> str:
 
 def _files(path: Path, data: DataConfig) -> list[Path]:
     if data.annotations:
-        return [Path(data.annotations)]
+        return [place(data.annotations)]
     return sorted(p for p in path.glob("*.json") if "rexrank" in p.name.lower()) if path.is_dir() else [path]
 
 

@@ -6,7 +6,6 @@ stage_2_train_images/<patientId>.dcm                            stage_2_test_ima
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from megpt.data.sources.folder import is_film
 from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
+from megpt.places import entries
 
 LABELS, CLASSES = re.compile(r"(stage_\d_)?train_labels\.csv"), re.compile(r"(stage_\d_)?detailed_class_info\.csv")
 IMAGES = re.compile(r"(stage_\d_)?(train|test)_images")
@@ -46,7 +46,7 @@ class RsnaSource(TabularSource):
             raise InputError(f"no stage_2_train_images/ in {self.root}", next="give the folder that holds it as source")
         for folder in folders:
             split = "train" if "train" in folder.name else "test"
-            for name in sorted(entry.name for entry in os.scandir(folder)):
+            for name in sorted(name for name, _, _ in entries(folder)):
                 path = Path(name)
                 if path.suffix.lower() not in FILM_SUFFIXES and not is_film(folder / name):
                     self.ignored[f"files that are no films, {path.suffix or 'without a suffix'}"] += 1

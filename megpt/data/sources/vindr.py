@@ -6,7 +6,6 @@ test/<image_id>.dicom       annotations/image_labels_test.csv:  image_id,…   (
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from megpt.data.sources.folder import is_film
 from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
+from megpt.places import entries, place
 
 # VinDr's names and their counterparts in CheXpert; each film has a 1 or 0 for every name.
 OBSERVATIONS = {
@@ -63,7 +63,7 @@ class VindrSource(TabularSource):
         films, seen = False, set[str]()
         for split in SPLITS:
             folder = self.root / split
-            names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+            names = sorted(name for name, _, _ in entries(folder)) if folder.is_dir() else []
             for name in names:
                 path = Path(name)
                 if path.suffix.lower() not in FILM_SUFFIXES and not is_film(folder / name):
@@ -138,7 +138,7 @@ def _is_one(cell: str | None, column: str, where: str) -> bool:
 
 def _tables(path: Path, data: DataConfig) -> list[Path]:
     if data.annotations:
-        given = Path(data.annotations)
+        given = place(data.annotations)
         return [given] if given.is_file() else sorted(given.glob("image_labels_*.csv"))
     tables = []
     for split in SPLITS:

@@ -142,7 +142,7 @@ def _key(name: str) -> tuple[str, str]:
 def _members(shard: Path, ignored: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """The regular members, streamed; links, devices and hidden files are not read."""
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore  # tarfile keeps every header it has seen
                 last = member.name.rpartition("/")[2]
@@ -174,7 +174,7 @@ def _has_samples(shard: Path) -> bool:
     """
     dicom, texts = set[str](), set[str]()
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for _ in range(HEAD_MEMBERS):
                 if (member := tar.next()) is None:
                     break

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from megpt.data.encoding import find_encoding, head
 from megpt.errors import InputError
 from megpt.evaluation.reading.delimited import open_delimited
 from megpt.evaluation.reading.json_tables import ANNOTATION, KEY, SPLIT, TEXT, open_json
+from megpt.places import parquet_file, place
 
 __all__ = ["ANNOTATION", "KEY", "SPLIT", "TEXT", "Table", "open_table"]
 
@@ -51,7 +51,7 @@ def open_table(
     Raises:
         InputError: no such file, none of the kinds, damaged, or empty.
     """
-    path = Path(path)
+    path = place(path)
     if path.is_dir():
         files = sorted(file for file in path.glob("**/*.parquet") if not file.name.startswith((".", "_")))
         # a studies/ table: its plan and what failed lie beside it
@@ -76,7 +76,7 @@ def _parquet(path: Path, files: list[Path]) -> Table:
     if not files:
         raise InputError(f"{path} holds no reports", cause="it has no Parquet file", next="name a file or a folder")
     try:
-        columns = dict.fromkeys(name for file in files for name in pq.read_schema(file).names)
+        columns = dict.fromkeys(name for file in files for name in _names(file))
     except (pa.ArrowException, OSError) as error:
         raise _damaged(files[0], error) from None
     if any(map(_split_of, files)):
@@ -85,12 +85,17 @@ def _parquet(path: Path, files: list[Path]) -> Table:
     return Table(path, kind, tuple(columns), lambda: _parquet_rows(files))
 
 
+def _names(file: Path) -> list[str]:
+    with parquet_file(file) as opened:
+        return list(opened.schema_arrow.names)
+
+
 def _parquet_rows(files: list[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     for file in files:
         split = _split_of(file)
         try:
-            with pq.ParquetFile(file) as opened:
+            with parquet_file(file) as opened:
                 # films would fill the memory and are not read
                 wanted = [f.name for f in opened.schema_arrow if f.name != "views" and not pa.types.is_binary(f.type)]
                 for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=wanted):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from megpt.config import Config
 from megpt.errors import InputError
 from megpt.evaluation.pairs import training_reports
 from megpt.evaluation.reading.references import has_training, training_texts
+from megpt.places import place
 from megpt.recipe import parse_recipe
 
 
@@ -38,6 +37,6 @@ def _of_studies(studies: str, section: str) -> list[str] | None:
     try:
         return list(training_reports(studies, section))
     except InputError:
-        if any(Path(studies).glob("**/split=*/*.parquet")):
+        if any(place(studies).glob("**/split=*/*.parquet")):
             return None
         raise

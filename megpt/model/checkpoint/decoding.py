@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from megpt.config import GenerateConfig
 from megpt.errors import InputError
 from megpt.model.checkpoint.fingerprint import damaged
+from megpt.places import place
 
 GENERATION = "generation_config.json"
 RULES = (
@@ -46,7 +47,7 @@ def carried(folder: str | Path) -> dict[str, Any]:
     Raises:
         InputError: generation_config.json is not JSON.
     """
-    path = Path(folder) / GENERATION
+    path = place(folder) / GENERATION
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         return {name: tree[name] for name in RULES if tree.get(name) is not None}

@@ -6,6 +6,7 @@ transformers takes longer than hashing the files.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -19,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from megpt import places
 from megpt.errors import InputError
 from megpt.model.prompts import CENTROIDS, PROMPTS, read_prompts
+from megpt.places import is_address
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,6 +121,8 @@ def local_folder(name: str, revision: str | None = None) -> Path:
     Raises:
         InputError: there is none, or it cannot be downloaded.
     """
+    if is_address(name):
+        return _fetched(name)
     if (Path(name) / "config.json").exists():
         return Path(name)
     if not is_hub_id(name):
@@ -141,9 +146,22 @@ def local_folder(name: str, revision: str | None = None) -> Path:
         ) from error
 
 
+def _fetched(address: str) -> Path:
+    """A checkpoint at an address, on this machine; what only its training needs stays there."""
+    with contextlib.suppress(FileNotFoundError):
+        folder = places.local_folder(address, skip=("steps", "tensorboard"))
+        if (folder / "config.json").exists():
+            return folder
+    raise InputError(
+        f"no checkpoint at {address!r}",
+        cause="no object config.json lies below it",
+        next="run `megpt train`, or check the address",
+    )
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name is no folder and has the form of a hub id, with or without a revision."""
-    return not Path(name).exists() and bool(HUB_ID.fullmatch(name))
+    return not is_address(name) and not Path(name).exists() and bool(HUB_ID.fullmatch(name))
 
 
 def pinned(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from megpt.errors import InputError
 from megpt.model.checkpoint.fingerprint import DAMAGE, damaged
 from megpt.model.configuration import FORMAT, MeGPTConfig
+from megpt.places.whole import is_staged
 
 RELATIVE = (".", "..")
 """The first component of a path in config.json that is relative to the checkpoint."""
@@ -30,7 +31,7 @@ def read_config(folder: Path) -> MeGPTConfig:
 
 def to_relative(place: str, folder: Path) -> str:
     """A local path as it is written into `folder`'s config.json; a hub id or a word (`pretrained`) is unchanged."""
-    if not Path(place).is_absolute():
+    if not Path(place).is_absolute() or is_staged.get():
         return place
     path = os.path.relpath(Path(place).resolve(), folder.resolve())
     return path if path.split("/")[0] in RELATIVE else f"./{path}"

@@ -31,6 +31,7 @@ from megpt.data.sources.dicom.scan import holds_dicom, update
 from megpt.data.sources.dicom.words import CHEST, FOR_PROCESSING, UNKNOWN_MODALITY, side_of
 from megpt.data.studies import write_rows
 from megpt.films.members import to_uri
+from megpt.places import is_address
 from megpt.progress import log
 from megpt.study import Study, View
 
@@ -94,7 +95,8 @@ class DicomSource(Source):
         check_mounted(self.root)
         ids = self._pseudonyms()
         settings = f"{self.data.study_id == 'accession'}:{self.data.subject_id}"
-        place = None if self._folder is None else self._folder / INDEX_FILE
+        # An index at an address would name patients' folders where no file has a mode: headers are read anew instead.
+        place = None if self._folder is None or is_address(self._folder) else self._folder / INDEX_FILE
         index = HeaderIndex(place, made_for=settings, key=ids.check, writable=self._write)
         try:
             files, opened = update(index, self.root, lambda path, header: self._entry(path, header, ids))
@@ -162,7 +164,8 @@ class _Reader:
     def __init__(self, root: Path, data: DataConfig, ids: Pseudonyms, index: HeaderIndex):
         self._data, self._ids, self._index = data, ids, index
         # Relative paths are joined to the real folder, as those of every source are.
-        self._base = os.path.realpath(root if root.is_dir() else root.parent)
+        base = root if root.is_dir() else root.parent
+        self._base = str(base) if is_address(base) else os.path.realpath(base)
         self._shared = index.shared_accessions() if data.study_id == "accession" else set()
 
     def left_out(self, found: Contents) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from megpt.errors import InputError
 from megpt.output import storage_error
+from megpt.places import is_address
 
 KEY_VARIABLE, KEY_FILE = "MEGPT_SUBJECT_KEY", "subject_key"
 LEAST_KEY = 16
@@ -57,6 +58,12 @@ def find_key(folder: Path | None, *, make: bool) -> bytes:
         return given.strip().encode()
     if folder is None:
         return secrets.token_bytes(32)
+    if is_address(folder):
+        raise InputError(
+            f"{KEY_VARIABLE} is not set, and {folder} is no place for a key",
+            cause="the patients' ids are hashes with a key, which nobody else may read; an object has no mode 0600",
+            next=f'export {KEY_VARIABLE}="$(openssl rand -hex 32)", and keep it',
+        )
     path = folder / KEY_FILE
     if not path.exists():
         if not make:

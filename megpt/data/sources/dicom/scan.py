@@ -29,9 +29,10 @@ from megpt.data.sources.dicom.words import DICOMDIR as DICOMDIR_OBJECT
 from megpt.films.kinds import GZIP, HEADER_BYTES, film_type
 from megpt.films.members import DAMAGE, Member, archive_type, members
 from megpt.films.unreadable import UnreadableFilm
+from megpt.places import head_of, is_address, place, walk
 from megpt.progress import log
 
-THREADS, AHEAD, COMMIT_FILES, TELL_FILES = 8, 256, 5_000, 25_000
+THREADS, FAR_THREADS, AHEAD, COMMIT_FILES, TELL_FILES = 8, 64, 256, 5_000, 25_000
 DICOM_SUFFIXES = (b".dcm", b".dicom", b".dic", b".dcm30")
 # In a tree that is only looked at, to see whether it holds DICOM, files of these names are not opened.
 OTHER_SUFFIXES = (
@@ -51,20 +52,19 @@ NO_FOLDER = "folder that cannot be read"
 def holds_dicom(path: Path) -> bool:
     """Whether a file, an archive or a tree holds a DICOM file; stops at the first."""
     if path.is_file():
-        return _is_dicom(os.fsencode(path))
+        return _is_dicom(os.fsencode(str(path)))
     return any(
         _is_dicom(path)
-        for relative, path, _, aside in _walk(os.fsencode(path))
+        for relative, path, _, aside in _walk(os.fsencode(str(path)))
         if not aside and not os.fsdecode(relative).lower().endswith(OTHER_SUFFIXES)
     )
 
 
 def _is_dicom(path: bytes) -> bool:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+        if not stat.S_ISREG(_about(path).st_mode):
             return False
-        with open(path, "rb") as file:  # noqa: PTH123
-            head = file.read(HEADER_BYTES)
+        head = head_of(os.fsdecode(path), HEADER_BYTES)
         if not _is_archive(head):
             return film_type(head) == "dicom"
         heads = (
@@ -90,9 +90,11 @@ def update(index: HeaderIndex, root: Path, make_entry: MakeEntry) -> tuple[int, 
     inside = Inside(folder)
     waiting: deque[Future[Scanned]] = deque()
     files = (
-        _walk(os.fsencode(root)) if root.is_dir() else iter([(os.fsencode(root.name), os.fsencode(root), False, "")])
+        _walk(os.fsencode(str(root)))
+        if root.is_dir()
+        else iter([(os.fsencode(root.name), os.fsencode(str(root)), False, "")])
     )
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(FAR_THREADS if is_address(root) else THREADS) as pool:
         for relative, path, linked, aside in files:
             total += 1
             about = None if aside else _stat(path)
@@ -122,6 +124,13 @@ def update(index: HeaderIndex, root: Path, make_entry: MakeEntry) -> tuple[int, 
 
 def _walk(root: bytes) -> Iterator[tuple[bytes, bytes, bool, str]]:
     """(path inside the root, whole path, whether it is a link, why it is not looked at) of every file, in order."""
+    if is_address(address := os.fsdecode(root)):
+        for folder, folders, names in walk(address):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for path in (f"{folder}/{name}" for name in names):
+                hidden = "hidden" if path.rpartition("/")[2].startswith(".") else ""
+                yield os.fsencode(path[len(address) + 1 :]), os.fsencode(path), False, hidden
+        return
     waiting = [b""]
     while waiting:
         folder = waiting.pop()
@@ -144,9 +153,13 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, bytes, bool, str]]:
         waiting += reversed(below)
 
 
+def _about(path: bytes) -> os.stat_result:
+    return place(address).stat() if is_address(address := os.fsdecode(path)) else os.stat(path)  # noqa: PTH116
+
+
 def _stat(path: bytes) -> os.stat_result | None:
     try:
-        return os.stat(path)  # noqa: PTH116
+        return _about(path)
     except OSError:
         return None
 
@@ -158,8 +171,7 @@ def _read(path: bytes, relative: bytes, about: os.stat_result, make_entry: MakeE
         if not stat.S_ISREG(about.st_mode):
             entries = [IndexEntry(relative, what="other", reason="not a file")]
         else:
-            with open(path, "rb") as file:  # noqa: PTH123
-                head = file.read(HEAD_BYTES)
+            head = head_of(os.fsdecode(path), HEAD_BYTES)
             if _is_archive(head):
                 found = _of_archive(path, relative, make_entry)
             else:
@@ -171,8 +183,7 @@ def _read(path: bytes, relative: bytes, about: os.stat_result, make_entry: MakeE
 
 
 def _first(path: bytes) -> bytes:
-    with open(path, "rb") as file:  # noqa: PTH123
-        return file.read(MOST_BYTES)
+    return head_of(os.fsdecode(path), MOST_BYTES)
 
 
 def _of_archive(path: bytes, relative: bytes, make_entry: MakeEntry) -> Iterator[IndexEntry]:
