@@ -28,8 +28,10 @@ from typing import Any, ClassVar
 
 from megpt.config import ClusterConfig, Config
 from megpt.errors import InputError
+from megpt.films.remote import scheme_of
 from megpt.output import Output, claim, inspect
 from megpt.progress import log
+from megpt.settings import Section, identity_of, read_section
 from ray_jobs.failures import known_failure
 from ray_jobs.placement import check_resources, require_resources
 from ray_jobs.runtime import cluster
@@ -47,8 +49,12 @@ class Job:
     grows: ClassVar[bool] = False
     """Whether a finished output takes up what is new in the source; `plan` then says so and removes `_SUCCESS`."""
 
+    settings: ClassVar[type[Section]] = Section
+    """The settings of a job from another package: a config has them under `options.NAME`, a command as `NAME.key`."""
+
     def __init__(self, config: Config):
         self.config = config
+        self.options = read_section(self.settings, config.options.get(self.name, {}), prefix=f"{self.name}.")
         self.began = time.monotonic()
 
     @classmethod
@@ -116,7 +122,8 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on: the settings that change it, and the content of the inputs."""
-        return self.config.identity(*self.reads) | self.inputs()
+        own = identity_of(self.options)
+        return self.config.identity(*self.reads) | ({"options": own} if own else {}) | self.inputs()
 
     # What a job is.
 
@@ -190,6 +197,6 @@ def absolute(config: Config) -> Config:
         for name in key.split("."):
             value = getattr(value, name)
         # The last four may be a hub id, a word or the name of a shipped file instead of a path.
-        if value is not None and (key in keys or Path(value).exists()):
+        if value is not None and not scheme_of(value) and (key in keys or Path(value).exists()):
             changes[key] = str(Path(value).absolute())
     return config.overridden(changes)

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile
 from megpt.films import dicom, pictures
 from megpt.films.kinds import GZIP, HEADER_BYTES, NAMES, film_type, kind_of
 from megpt.films.members import from_uri, open_member
+from megpt.films.remote import open_remote, scheme_of
 from megpt.films.unreadable import UnreadableFilm
 from megpt.study import Study, View
 
@@ -164,6 +165,8 @@ class _Unzipped(gzip.GzipFile):
 def _open_path(uri: str | None) -> BinaryIO:
     if uri is None:
         raise UnreadableFilm("no path inside the archive")
+    if scheme_of(uri):
+        return open_remote(uri)
     try:
         path, member = from_uri(uri)
         if member is not None:

@@ -12,6 +12,7 @@ from megpt.data.members import with_members
 from megpt.data.sources.base import Source
 from megpt.data.studies import READ_ROWS, Listed, open_parquet, split_folders, study_files
 from megpt.errors import InputError
+from megpt.films.remote import scheme_of
 from megpt.study import Study, View
 
 # Rows without films are small.
@@ -65,7 +66,7 @@ class TableSource(Source):
         return replace(study, views=tuple(map(self._resolved, study.views)))
 
     def _resolved(self, view: View) -> View:
-        if view.uri is None or view.uri.startswith(("/", "file://")):
+        if view.uri is None or view.uri.startswith(("/", "file://")) or scheme_of(view.uri):
             return view
         return replace(view, uri=self._inside.resolve(view.uri))
 
