@@ -15,17 +15,15 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeVar
 
 import requests
+from pydicom.dataset import Dataset
 
 from megpt.errors import InputError, MegptError
 from megpt_pacs import credentials
 from megpt_pacs.address import url_of
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
 
 TRIES, PAUSE_S, LONGEST_PAUSE_S = 5, 0.5, 30.0
 MOST_SILENT = 20
@@ -251,6 +249,18 @@ def unusable(error: PacsError, address: str) -> InputError:
             next="give the path too, such as dicomweb://HOST:8042/dicom-web",
         )
     return InputError(f"{address}: {error.reason}", next="check host, port and TLS (docs/pacs.md), and run it again")
+
+
+def dataset_of(entry: Mapping[str, Any], tags: Collection[str]) -> Dataset:
+    """The data set of those tags of an answer in DICOM JSON; a value that cannot be read is left out."""
+    dataset = Dataset()
+    for tag in tags:
+        if tag in entry:
+            try:
+                dataset.update(Dataset.from_json({tag: entry[tag]}))
+            except Exception:  # pydicom raises anything on damaged input
+                continue
+    return dataset
 
 
 def text_of(entry: Mapping[str, Any], tag: str) -> str:

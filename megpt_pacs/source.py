@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
 
 from megpt.config import DataConfig
 from megpt.data.sources.dicom import DicomSource
@@ -30,7 +29,7 @@ from megpt.errors import MegptError
 from megpt.progress import log
 from megpt.study import Study
 from megpt_pacs.address import SCHEMES, checked
-from megpt_pacs.client import Pacs, PacsError, text_of, unusable
+from megpt_pacs.client import Pacs, PacsError, dataset_of, text_of, unusable
 from megpt_pacs.settings import DicomWebOptions
 
 THREADS, AHEAD, COMMIT_STUDIES, TELL_STUDIES = 8, 64, 500, 5_000
@@ -161,7 +160,7 @@ def _headers(
                 headers.entries.append(replace(make_entry(path, other), place=len(headers.entries)))
                 continue
             for film in pacs.metadata(study, uid):
-                header = replace(header_of(_dataset(film)), study=study)
+                header = replace(header_of(dataset_of(film, _TAGS)), study=study)
                 member = f"series/{uid}/instances/{header.sop}".encode()
                 what = {} if header.sop else {"what": "error", "reason": "DICOM film without a SOPInstanceUID"}
                 entry = replace(make_entry(path, header), member=member, place=len(headers.entries), **what)
@@ -169,15 +168,3 @@ def _headers(
     except PacsError as error:
         headers.reason = error.reason
     return headers
-
-
-def _dataset(film: dict[str, Any]) -> Dataset:
-    """The data set of the few tags that a plan needs; a value that cannot be read is left out."""
-    dataset = Dataset()
-    for tag in _TAGS:
-        if tag in film:
-            try:
-                dataset.update(Dataset.from_json({tag: film[tag]}))
-            except Exception:  # pydicom raises anything on damaged input
-                continue
-    return dataset
