@@ -71,7 +71,7 @@ class Pacs:
                 self._client.search_for_studies,
                 limit=page,
                 offset=offset,
-                fields=["NumberOfStudyRelatedInstances"],
+                fields=["ModalitiesInStudy", "NumberOfStudyRelatedInstances"],
                 search_filters=dict(filters),
             )
             found = self._asked(ask)
@@ -84,9 +84,7 @@ class Pacs:
 
     def series(self, study: str) -> list[dict[str, Any]]:
         """The series of a study."""
-        return self._asked(
-            lambda: self._client.search_for_series(study, fields=["Modality", "NumberOfSeriesRelatedInstances"])
-        )
+        return self._asked(lambda: self._client.search_for_series(study, fields=["Modality"]))
 
     def find(self, study: str, instance: str) -> dict[str, Any] | None:
         """The instance of a study with this SOPInstanceUID; None if the study has none."""
@@ -136,11 +134,13 @@ class Pacs:
     # ---- patience
 
     def _asked(self, ask: Callable[[], T]) -> T:
+        failure = PacsError("")
         for number in range(TRIES):
+            pause = _pause(None, number)
             try:
                 answer = ask()
             except PacsError as error:
-                failure, pause = error, 0.0
+                failure = error
             except Exception as error:
                 failure, pause = _failure(error, self._timeout), _pause(error, number)
             else:
@@ -150,7 +150,7 @@ class Pacs:
                 self._silent = 0
                 raise failure from None
             if number < TRIES - 1:
-                time.sleep(pause or _pause(None, number))
+                time.sleep(pause)
         self._silent += 1
         reason = f"{failure.reason} ({TRIES} tries)"
         if self._silent >= MOST_SILENT:
@@ -265,8 +265,13 @@ def dataset_of(entry: Mapping[str, Any], tags: Collection[str]) -> Dataset:
 
 def text_of(entry: Mapping[str, Any], tag: str) -> str:
     """The first value of a tag in DICOM JSON; "" if there is none."""
+    return next(iter(texts_of(entry, tag)), "")
+
+
+def texts_of(entry: Mapping[str, Any], tag: str) -> list[str]:
+    """The values of a tag that are text or whole numbers."""
     try:
-        value = entry[tag]["Value"][0]
-    except (KeyError, IndexError, TypeError):
-        return ""
-    return value.strip(" \0") if isinstance(value, str) else str(value) if isinstance(value, int) else ""
+        values = list(entry[tag]["Value"])
+    except (KeyError, TypeError):
+        return []
+    return [str(value).strip(" \0") for value in values if isinstance(value, str | int)]

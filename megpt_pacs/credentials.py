@@ -1,9 +1,9 @@
 """Who asks: a bearer token, or a name and a password, from the environment only; never printed, never written.
 
-    MEGPT_PACS_TOKEN                        Authorization: Bearer …
-    MEGPT_PACS_USER, MEGPT_PACS_PASSWORD    Authorization: Basic …
-    MEGPT_PACS_CA_BUNDLE                    certificates to trust, in place of the system's
-    MEGPT_PACS_TIMEOUT_S                    seconds to wait for the next piece of an answer (60)
+MEGPT_PACS_TOKEN                        Authorization: Bearer …
+MEGPT_PACS_USER, MEGPT_PACS_PASSWORD    Authorization: Basic …
+MEGPT_PACS_CA_BUNDLE                    certificates to trust, in place of the system's
+MEGPT_PACS_TIMEOUT_S                    seconds to wait for the next piece of an answer (60)
 """
 
 from __future__ import annotations
@@ -36,7 +36,14 @@ class _Authorization(AuthBase):
 
 
 class _Session(requests.Session):
-    """Trusts our own bundle where one is given, whatever REQUESTS_CA_BUNDLE says."""
+    """Trusts our own bundle where one is given, whatever REQUESTS_CA_BUNDLE says, and leaves wildcards as they are.
+
+    Orthanc's plugin (1.7) takes the values of a query literally, `%2A` too.
+    """
+
+    def request(self, method: Any, url: Any, *arguments: Any, **values: Any) -> requests.Response:
+        plain = str(url).replace("%2A", "*").replace("%3F", "?").replace("+", "%20")
+        return super().request(method, plain, *arguments, **values)
 
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         settings = super().merge_environment_settings(url, proxies, stream, verify, cert)
@@ -86,7 +93,9 @@ def _header() -> str | None:
     if token and (user or password):
         raise InputError(f"both {TOKEN} and {USER} are set", next="unset one of them: a request carries one")
     if bool(user) != bool(password):
-        raise InputError(f"{USER if user else PASSWORD} is set without the other half", next=f"set {USER} and {PASSWORD}")
+        raise InputError(
+            f"{USER if user else PASSWORD} is set without the other half", next=f"set {USER} and {PASSWORD}"
+        )
     if token:
         if not token.isascii() or not token.isprintable() or " " in token:
             raise InputError(f"{TOKEN} is not a token", cause="it has a space or a character no header can hold")

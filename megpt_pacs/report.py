@@ -77,6 +77,7 @@ def _content(text: str, films: Sequence[Dataset], model: str) -> Dataset:
     from highdicom.sr import (
         CodeContentItem,
         ContainerContentItem,
+        ContentItem,
         ContentSequence,
         ImageContentItem,
         RelationshipTypeValues,
@@ -89,12 +90,17 @@ def _content(text: str, films: Sequence[Dataset], model: str) -> Dataset:
     def dcm(value: str, meaning: str) -> Code:
         return Code(value, "DCM", meaning)
 
-    def section(name: Code, *items: Dataset) -> ContainerContentItem:
+    def section(name: Code, items: Sequence[ContentItem]) -> ContainerContentItem:
         container = ContainerContentItem(name, is_content_continuous=False, relationship_type=contains)
         container.ContentSequence = ContentSequence(items)
         return container
 
     note = f"{TITLE}: by megpt {__version__}, model {model}. Not verified by a physician."
+    finding = TextContentItem(dcm("121071", "Finding"), text, contains)
+    source = Code("260753009", "SCT", "Source")
+    images = [
+        ImageContentItem(source, film.SOPClassUID, film.SOPInstanceUID, relationship_type=contains) for film in films
+    ]
     root = ContainerContentItem(Code("18748-4", "LN", "Diagnostic Imaging Report"), is_content_continuous=False)
     root.ContentSequence = ContentSequence(
         [
@@ -102,19 +108,8 @@ def _content(text: str, films: Sequence[Dataset], model: str) -> Dataset:
             UIDRefContentItem(dcm("121012", "Device Observer UID"), UID(report_uid("", model, "device")), context),
             TextContentItem(dcm("121013", "Device Observer Name"), f"megpt {__version__}", context),
             TextContentItem(dcm("121106", "Comment"), note, contains),
-            section(dcm("121070", "Findings"), TextContentItem(dcm("121071", "Finding"), text, contains)),
-            section(
-                dcm("111028", "Image Library"),
-                *(
-                    ImageContentItem(
-                        Code("260753009", "SCT", "Source"),
-                        film.SOPClassUID,
-                        film.SOPInstanceUID,
-                        relationship_type=contains,
-                    )
-                    for film in films
-                ),
-            ),
+            section(dcm("121070", "Findings"), [finding]),
+            section(dcm("111028", "Image Library"), images),
         ]
     )
     return root

@@ -1,6 +1,6 @@
 """predictions/ → PACS: each report once, as a DICOM Basic Text SR that says what it is.
 
-    megpt send predictions=/data/reports to=dicomweb://pacs:8042/dicom-web                        # says what it would do
+    megpt send predictions=/data/reports to=dicomweb://pacs:8042/dicom-web                    # says what it would do
     megpt send predictions=/data/reports to=dicomweb://pacs:8042/dicom-web send.store=true
 
 A study's row becomes one document (report.py) in a series of its own. The patient's data are read from the PACS, from

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from pydicom.datadict import tag_for_keyword
 
@@ -29,13 +28,13 @@ from megpt.errors import MegptError
 from megpt.progress import log
 from megpt.study import Study
 from megpt_pacs.address import SCHEMES, checked
-from megpt_pacs.client import Pacs, PacsError, dataset_of, text_of, unusable
+from megpt_pacs.client import Pacs, PacsError, dataset_of, text_of, texts_of, unusable
 from megpt_pacs.settings import DicomWebOptions
 
 THREADS, AHEAD, COMMIT_STUDIES, TELL_STUDIES = 8, 64, 500, 5_000
 _TAGS = [f"{tag_for_keyword(name):08X}" for name in TAGS]
 STUDY, SERIES, PATIENT, MODALITY = "0020000D", "0020000E", "00100020", "00080060"
-IN_STUDY, IN_SERIES = "00201208", "00201209"
+IN_STUDY, IN_STUDY_MODALITIES = "00201208", "00080061"
 
 
 class DicomWebSource(DicomSource):
@@ -50,7 +49,7 @@ class DicomWebSource(DicomSource):
     def __init__(self, root: Path | str, data: DataConfig):
         super().__init__(checked(str(root), key="source"), data)
         self.whole = self.options.whole
-        self._unread: list[tuple[str, str, str]] = []
+        self._unread: list[_Listed] = []
 
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:
@@ -66,15 +65,15 @@ class DicomWebSource(DicomSource):
         pacs = Pacs(self.place)
         total = new = 0
         self._unread = []
-        waiting: deque[Future[_Headers]] = deque()
+        waiting: deque[Future[_Listed]] = deque()
         with ThreadPoolExecutor(THREADS) as pool:
-            for study, patient, held in self._studies(pacs):
+            for study in self._studies(pacs):
                 total += 1
                 # A service that does not count a study's instances is asked for its headers every time.
-                if held and index.known(_path(study), held, 0):
+                if study.held and index.known(study.path, study.held, 0):
                     continue
                 new += 1
-                waiting.append(pool.submit(_headers, pacs, study, patient, held, make_entry, self.data.modalities))
+                waiting.append(pool.submit(_read, study, pacs, make_entry, self.data.modalities))
                 if len(waiting) >= AHEAD:
                     self._take(waiting.popleft().result(), index)
                 if new % COMMIT_STUDIES == 0:
@@ -92,79 +91,92 @@ class DicomWebSource(DicomSource):
         return f"{self.place}/{entry.path.decode()}/{(entry.member or b'').decode()}"
 
     def unlisted(self, ids: Pseudonyms) -> Iterator[Study]:
-        for study, subject, reason in self._unread:
-            name = study if self.data.study_id == "uid" else ids.of("study", study)
-            yield Study(name, subject or ids.of("study", study), split="", error=reason)
+        for study in self._unread:
+            name = study.uid if self.data.study_id == "uid" else ids.of("study", study.uid)
+            yield Study(name, study.subject or ids.of("study", study.uid), split="", error=study.reason)
 
-    def _take(self, headers: _Headers, index: HeaderIndex) -> None:
-        if headers.reason:
-            self._unread.append((headers.study, headers.subject, headers.reason))
+    def _take(self, study: _Listed, index: HeaderIndex) -> None:
+        if study.reason:
+            self._unread.append(replace(study, entries=[]))
         else:
-            index.put(_path(headers.study), headers.held, 0, headers.entries)
+            index.put(study.path, study.held, 0, study.entries)
 
-    def _studies(self, pacs: Pacs) -> Iterator[tuple[str, str, int]]:
-        """UID, PatientID and number of instances of each study that has one of the wanted modalities, once."""
-        seen: set[str] = set()
-        nameless = 0
-        for modality in self.data.modalities:
-            filters = {**self.options.filters(), "ModalitiesInStudy": modality}
-            try:
-                for found in pacs.studies(filters, page=self.options.page):
-                    study, held = text_of(found, STUDY), text_of(found, IN_STUDY)
-                    if not UID.fullmatch(study):
-                        nameless += 1
-                    elif study not in seen:
-                        seen.add(study)
-                        yield study, text_of(found, PATIENT), int(held) if held.isdecimal() else 0
-                    if self.options.most is not None and len(seen) >= self.options.most:
-                        return
-            except PacsError as error:
-                if seen:
-                    raise MegptError(
-                        f"{self.place} stopped in the middle of its list of studies",
-                        cause=error.reason,
-                        next="run the same command again: headers that were read are kept",
-                    ) from None
-                raise unusable(error, self.place) from None
+    def _studies(self, pacs: Pacs) -> Iterator[_Listed]:
+        """Each study that the PACS lists, once.
+
+        It is not asked for modalities: Orthanc 1.10 counts the studies of other modalities among those of a page.
+        """
+        seen = nameless = 0
+        try:
+            for found in pacs.studies(self.options.filters(), page=self.options.page):
+                uid, held = text_of(found, STUDY), text_of(found, IN_STUDY)
+                if not UID.fullmatch(uid):
+                    nameless += 1
+                    continue
+                seen += 1
+                codes = frozenset(modality_code(code, "") for code in texts_of(found, IN_STUDY_MODALITIES))
+                yield _Listed(uid, text_of(found, PATIENT), int(held) if held.isdecimal() else 0, codes)
+                if seen == self.options.most:
+                    break
+        except PacsError as error:
+            if seen:
+                raise MegptError(
+                    f"{self.place} stopped in the middle of its list of studies",
+                    cause=error.reason,
+                    next="run the same command again: headers that were read are kept",
+                ) from None
+            raise unusable(error, self.place) from None
         if nameless:
             self.ignored["studies without a StudyInstanceUID"] = nameless
 
 
-class _Headers:
-    """What the PACS says of one study: entries of the index, or why there are none."""
+@dataclass(frozen=True)
+class _Listed:
+    """A study as QIDO-RS lists it; then with its entries for the index, or with the reason why there are none."""
 
-    def __init__(self, study: str, subject: str, held: int):
-        self.study, self.subject, self.held, self.reason = study, subject, held, ""
-        self.entries: list[IndexEntry] = []
+    uid: str
+    patient: str
+    held: int
+    """Its instances, of all kinds; 0 if the PACS does not count them."""
+    modalities: frozenset[str]
+    entries: list[IndexEntry] = field(default_factory=list)
+    subject: str = ""
+    reason: str = ""
+
+    @property
+    def path(self) -> bytes:
+        return b"studies/" + self.uid.encode()
 
 
-def _path(study: str) -> bytes:
-    return b"studies/" + study.encode()
-
-
-def _headers(
-    pacs: Pacs, study: str, patient: str, held: int, make_entry: MakeEntry, modalities: tuple[str, ...]
-) -> _Headers:
+def _read(study: _Listed, pacs: Pacs, make_entry: MakeEntry, modalities: tuple[str, ...]) -> _Listed:
     """The headers of a study's wanted series; of each other series, one entry that says its modality."""
-    path = _path(study)
-    headers = _Headers(study, make_entry(path, Header(patient=patient)).subject, held)
+    path, known = study.path, Header(study=study.uid, patient=study.patient)
+    subject = make_entry(path, known).subject
+    entries: list[IndexEntry] = []
+
+    def leave_out(modality: str) -> None:
+        entries.append(replace(make_entry(path, replace(known, modality=modality)), place=len(entries)))
+
+    if study.modalities and study.modalities.isdisjoint(modalities):
+        for modality in sorted(study.modalities):
+            leave_out(modality)
+        return replace(study, entries=entries, subject=subject)
     try:
-        found = pacs.series(study)
+        found = pacs.series(study.uid)
         if not found:
-            raise PacsError("the study is not in the PACS any more")
+            raise PacsError("not in the PACS any more")
         for series in found:
             uid, said = text_of(series, SERIES), text_of(series, MODALITY)
-            modality = modality_code(said, "")
-            if said and modality not in modalities:
-                other = Header(study=study, patient=patient, modality=modality)
-                headers.entries.append(replace(make_entry(path, other), place=len(headers.entries)))
+            if said and (modality := modality_code(said, "")) not in modalities:
+                leave_out(modality)
                 continue
-            for film in pacs.metadata(study, uid):
-                header = replace(header_of(dataset_of(film, _TAGS)), study=study)
+            for film in pacs.metadata(study.uid, uid):
+                header = replace(header_of(dataset_of(film, _TAGS)), study=study.uid)
                 member = f"series/{uid}/instances/{header.sop}".encode()
-                what = {} if header.sop else {"what": "error", "reason": "DICOM film without a SOPInstanceUID"}
-                entry = replace(make_entry(path, header), member=member, place=len(headers.entries), **what)
-                headers.entries.append(entry)
+                entry = replace(make_entry(path, header), member=member, place=len(entries))
+                if not header.sop:
+                    entry = replace(entry, what="error", reason="DICOM film without a SOPInstanceUID")
+                entries.append(entry)
     except PacsError as error:
-        headers.reason = error.reason
-    return headers
+        return replace(study, subject=subject, reason=error.reason)
+    return replace(study, entries=entries, subject=subject)

@@ -42,5 +42,7 @@ def _opener(scheme: str) -> Callable[[str], BinaryIO]:
         try:
             return point.load()
         except Exception as error:  # another package's code may raise anything
-            raise UnreadableFilm(f"entry point {scheme!r} ({GROUP}) cannot be loaded ({type(error).__name__})") from None
+            raise UnreadableFilm(
+                f"entry point {scheme!r} ({GROUP}) cannot be loaded ({type(error).__name__})"
+            ) from None
     raise UnreadableFilm(f"no installed package reads {scheme}:// films")

@@ -137,7 +137,8 @@ def _of_scheme(scheme: str, data: DataConfig) -> type[Source]:
         known |= dict.fromkeys(source.schemes, name)
     schemes = ", ".join(f"{name}:// ({form})" for name, form in sorted(known.items())) or "none"
     raise InputError(
-        f"no archive format reads {scheme}:// addresses" if data.format == "auto"
+        f"no archive format reads {scheme}:// addresses"
+        if data.format == "auto"
         else f"data.format={data.format} does not read {scheme}:// addresses",
         cause=f"addresses that can be read: {schemes}",
         next="set source=PATH, or install the package that reads them",

@@ -176,9 +176,11 @@ class DicomSource(Source):
             f"{name} {count}" for name, count in sorted(found.kinds.items(), key=lambda kind: (-kind[1], kind[0]))
         )
         if kinds:
-            log(f"{self.format}: left out: {found.left_out_studies} studies without a chest film; files by kind: {kinds}")
+            without = f"{found.left_out_studies} studies without a chest film"
+            log(f"{self.format}: left out: {without}; files by kind: {kinds}")
         if others:
-            log(f"{self.format}: not DICOM films: " + ", ".join(f"{name} {count}" for name, count in sorted(others.items())))
+            names = ", ".join(f"{name} {count}" for name, count in sorted(others.items()))
+            log(f"{self.format}: not DICOM films: {names}")
 
 
 class _Reader:
