@@ -46,7 +46,7 @@ lowest: $(LOWEST)/.installed ## import every module with the lowest versions tha
 	$(LOWEST)/bin/python tests/import_all.py
 
 cov: $(STAMP) ## the fast tests with line coverage
-	$(BIN)/python -m pytest -m "not slow" --cov=megpt --cov=ray_jobs --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -m "not slow" --cov=megpt --cov=megpt_pacs --cov=ray_jobs --cov-report=term-missing:skip-covered
 
 wheel: $(STAMP) ## dist/megpt-*.whl
 	$(UV) build --wheel --quiet --out-dir dist
@@ -62,7 +62,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(LOWEST)/.installed: pyproject.toml | $(STAMP)
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	VIRTUAL_ENV=$(CURDIR)/$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct --editable .
+	VIRTUAL_ENV=$(CURDIR)/$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct --editable ".[pacs]"
 	touch $@
 
 clean: ## results and caches; the environments stay

@@ -44,6 +44,8 @@ _UID = re.compile(r"(?=.{3,64}$)[0-2](\.\d+)+")
 
 
 class Send(Job):
+    """predictions/ → PACS: each report once, as a DICOM Basic Text SR; it only says so without send.store=true"""
+
     name = "send"
     reads = ("predictions", "limit")
     needs = ("predictions",)

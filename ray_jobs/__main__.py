@@ -124,11 +124,12 @@ def parser(described: str | None = None) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"megpt {__version__}")
     commands = top.add_subparsers(dest="job", metavar="JOB", required=True, parser_class=_Parser)
     for name, entry in jobs().items():
+        text = (find(name).__doc__ if name == described and name not in JOBS else None) or entry.text
         settings = help_text(reads_of(name)) + "\n" + leaves_text(own_settings(name)) if name == described else ""
         job = commands.add_parser(
             name,
             help=entry.text,
-            description=entry.text,
+            description=text,
             epilog=f"settings:\n{settings}" if settings else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
