@@ -60,7 +60,7 @@ lowest: $(LOWEST)/.installed ## import every module with the lowest versions tha
 	$(LOWEST)/bin/python tests/import_all.py
 
 cov: $(STAMP) ## the fast tests with line coverage
-	$(BIN)/python -m pytest -m "not slow" --cov=megpt --cov=ray_jobs --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -m "not slow" --cov=megpt --cov=megpt_pacs --cov=ray_jobs --cov-report=term-missing:skip-covered
 
 wheel: $(STAMP) ## dist/megpt-*.whl
 	$(UV) build --wheel --quiet --out-dir dist

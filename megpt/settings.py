@@ -12,7 +12,7 @@ the identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -130,6 +130,29 @@ def _bounds(schema: dict[str, Any]) -> str:
     return " and ".join(f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema)
 
 
+def identity_of(section: Section) -> dict[str, Any]:
+    """The values of a flat section that a job's result depends on, ready for JSON."""
+    values = section.model_dump(mode="json")
+    return {leaf.key: values[leaf.key] for leaf in leaves(type(section)) if leaf.in_identity}
+
+
+def read_section(kind: type[Section], values: Mapping[str, Any], *, prefix: str) -> Any:
+    """The settings that an extension declares, from a mapping in a config.
+
+    Args:
+        prefix: what stands before a key where a user writes it: `data.options.`.
+
+    Raises:
+        InputError: an unknown key or a value out of range; the error names the whole key.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise as_input_error(
+            error, where=f"settings of {kind.__name__}", settings=list(leaves(kind, prefix)), prefix=prefix
+        ) from None
+
+
 def known_keys(model: type[BaseModel]) -> list[str]:
     """Every dotted key that a config of this type may hold."""
     return [leaf.key for leaf in leaves(model)]
@@ -198,11 +221,13 @@ def find_shipped(name: str | Path, folder: Path, suffix: str) -> Path:
     return path
 
 
-def as_input_error(error: ValidationError, where: str, settings: Sequence[Leaf]) -> InputError:
+def as_input_error(error: ValidationError, where: str, settings: Sequence[Leaf], prefix: str = "") -> InputError:
     """The first of pydantic's complaints, as the screen a user can act on."""
     known = [leaf.key for leaf in settings]
     first = error.errors(include_url=False)[0]
-    key, value = error_key(error, known), first.get("input")
+    key, value = prefix + error_key(error, [name.removeprefix(prefix) for name in known]), first.get("input")
+    if first["type"] == "extra_forbidden" and not known:
+        return InputError(f"unknown key {key!r}", cause="nothing here has settings of its own", next=f"leave {key} out")
     if first["type"] == "extra_forbidden":
         return InputError(f"unknown key {key!r}", where=where, next=did_you_mean(key, known))
     if first["type"] == "model_type":

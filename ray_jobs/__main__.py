@@ -20,9 +20,11 @@ from typing import Any, NamedTuple, NoReturn
 
 from megpt import __version__
 from megpt.config import KNOWN_KEYS, Config, help_text, load_config, refuse_unread
+from megpt.config.reference import leaves_text
 from megpt.errors import InputError, MegptError, did_you_mean
 from megpt.places import check, is_address, screen
 from megpt.progress import console, log
+from megpt.settings import Leaf, leaves
 from ray_jobs.extras import require_extras
 
 
@@ -143,8 +145,14 @@ def find(name: str) -> Any:
 
 def reads_of(name: str) -> tuple[str, ...]:
     """The config keys and sections that a job reads."""
-    reads = find(name).reads
+    job = find(name)
+    reads = (*job.reads, *(("options",) if own_settings(name) else ()))
     return (*ALWAYS, *reads) if reads else ()
+
+
+def own_settings(name: str) -> list[Leaf]:
+    """The settings that a job from another package declares, as `JOB.key`."""
+    return [] if name in JOBS else list(leaves(find(name).settings, f"{name}."))
 
 
 def parser(described: str | None = None) -> argparse.ArgumentParser:
@@ -157,11 +165,12 @@ def parser(described: str | None = None) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"megpt {__version__}")
     commands = top.add_subparsers(dest="job", metavar="JOB", required=True, parser_class=_Parser)
     for name, entry in jobs().items():
-        settings = help_text(reads_of(name)) if name == described else ""
+        text = (find(name).__doc__ if name == described and name not in JOBS else None) or entry.text
+        settings = help_text(reads_of(name)) + "\n" + leaves_text(own_settings(name)) if name == described else ""
         job = commands.add_parser(
             name,
             help=entry.text,
-            description=entry.text,
+            description=text,
             epilog=f"settings:\n{settings}" if settings else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -269,9 +278,14 @@ def configure(options: argparse.Namespace) -> Config:
     """The config a command line means."""
     section = jobs()[options.job].section
     own = {key.partition(".")[2]: key for key in KNOWN_KEYS if section and key.startswith(f"{section}.")}
+    added = own_settings(options.job)
+    short = {leaf.key.removeprefix(f"{options.job}."): f"options.{leaf.key}" for leaf in added}
+    own |= {name: key for name, key in short.items() if name not in KNOWN_KEYS}
     overrides = []
     for override in options.overrides:
         key, sign, value = override.partition("=")
+        if added and key.startswith(f"{options.job}."):
+            key = f"options.{key}"
         overrides.append(f"{own.get(key, key)}{sign}{value}")
     if options.limit is not None:
         overrides.append(f"limit={options.limit}")

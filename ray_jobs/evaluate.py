@@ -57,7 +57,14 @@ class Evaluate(Job):
         *("data.section", "data.cleaner"),
         # how films are found, for the page and for the nearest neighbours
         *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
-        *("data.roots", "data.max_pixels", "data.max_views", "fit_prompts.max_studies", "model.vision_weights"),
+        *(
+            "data.roots",
+            "data.max_pixels",
+            "data.max_views",
+            "data.options",
+            "fit_prompts.max_studies",
+            "model.vision_weights",
+        ),
     )
     needs = ("predictions",)
 

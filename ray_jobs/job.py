@@ -32,6 +32,7 @@ from megpt.output import RECORD, Output, claim, inspect
 from megpt.places import is_address
 from megpt.places.whole import staged
 from megpt.progress import log
+from megpt.settings import Section, identity_of, read_section
 from ray_jobs.failures import known_failure
 from ray_jobs.nodes import needs_of, vet
 from ray_jobs.placement import check_resources, require_resources
@@ -54,8 +55,12 @@ class Job:
     """Whether an output at an address is made in a folder of this machine and put there at the end. A job that does
     without (False) opens nothing there but by `megpt.places`, writes by `write_aside`, and resumes."""
 
+    settings: ClassVar[type[Section]] = Section
+    """The settings of a job from another package: a config has them under `options.NAME`, a command as `NAME.key`."""
+
     def __init__(self, config: Config):
         self.config = config
+        self.options = read_section(self.settings, config.options.get(self.name, {}), prefix=f"{self.name}.")
         self.began = time.monotonic()
 
     @classmethod
@@ -125,7 +130,8 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on: the settings that change it, and the content of the inputs."""
-        return self.config.identity(*self.reads) | self.inputs()
+        own = identity_of(self.options)
+        return self.config.identity(*self.reads) | ({"options": own} if own else {}) | self.inputs()
 
     # What a job is.
 

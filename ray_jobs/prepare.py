@@ -63,7 +63,7 @@ class Prepare(Job):
     reads = (
         *("source", "ids", "retry", "limit", "seed", "prepare"),
         *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
-        *("data.roots", "data.changed", "data.max_pixels"),
+        *("data.roots", "data.changed", "data.max_pixels", "data.options"),
         *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("source",)
@@ -76,7 +76,7 @@ class Prepare(Job):
 
     def inputs(self) -> dict[str, Any]:
         """Which archive, but not what it holds: it may grow."""
-        return {"source": {"path": str(self.source.root), "format": self.source.format}}
+        return {"source": self.source.identity}
 
     def demand(self) -> ClusterConfig:
         return one_cpu(self.config.cluster)
@@ -85,7 +85,7 @@ class Prepare(Job):
         shards = ShardList.load(folder / LIST)
         left = sum(shard.studies for shard in unfinished(folder, shards)) if shards else 0
         left += self._beyond(folder)
-        log(f"prepare: would read {left} studies ({self.source.format}) of {self.source.root} into {folder}")
+        log(f"prepare: would read {left} studies ({self.source.format}) of {self.source.place} into {folder}")
 
     def has_grown(self, folder: Path) -> bool:
         return self._beyond(folder) > 0
@@ -99,19 +99,19 @@ class Prepare(Job):
             log(f"prepare: {line(first.notes, first.splits().items())}")
             return first.studies
         with self._intake(folder) as intake:
-            return sum(1 for _ in intake.studies(self._studies(), where=str(self.source.root)))
+            return sum(1 for _ in intake.studies(self._studies(), where=self.source.place))
 
     def _intake(self, folder: Path) -> Intake:
         folder = folder.absolute()  # the tasks, which read the list, start in folders of their own
         base = ShardList.load(folder / LIST)
         failed = failed_ids(folder, base) if base and self.config.retry else frozenset[str]()
-        return Intake(base, self.choice, output=folder, failed=failed)
+        return Intake(base, self.choice, output=folder, failed=failed, whole=self.source.whole)
 
     def plan(self, folder: Path) -> bool:
         place = folder.absolute() / LIST
         self.source.keep_in(folder.absolute())
         studies = self._studies()
-        log(f"prepare: listing the studies of {self.source.root} ({self.source.format})")
+        log(f"prepare: listing the studies of {self.source.place} ({self.source.format})")
         with self._intake(folder) as intake:
             shards = self._list(place, studies, intake)
         if intake.new:
@@ -133,7 +133,7 @@ class Prepare(Job):
         if (first := next(studies, None)) is None:
             self.source.check(reports=0, labels=0)
             raise InputError(
-                f"no studies in {self.source.root}",
+                f"no studies in {self.source.place}",
                 where=f"read as {self.source.format}",
                 next="check source=PATH and data.format",
             )
@@ -143,7 +143,7 @@ class Prepare(Job):
         """Have each shard that is left written, by as many tasks as there are cores."""
         quiet(ray.data.DataContext.get_current())
         settings, max_pixels = self.config.prepare, self.config.data.max_pixels
-        shards, place, archive = self.shards, folder.absolute(), self.source.root.absolute()
+        shards, place, archive = self.shards, folder.absolute(), Path(self.source.place)
 
         def task(row: dict[str, Any]) -> dict[str, Any]:
             result = prepare_shard(place, shards, Shard(**row), settings, archive=archive, max_pixels=max_pixels)
@@ -195,7 +195,7 @@ class Prepare(Job):
     def _nothing_readable(self, studies: int, reasons: Counter[str]) -> InputError:
         reason, times = reasons.most_common(1)[0]
         return InputError(
-            f"not one of {studies} studies in {self.source.root} has a readable film",
+            f"not one of {studies} studies in {self.source.place} has a readable film",
             where=f"read as {self.source.format}",
             cause=f"most often: {reason} ({times} studies)",
             next="check source=PATH, data.format and where the images lie (docs/data.md)",

@@ -1,4 +1,4 @@
-"""Import every module of megpt and ray_jobs; exit code 1 with a line for each that does not import.
+"""Import every module of megpt, megpt_pacs and ray_jobs; exit code 1 with a line for each that does not import.
 
     .venv-lowest/bin/python tests/import_all.py
 
@@ -20,7 +20,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 def main() -> int:
     failed = 0
-    names = ["megpt", "ray_jobs"]
+    names = ["megpt", "megpt_pacs", "ray_jobs"]
     for package in list(names):
         folders = importlib.import_module(package).__path__
         names += [module.name for module in pkgutil.walk_packages(folders, f"{package}.")]

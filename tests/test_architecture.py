@@ -1,6 +1,6 @@
 """The rooms of the house and who may call whom, read from the source itself (imports inside functions included).
 
-- megpt never imports ray or ray_jobs.
+- megpt never imports ray or ray_jobs; neither of them imports the extension megpt_pacs, which entry points alone name.
 - The shared nouns (study, config, settings, errors, output, progress, recipe) know no room.
 - `data` and `model` use the shared nouns and not each other; `training`, `generation` and `evaluation` use `model` and
   `data` and not each other.
@@ -89,6 +89,11 @@ def test_the_library_knows_no_cluster(path: Path) -> None:
     assert not outside & {"ray", "ray_jobs"}
 
 
+@pytest.mark.parametrize("path", sources("megpt", "ray_jobs"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_knows_the_extension(path: Path) -> None:
+    assert "megpt_pacs" not in {name.split(".")[0] for name in imports_of(path)}
+
+
 @pytest.mark.parametrize("name", sorted(SHARED))
 def test_the_shared_nouns_know_no_room(name: str) -> None:
     files = [ROOT / "megpt" / f"{name}.py"] if (ROOT / "megpt" / f"{name}.py").is_file() else sources(f"megpt/{name}")
@@ -112,7 +117,7 @@ def module_of(path: Path) -> str:
 
 
 def test_there_is_no_circle() -> None:
-    files = {module_of(path): path for path in sources("megpt", "ray_jobs")}
+    files = {module_of(path): path for path in sources("megpt", "megpt_pacs", "ray_jobs")}
     # `from package import module` names both; the package's own file counts only where a name of it is imported.
     graph = {}
     for name, path in files.items():
@@ -125,7 +130,7 @@ def test_there_is_no_circle() -> None:
 
 def test_public_classes_have_names_of_their_own() -> None:
     homes: dict[str, list[str]] = {}
-    for path in sources("megpt", "ray_jobs"):
+    for path in sources("megpt", "megpt_pacs", "ray_jobs"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 homes.setdefault(node.name, []).append(module_of(path))
@@ -137,7 +142,9 @@ def test_every_room_is_known() -> None:
     assert rooms - SHARED - {"configs", "deepspeed"} == set(MAY_USE)
 
 
-@pytest.mark.parametrize("path", sources("megpt", "ray_jobs", "tests", "benchmarks"), ids=lambda p: str(p.name))
+@pytest.mark.parametrize(
+    "path", sources("megpt", "megpt_pacs", "ray_jobs", "tests", "benchmarks"), ids=lambda p: str(p.name)
+)
 def test_files_and_functions_stay_readable(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= (MOST_LINES_OF_A_TEST if "tests" in path.parts else MOST_LINES)

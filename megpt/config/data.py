@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -96,6 +96,8 @@ class DataConfig(Section):
     modalities: tuple[ModalityCode, ...] = Field(default=("CR", "DX", "RG"), min_length=1)
     """DICOM modalities that may be chest films; files of all others are left out and counted by kind."""
     columns: DataColumnsConfig = DataColumnsConfig()
+    options: Annotated[dict[str, Any], Indifferent] = Field(default_factory=dict)
+    """Settings that the archive's own format declares (docs/pacs.md has those of `dicomweb`)."""
 
     @field_validator("encoding")
     @classmethod

@@ -66,8 +66,13 @@ def default_text(leaf: Leaf) -> str:
 
 def help_text(reads: Sequence[str]) -> str:
     """The settings behind sections and keys, as `megpt JOB --help` lists them: type, range, default, sentence."""
+    return leaves_text(settings_read(reads))
+
+
+def leaves_text(settings: Sequence[Leaf]) -> str:
+    """The same for settings that may be an extension's own."""
     lines = []
-    for leaf in settings_read(reads):
+    for leaf in settings:
         lines += [f"  {leaf.key}: {leaf.allowed}; default {default_text(leaf)}", f"      {leaf.sentence}"]
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from megpt.config.data import ClusterConfig, DataConfig, PrepareConfig
 from megpt.config.demo import LanguageModelConfig, PhantomConfig, RunConfig
@@ -82,6 +82,8 @@ class Config(Section):
     import_checkpoint: ImportConfig = ImportConfig()
     export: ExportConfig = ExportConfig()
     ablate: AblateConfig = AblateConfig()
+    options: Annotated[dict[str, dict[str, Any]], Indifferent] = Field(default_factory=dict)
+    """Settings of jobs from other packages, by job; on the command line `JOB.key=value` (docs/extending.md)."""
 
     _provenance: Provenance = PrivateAttr(default_factory=Provenance)
 

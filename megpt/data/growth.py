@@ -36,6 +36,7 @@ from megpt.data.members import is_member
 from megpt.data.shards import ShardList, ShardListWriter
 from megpt.data.studies import Listed, read_rows
 from megpt.errors import InputError
+from megpt.films.remote import scheme_of
 from megpt.output import reopen
 from megpt.places import stamp
 
@@ -73,6 +74,7 @@ class Intake(contextlib.AbstractContextManager["Intake"]):
         base: the list of the earlier starts.
         output: the job's folder, whose `_SUCCESS` is removed before the list grows.
         failed: ids of studies that are to be done again.
+        whole: whether the source lists all that it holds; else what it does not list is not counted as gone.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class Intake(contextlib.AbstractContextManager["Intake"]):
         *,
         output: Path | None = None,
         failed: frozenset[str] = frozenset(),
+        whole: bool = True,
     ):
+        self.whole = whole
         self.base, self.choice, self.output, self.failed = base, choice or Choice(), output, failed
         self.new = self.again = self.gone = 0
         self.changed: list[str] = []
@@ -126,9 +130,9 @@ class Intake(contextlib.AbstractContextManager["Intake"]):
             seen += 1
             if self.choice.limit is not None and seen == self.choice.limit:
                 return
-        if self.choice.ids is None:
+        if self.choice.ids is None and self.whole:
             self.gone = self._known.execute("SELECT count(*) FROM known WHERE seen = 0").fetchone()[0]
-        elif len(self.unknown) == len(self.choice.ids):
+        elif self.choice.ids is not None and len(self.unknown) == len(self.choice.ids):
             raise InputError(
                 f"none of the {len(self.choice.ids)} studies that `ids` names is in the source",
                 where=where,
@@ -211,7 +215,7 @@ def film_state(listed: Listed) -> bytes:
 
 
 def _stamp(path: str | None) -> bytes:
-    if path is None:
+    if path is None or scheme_of(path):  # a server's film is known by its name alone
         return b""
     file = path.partition("#")[0] if is_member(path) else path
     try:

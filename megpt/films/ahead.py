@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
 from megpt.films.members import from_uri
+from megpt.films.remote import scheme_of
 from megpt.places import is_address, place
 from megpt.study import Study
 
@@ -33,7 +34,7 @@ def fetched_ahead(studies: Iterable[Study]) -> Iterator[Study]:
         while True:
             while films < FILMS and (study := next(stream, None)) is not None:
                 far = [view.uri for view in study.views if view.data is None and view.uri and is_address(view.uri)]
-                far = [uri for uri in far if from_uri(uri)[1] is None]
+                far = [uri for uri in far if not scheme_of(uri) and from_uri(uri)[1] is None]
                 for uri in far:
                     _coming[uri] = pool.submit(_open, uri)
                 waiting.append((study, far))

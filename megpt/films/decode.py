@@ -22,6 +22,7 @@ from megpt.errors import MegptError
 from megpt.films import ahead, dicom, pictures
 from megpt.films.kinds import GZIP, HEADER_BYTES, NAMES, film_type, kind_of
 from megpt.films.members import from_uri, open_member
+from megpt.films.remote import open_remote, scheme_of
 from megpt.films.unreadable import UnreadableFilm
 from megpt.places import Changed, is_address, screen
 from megpt.study import Study, View
@@ -180,6 +181,8 @@ class _Unzipped(gzip.GzipFile):
 def _open_path(uri: str | None) -> BinaryIO:
     if uri is None:
         raise UnreadableFilm("no path inside the archive")
+    if scheme_of(uri):
+        return open_remote(uri)
     try:
         path, member = from_uri(uri)
         if member is not None:

@@ -78,7 +78,7 @@ class Predictions:
         limit, new = intake.choice.limit, 0
         studies = _of_split(found.counted(source.listed()), split)
         with ShardListWriter(folder / LIST, shard_size, intake.base) as writer:
-            for listed in intake.studies(studies, where=str(source.root)):
+            for listed in intake.studies(studies, where=source.place):
                 splits[listed.study.split] += intake.new - new
                 new = intake.new
                 writer.add(listed)
@@ -89,7 +89,7 @@ class Predictions:
                 found.check()
             if not writer.studies and intake.base is None:
                 raise InputError(
-                    f"no study of split {split!r} in {source.root}",
+                    f"no study of split {split!r} in {source.place}",
                     cause="the archive is empty, or its studies belong to other splits",
                     next="set generate.split=all",
                 )

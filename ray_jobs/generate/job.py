@@ -73,7 +73,7 @@ class Generate(Job):
     reads = (
         *("source", "studies", "checkpoint", "ids", "retry", "limit", "seed", "generate", "model.llm"),
         *("data.format", "data.reports", "data.annotations", "data.columns", "data.encoding", "data.delimiter"),
-        *("data.roots", "data.section", "data.max_views", "data.changed", "data.max_pixels"),
+        *("data.roots", "data.section", "data.max_views", "data.changed", "data.max_pixels", "data.options"),
         *("data.study_id", "data.subject_id", "data.modalities"),
     )
     needs = ("checkpoint",)
@@ -98,8 +98,7 @@ class Generate(Job):
 
     def inputs(self) -> dict[str, Any]:
         """The model, and which archive, but not what this holds: it may grow."""
-        source = {"path": str(self.source.root), "format": self.source.format}
-        return {"checkpoint": self.fingerprint, "source": source}
+        return {"checkpoint": self.fingerprint, "source": self.source.identity}
 
     def preview(self, folder: Path) -> None:
         log(f"generate: decoding: {described(self.config.generate, self.origins)}")
@@ -108,7 +107,7 @@ class Generate(Job):
         new = self._beyond(folder)
         studies = new + (earlier.count(left) if earlier else 0)
         shards = len(left) + math.ceil(new / self.config.generate.shard_size)
-        log(f"generate: would write {studies} reports from {self.source.root} in {shards} shards to {folder}")
+        log(f"generate: would write {studies} reports from {self.source.place} in {shards} shards to {folder}")
 
     def has_grown(self, folder: Path) -> bool:
         return self._beyond(folder) > 0
@@ -148,7 +147,8 @@ class Generate(Job):
     def _intake(self, folder: Path) -> Intake:
         earlier = Predictions.open(folder)
         failed = earlier.failed_ids() if earlier and self.config.retry else frozenset[str]()
-        return Intake(earlier.shards if earlier else None, self.choice, output=folder, failed=failed)
+        base, whole = earlier.shards if earlier else None, self.source.whole
+        return Intake(base, self.choice, output=folder, failed=failed, whole=whole)
 
     def _list(self, folder: Path, intake: Intake) -> Predictions:
         rules = self.config.generate
@@ -187,7 +187,7 @@ class Generate(Job):
             max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
             enable_true_multi_threading=True,
         )
-        archive = str(self.source.root)
+        archive = self.source.place
         # One row a block: otherwise a small list is one block, and one actor does everything.
         shards = ray.data.from_items([{"shard": n} for n in missing], override_num_blocks=len(missing))
         with warnings.catch_warnings():

@@ -3,7 +3,7 @@
 - The jobs, their options and positionals are exactly these; `--help` and `--version` answer without starting anything.
 - Options and overrides come in any order; `--print-config` prints what `--config` accepts.
 - `megpt JOB --help` lists the settings that the job reads; several `--config` are merged; a job may come from an entry
-  point of another package.
+  point of another package, with settings of its own.
 - Bad input is exit code 2, one screen, no traceback, nothing written: no job, an unknown job (the nearest is named), an
   unknown option, an unknown key, `--limit 0`, a folder as config, a relative output inside a submitted job, an object
   store.
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytest
 import yaml
@@ -32,6 +32,7 @@ from megpt import __version__
 from megpt.config import load_config
 from megpt.config.reference import settings_read
 from megpt.errors import InputError, TooManyFailed
+from megpt.settings import Indifferent, Section
 from ray_jobs import __main__ as command_line
 from ray_jobs.__main__ import JOBS, Terminated, find, main, parser, reads_of
 from ray_jobs.job import Job
@@ -124,6 +125,43 @@ def test_a_job_from_elsewhere(own: type[Own], tmp_path: Path, capsys: pytest.Cap
     assert run(capsys, "own", "seed=3", f"output={tmp_path / 'out'}") == (0, "")
     assert (tmp_path / "out" / "seed").read_text() == "3"
     assert "nothing to do" in run(capsys, "own", "seed=3", f"output={tmp_path / 'out'}")[1]
+
+
+class OwnSettings(Section):
+    """Settings of the test's own job."""
+
+    to: str | None = None
+    """Where to."""
+    fast: Annotated[bool, Indifferent] = False
+    """How."""
+
+
+def test_settings_of_a_job_from_elsewhere(
+    own: type[Own], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "settings", OwnSettings)
+    own.todo = lambda job, folder: (folder / "told").write_text(f"{job.options.to} {job.options.fast}")
+    out = f"output={tmp_path / 'out'}"
+    assert run(capsys, "own", "to=pacs://x", "own.fast=true", out) == (0, "")
+    assert (tmp_path / "out" / "told").read_text() == "pacs://x True"
+    # one that is marked may change, another may not
+    assert "nothing to do" in run(capsys, "own", "own.to=pacs://x", out)[1]
+    code, text = run(capsys, "own", "own.to=pacs://y", out)
+    assert code == 2 and "options.to: 'pacs://x' → 'pacs://y'" in text
+    # the same from a file, and a command line wins
+    (tmp_path / "a.yaml").write_text("options: {own: {to: a, fast: true}, other: {depth: 1}}\n")
+    code, text = run(capsys, "own", "--config", str(tmp_path / "a.yaml"), "to=b", "--print-config")
+    assert yaml.safe_load(text)["options"] == {"own": {"to": "b", "fast": True}, "other": {"depth": 1}}
+    code, text = run(capsys, "own", "own.tow=a", f"output={tmp_path / 'new'}")
+    assert code == 2 and text.startswith("error: unknown key 'own.tow'\n") and "did you mean own.to?" in text
+    code, text = run(capsys, "own", "fast=maybe", f"output={tmp_path / 'new'}")
+    assert code == 2 and text.startswith("error: own.fast = 'maybe': ") and "own.fast takes true or false. How." in text
+    with pytest.raises(SystemExit):
+        main(["own", "--help"])
+    text = capsys.readouterr().out
+    assert "A job of the test's own: `todo` is its work." in text
+    assert "  own.to: text or null; default null\n      Where to.\n" in text
+    assert run(capsys, "evaluate", "to=a")[1].startswith("error: unknown key 'to'")
 
 
 def test_version_and_help_need_no_cluster() -> None:

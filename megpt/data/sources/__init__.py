@@ -24,6 +24,7 @@ from pathlib import Path
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source
 from megpt.errors import InputError, did_you_mean
+from megpt.films.remote import scheme_of
 from megpt.places import is_address, place, take_listing
 from megpt.progress import log
 
@@ -66,13 +67,15 @@ def open_source(path: str | Path, *, data: DataConfig) -> Source:
     """The archive at `path`.
 
     Args:
-        path: a folder, or the one file that lists the studies.
-        data: `format`, and the paths of reports and annotations that are not inside the archive.
+        path: a folder, the one file that lists the studies, or an address (`dicomweb://…`) whose scheme a format reads.
+        data: `format` with its own settings, and the paths of reports and annotations that are not inside the archive.
 
     Raises:
         InputError: nothing at `path`, an unknown or broken `data.format`, or no format that fits; the text lists the
             formats.
     """
+    if scheme := scheme_of(str(path)):
+        return _of_scheme(scheme, data)(str(path), data)
     path = place(path)
     take_listing(path)
     if not path.exists():
@@ -115,6 +118,34 @@ def load_format(name: str) -> type[Source]:
     if getattr(loaded, "format", None) != name:
         raise _broken(added[name], f"the class calls its format {getattr(loaded, 'format', None)!r}")
     return loaded
+
+
+def _of_scheme(scheme: str, data: DataConfig) -> type[Source]:
+    """The format that reads addresses of this scheme.
+
+    Raises:
+        InputError: there is none, or `data.format` names another.
+    """
+    known: dict[str, str] = {}
+    for name in sorted(_added()) if data.format == "auto" else [data.format]:
+        try:
+            source = load_format(name)
+        except InputError as error:
+            if data.format != "auto":
+                raise
+            _warn_once(f"warning: {error.what} and is skipped ({error.cause})")
+            continue
+        if scheme in source.schemes:
+            return source
+        known |= dict.fromkeys(source.schemes, name)
+    schemes = ", ".join(f"{name}:// ({form})" for name, form in sorted(known.items())) or "none"
+    raise InputError(
+        f"no archive format reads {scheme}:// addresses"
+        if data.format == "auto"
+        else f"data.format={data.format} does not read {scheme}:// addresses",
+        cause=f"addresses that can be read: {schemes}",
+        next="set source=PATH, or install the package that reads them",
+    )
 
 
 def _detect(path: Path, data: DataConfig) -> Source:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from megpt.config import DataConfig
 from megpt.data.members import is_member
@@ -19,7 +19,8 @@ from megpt.data.sources.columns import split_name
 from megpt.data.sources.reading import TextForm
 from megpt.data.studies import Listed
 from megpt.errors import MegptError
-from megpt.places import entries, exists, is_address
+from megpt.places import FarPath, entries, exists, is_address
+from megpt.settings import Section, identity_of, read_section
 from megpt.study import Study, View, utf8_name
 
 __all__ = ["FILM_SUFFIXES", "ImageFolder", "Inside", "Source", "check_mounted", "split_name"]
@@ -40,14 +41,24 @@ class Source(ABC):
     about: ClassVar[str]
     """The layout in one line, for the list of formats in errors."""
 
-    def __init__(self, root: Path, data: DataConfig):
-        self.root, self.data = root, data
+    schemes: ClassVar[tuple[str, ...]] = ()
+    """The addresses that it reads: `("dicomweb",)` for dicomweb://…; such a format never meets a path."""
+    settings: ClassVar[type[Section]] = Section
+    """The settings of its own, which a config has under `data.options`."""
+
+    def __init__(self, root: Path | str, data: DataConfig):
+        self.place = str(root) if is_address(root) else str(Path(root).absolute())
+        """The archive as records, logs and failed.parquet name it: an absolute path, or an address."""
+        self.root, self.data = root if isinstance(root, FarPath) else Path(root), data
+        self.options = read_section(self.settings, data.options, prefix="data.options.")
+        self.whole = True
+        """Whether a listing holds all that is there: what a part of it lacks does not count as gone."""
         self.form = TextForm(data.encoding, data.delimiter)
         self.rule = ""
         """How studies were told apart, in a few words; for the line that says what was found."""
         self.ignored: Counter[str] = Counter()
         """What the last listing did not read or had to decide, and how often; for the same line."""
-        self._inside = Inside(root if root.is_dir() else root.parent, data.roots)
+        self._inside = Inside(self.root if self.root.is_dir() else self.root.parent, data.roots)
 
     @classmethod
     @abstractmethod
@@ -68,8 +79,14 @@ class Source(ABC):
 
     @property
     def origin(self) -> tuple[str, str]:
-        """Absolute path and format, which failed.parquet names so that its studies can be read again."""
-        return str(self.root.absolute()), self.format
+        """Place and format, which failed.parquet names so that its studies can be read again."""
+        return self.place, self.format
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which archive a job reads, and by which of its format's own settings; not what it holds, since it grows."""
+        chosen = identity_of(self.options)
+        return {"path": self.place, "format": self.format} | ({"options": chosen} if chosen else {})
 
     def keep_in(self, folder: Path, *, write: bool = True) -> None:  # noqa: B027 (most sources keep nothing)
         """Name the job's output folder, where a source may keep what its next reading needs.

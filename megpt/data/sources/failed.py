@@ -15,6 +15,7 @@ from megpt.data.sources.base import Source
 from megpt.data.sources.table import has_columns
 from megpt.data.studies import Listed, read_rows
 from megpt.errors import InputError
+from megpt.films.remote import scheme_of
 from megpt.places import place
 from megpt.progress import log
 from megpt.study import Study
@@ -27,7 +28,7 @@ class FailedSource(Source):
     about = "failed.parquet of an earlier job: its studies, read again from the source that it names"
 
     def __init__(self, root: Path, data: DataConfig):
-        super().__init__(root, data)
+        super().__init__(root, data.model_copy(update={"options": {}}))  # they are those of the source that it names
         rows = list(read_rows(root, ["study_id", "source", "format"]))
         self._ids = {str(row["study_id"]) for row in rows}
         self._inner = _open({(str(row["source"]), str(row["format"])) for row in rows}, root, data)
@@ -78,13 +79,13 @@ def _open(origins: set[tuple[str, str]], root: Path, data: DataConfig) -> Source
             next="use them one by one",
         )
     ((path, name),) = origins
-    if not place(path).exists():
+    if not scheme_of(path) and not place(path).exists():
         raise InputError(
             f"the source of {root} is not there: {path}",
             cause="failed.parquet lists ids and reasons; films and reports are read from the source again",
             next=f"make {path} available, or set source=PATH to where it is now and ids={root}",
         )
-    source = load_format(name)(place(path), data)
+    source = load_format(name)(path if scheme_of(path) else place(path), data)
     # The file lies in the output of the job that failed, which holds the key of its ids.
     source.keep_in(root.absolute().parent, write=False)
     return source

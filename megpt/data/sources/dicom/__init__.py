@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -27,7 +27,7 @@ from megpt.data.sources.base import Source, check_mounted
 from megpt.data.sources.dicom.headers import Header
 from megpt.data.sources.dicom.identity import Pseudonyms, find_key
 from megpt.data.sources.dicom.index import INDEX_FILE, HeaderIndex, IndexEntry
-from megpt.data.sources.dicom.scan import holds_dicom, update
+from megpt.data.sources.dicom.scan import MakeEntry, holds_dicom, update
 from megpt.data.sources.dicom.words import CHEST, FOR_PROCESSING, UNKNOWN_MODALITY, side_of
 from megpt.data.studies import write_rows
 from megpt.films.members import to_uri
@@ -69,8 +69,10 @@ class DicomSource(Source):
 
     format = "dicom"
     about = "DICOM files in any tree, or in a zip or tar: one study per StudyInstanceUID, chest films only"
+    unit: ClassVar[str] = "files"
+    """What the index has a row for, in the line that says what was found."""
 
-    def __init__(self, root: Path, data: DataConfig):
+    def __init__(self, root: Path | str, data: DataConfig):
         super().__init__(root, data)
         self._folder: Path | None = None
         self._write = False
@@ -92,26 +94,50 @@ class DicomSource(Source):
             InputError: a key that cannot be used, or another one than the output began with.
             MegptError: the archive is not there.
         """
-        check_mounted(self.root)
         ids = self._pseudonyms()
         settings = f"{self.data.study_id == 'accession'}:{self.data.subject_id}"
         # An index at an address would name patients' folders where no file has a mode: headers are read anew instead.
         place = None if self._folder is None or is_address(self._folder) else self._folder / INDEX_FILE
         index = HeaderIndex(place, made_for=settings, key=ids.check, writable=self._write)
         try:
-            files, opened = update(index, self.root, lambda path, header: self._entry(path, header, ids))
-            reader = _Reader(self.root, self.data, ids, index)
+            rows_of_index, new = self.update_index(index, lambda path, header: self._entry(path, header, ids))
+            reader = _Reader(self.data, ids, index, self.locate)
             found = Contents()
             rows: Iterable[dict[str, Any]] = reader.left_out(found)
             if self._folder is not None and self._write:
                 write_rows(self._folder / LEFT_OUT, rows, LEFT_OUT_SCHEMA)
             else:
                 Counter(row["files"] for row in rows)
-            self._say(found, files, opened, index.others())
+            self._say(found, rows_of_index, new, index.others())
             yield from reader.studies()
             yield from reader.files()
+            yield from self.unlisted(ids)
         finally:
             index.close()
+
+    # ---- what differs where the files are not on a disk (megpt_pacs)
+
+    def update_index(self, index: HeaderIndex, make_entry: MakeEntry) -> tuple[int, int]:
+        """Bring the index up to date; returns how many rows it has (`unit`), and how many of them had to be read.
+
+        Raises:
+            MegptError: the archive is not there.
+        """
+        check_mounted(self.root)
+        # Relative paths are joined to the real folder, as those of every source are.
+        base = self.root if self.root.is_dir() else self.root.parent
+        self._base = str(base) if is_address(base) else os.path.realpath(base)
+        return update(index, self.root, make_entry)
+
+    def locate(self, entry: IndexEntry) -> str:
+        """Where a film is: the `uri` of its view."""
+        path = os.path.join(self._base, os.fsdecode(entry.path))  # noqa: PTH118 (of a million films)
+        readable = entry.member is not None and entry.what != "error"
+        return to_uri(path, os.fsdecode(entry.member) if readable and entry.member else None)
+
+    def unlisted(self, ids: Pseudonyms) -> Iterator[Study]:
+        """An error row for each study that is known to be there, and whose headers could not be read."""
+        return iter(())
 
     def _pseudonyms(self) -> Pseudonyms:
         if self._key is None:
@@ -136,7 +162,7 @@ class DicomSource(Source):
             number=header.number,
         )
 
-    def _say(self, found: Contents, files: int, opened: int, others: dict[str, int]) -> None:
+    def _say(self, found: Contents, rows: int, new: int, others: dict[str, int]) -> None:
         """Say once what was found, and what of it is left out."""
         if self._spoken:
             return
@@ -146,26 +172,25 @@ class DicomSource(Source):
             if getattr(self.data, name) == value:
                 log(f"warning: data.{key}: {meaning}")
         log(
-            f"dicom: {found.studies} studies, {found.films} films, {found.errors} files that cannot be used "
-            f"({files} files, {opened} of them new)"
+            f"{self.format}: {found.studies} studies, {found.films} films, {found.errors} files that cannot be used "
+            f"({rows} {self.unit}, {new} of them new)"
         )
         kinds = ", ".join(
             f"{name} {count}" for name, count in sorted(found.kinds.items(), key=lambda kind: (-kind[1], kind[0]))
         )
         if kinds:
-            log(f"dicom: left out: {found.left_out_studies} studies without a chest film; files by kind: {kinds}")
+            without = f"{found.left_out_studies} studies without a chest film"
+            log(f"{self.format}: left out: {without}; files by kind: {kinds}")
         if others:
-            log("dicom: not DICOM films: " + ", ".join(f"{name} {count}" for name, count in sorted(others.items())))
+            names = ", ".join(f"{name} {count}" for name, count in sorted(others.items()))
+            log(f"{self.format}: not DICOM films: {names}")
 
 
 class _Reader:
     """Studies from a complete index."""
 
-    def __init__(self, root: Path, data: DataConfig, ids: Pseudonyms, index: HeaderIndex):
-        self._data, self._ids, self._index = data, ids, index
-        # Relative paths are joined to the real folder, as those of every source are.
-        base = root if root.is_dir() else root.parent
-        self._base = str(base) if is_address(base) else os.path.realpath(base)
+    def __init__(self, data: DataConfig, ids: Pseudonyms, index: HeaderIndex, locate: Callable[[IndexEntry], str]):
+        self._data, self._ids, self._index, self._locate = data, ids, index, locate
         self._shared = index.shared_accessions() if data.study_id == "accession" else set()
 
     def left_out(self, found: Contents) -> Iterator[dict[str, Any]]:
@@ -263,9 +288,7 @@ class _Reader:
         return (hashed, wrong) if wrong else (accession, "")
 
     def _view(self, entry: IndexEntry) -> View:
-        path = os.path.join(self._base, os.fsdecode(entry.path))  # noqa: PTH118 (of a million films)
-        readable = entry.member is not None and entry.what != "error"
-        uri = to_uri(path, os.fsdecode(entry.member) if readable and entry.member else None)
+        uri = self._locate(entry)
         if not entry.sop:
             return View(self._file_id(entry), entry.position, uri=uri)
         name = self._ids.of("film", entry.sop) if self._data.study_id == "hash" else entry.sop

@@ -24,7 +24,7 @@ from pydicom.tag import BaseTag, Tag
 from megpt.data.sources.dicom.words import DICOMDIR, body_part, kind_of_object, modality_code, position_of
 from megpt.films import dicom as _quiet  # switches pydicom's warnings off, which quote headers
 
-__all__ = ["HEAD_BYTES", "Header", "UnreadableHeader", "read_header"]
+__all__ = ["HEAD_BYTES", "TAGS", "Header", "UnreadableHeader", "header_of", "read_header"]
 
 assert _quiet
 HEAD_BYTES = 1 << 16
@@ -89,7 +89,7 @@ def read_header(head: bytes, whole: Callable[[], bytes]) -> Header | None:
         dataset, complete = _parse(head)
         if not complete and len(head) >= HEAD_BYTES:
             dataset, complete = _parse(whole())
-        header = _header(dataset)
+        header = header_of(dataset)
     except Exception:  # pydicom raises anything on damaged input
         dataset, complete, header = Dataset(), False, Header()
     if not header.study and not header.sop and header.object != DICOMDIR:
@@ -125,7 +125,8 @@ def _inflated(data: bytes) -> bytes:
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], MOST_BYTES)
 
 
-def _header(dataset: Dataset) -> Header:
+def header_of(dataset: Dataset) -> Header:
+    """The header that a parsed data set holds; a value that does not fit its type counts as absent."""
     meta = getattr(dataset, "file_meta", Dataset())
     sop_class = _text(dataset, "SOPClassUID") or _text(meta, "MediaStorageSOPClassUID")
     if sop_class == DICOMDIR_CLASS:
