@@ -50,7 +50,7 @@ def test_only_code_goes(checkout: Path) -> None:
         for name in SECRETS:
             (checkout / folder / name).parent.mkdir(parents=True, exist_ok=True)
             (checkout / folder / name).write_bytes(b"secret")
-    code = {name for name in tracked() if name.startswith(("megpt/", "ray_jobs/", "deploy/"))}
+    code = {name for name in tracked() if name.startswith(("megpt/", "megpt_pacs/", "ray_jobs/", "deploy/"))}
     linked = {name.replace("megpt/configs/", "configs/") for name in code if name.startswith("megpt/configs/")}
     linked |= {name.replace("megpt/deepspeed/", "deepspeed_configs/") for name in code if "deepspeed/" in name}
     found = uploaded(checkout)
