@@ -82,6 +82,7 @@ def test_the_notebook_is_stored_without_output() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine is no wrong result
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat
     from nbclient import NotebookClient
