@@ -217,6 +217,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine is no wrong result
 def test_the_wheel_alone(alone: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -125,6 +125,8 @@ def read_prompts(folder: Path) -> dict[str, Any]:
             with safe_open(folder / CENTROIDS, "np") as file:
                 clusters = file.get_slice("centroids").get_shape()[0]
     except FileNotFoundError:
+        if (folder / "config.json").exists():
+            raise _incomplete(folder, PROMPTS) from None
         raise InputError(
             f"no {PROMPTS} in {folder}", next="run `megpt fit-prompts` and set prompts= to its output"
         ) from None
@@ -135,7 +137,18 @@ def read_prompts(folder: Path) -> dict[str, Any]:
             next=f"each entry of {PROMPTS} needs `text: …`; or run `megpt fit-prompts` again",
         ) from error
     check_prompts(found["texts"], clusters)
+    if clusters is None and len(found["texts"]) > 1:
+        # Without clusters the first prompt would be everyone's.
+        raise _incomplete(folder, CENTROIDS)
     return found
+
+
+def _incomplete(folder: Path, name: str) -> InputError:
+    return InputError(
+        f"no {name} in {folder}",
+        cause="a file was not copied, or a download was cut short",
+        next="download or copy the whole folder again",
+    )
 
 
 def check_prompts(texts: Sequence[Any], clusters: int | None) -> None:

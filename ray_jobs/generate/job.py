@@ -89,8 +89,17 @@ class Generate(Job):
         # Only from the command line: the config of a training run names the language model for training.
         self.llm = absolute(self.config).model.llm if "model.llm" in self.config.named else None
         self.config = self.config.updated(checkpoint=pinned(str(self.config.checkpoint)))
+        self._check_parts()
         rules, self.origins = completed(self.config.generate, local_folder(str(self.config.checkpoint)))
         self.config = self.config.updated(generate=rules.model_dump(mode="json"))
+
+    def _check_parts(self, *, weights: bool = False) -> None:
+        from megpt.model import MeGPTProcessor
+        from megpt.model.checkpoint.load import check_parts
+
+        folder = local_folder(str(self.config.checkpoint))
+        check_parts(folder, self.llm, weights=weights)
+        MeGPTProcessor.from_pretrained(folder)
 
     def identity(self) -> dict[str, Any]:
         # The language model is checked against the checkpoint's hash, so its place does not count.
@@ -101,6 +110,7 @@ class Generate(Job):
         return {"checkpoint": self.fingerprint, "source": self.source.identity}
 
     def preview(self, folder: Path) -> None:
+        self._check_parts(weights=True)
         log(f"generate: decoding: {described(self.config.generate, self.origins)}")
         earlier = Predictions.open(folder)
         left = earlier.left() if earlier else []

@@ -84,8 +84,11 @@ def load_model(
         lora.load_adapters(model.vision.trunk, folder / lora.VISION_ADAPTER)
     if config.llm_lora:
         language.load_language_adapter(model.language_model, folder / lora.LANGUAGE_ADAPTER)
-    if (folder / "generation_config.json").exists():
-        model.generation_config = model.language_model.generation_config = GenerationConfig.from_pretrained(folder)
+    if (decoding := folder / "generation_config.json").exists():
+        try:
+            model.generation_config = model.language_model.generation_config = GenerationConfig.from_pretrained(folder)
+        except DAMAGE as error:
+            raise damaged(str(decoding), error) from error
     model.name_or_path = str(folder)
     return model.to(device=_device(device_map), dtype=dtype).eval()
 
@@ -154,6 +157,39 @@ def _retokenise(config: MeGPTConfig, bank: PromptBank, own: PreTrainedTokenizerB
 def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | None, dtype: torch.dtype) -> Any:
     if "language_model" not in config.left_out:
         return language.restore_language_model(cast(Any, config.text_config), _part(tensors, "language_model"), dtype)
+    source, named = _source(config, llm), cast(Any, config.frozen)["language_model"]
+    _check_language_model(source, named)
+    if llm:
+        # Where a checkpoint saved from this model will look for it.
+        place, pinned_at = language.located(source)
+        config.llm = str(Path(place).absolute()) if Path(place).is_dir() else place
+        entry = {"source": config.llm, "fingerprint": named["fingerprint"], **pinned_at}
+        config.frozen = {**cast(Any, config.frozen), "language_model": entry}
+    return language.load_language_model(source, dtype)
+
+
+def check_parts(folder: Path, llm: str | None = None, *, weights: bool = False) -> None:
+    """Look at what a checkpoint needs beside its own weights, before any of them is in memory.
+
+    Args:
+        weights: hash those of a local language model too, which reads all of them.
+
+    Raises:
+        InputError: as `load_model`.
+    """
+    config = read_config(folder)
+    check_format(config, folder)
+    locate(config, folder)
+    PromptBank.load(folder)
+    _own_tokenizer(config, folder)
+    if "language_model" in config.left_out:
+        source = _source(config, llm)
+        if weights and Path(source).is_dir():
+            _check_language_model(source, cast(Any, config.frozen)["language_model"])
+
+
+def _source(config: MeGPTConfig, llm: str | None) -> str:
+    """Where the language model is that the checkpoint names; a hub id with its revision."""
     named = cast(Any, config.frozen)["language_model"]
     revision = f"@{named['revision']}" if named.get("revision") else ""
     source = llm or named["source"] + revision
@@ -165,14 +201,16 @@ def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | 
             next="name its folder: model.llm=FOLDER on the command line, from_pretrained(…, llm=FOLDER) in Python; "
             "`megpt export checkpoint=… output=… full=true` makes a folder that holds it",
         )
-    _check_frozen("language model", named, files_fingerprint(language.weight_files(source)), source, "llm")
-    if llm:
-        # Where a checkpoint saved from this model will look for it.
-        place, pinned_at = language.located(source)
-        config.llm = str(Path(place).absolute()) if Path(place).is_dir() else place
-        entry = {"source": config.llm, "fingerprint": named["fingerprint"], **pinned_at}
-        config.frozen = {**cast(Any, config.frozen), "language_model": entry}
-    return language.load_language_model(source, dtype)
+    return source
+
+
+def _check_language_model(source: str, named: Mapping[str, str]) -> None:
+    files = language.weight_files(source)
+    try:
+        found = files_fingerprint(files)
+    except DAMAGE as error:
+        raise damaged(f"the language model in {source}", error) from error
+    _check_frozen("language model", named, found, source, "llm")
 
 
 def restored_encoder(
