@@ -132,7 +132,9 @@ def train_loop(
     shapes = {name: parameter.shape for name, parameter in trainable(model)}
     memo = open_memo(config, model, samples.num_views, made.folder, zero_stage=zero_stage(train, world))
     store = CheckpointStore(output / STEPS, keep=train.keep)
-    weights = rarity(made.observations) if made.observations is not None and train.balance == "findings" else None
+    weights = None
+    if made.observations is not None and train.balance == "findings":
+        weights = rarity(made.observations, power=train.balance_power)
     order = GlobalOrder(len(samples), train.global_batch_size, config.seed, weights)
     schedule = Schedule.of(train, order.steps_per_epoch)
     engine, step, failed = resume(config, model, samples, store)
