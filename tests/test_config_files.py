@@ -30,7 +30,10 @@ from ray_jobs.__main__ import main
 from ray_jobs.train.job import absolute
 
 ROOT = Path(__file__).resolve().parent.parent
-PAPER = "iu_xray_deep, iu_xray_delta, iu_xray_shallow, mimic_cxr_deep, mimic_cxr_delta, mimic_cxr_shallow"
+PAPER = (
+    "iu_xray_ablation, iu_xray_deep, iu_xray_delta, iu_xray_shallow, iu_xray_short, iu_xray_smollm2, "
+    "mimic_cxr_deep, mimic_cxr_delta, mimic_cxr_shallow"
+)
 NAMES = f"ablation, {PAPER}, phantom"
 
 

@@ -155,6 +155,7 @@ def two_cores(name: str) -> dict[str, Any]:
         "train.lr_vision": 2e-4,
         "train.warmup_steps": 40,
         "train.balance": "findings",
+        "train.balance_power": 0.75,
         "train.label_loss": 2.0,
         "train.save_every": 65,
         "train.keep": 1,

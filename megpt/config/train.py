@@ -47,7 +47,10 @@ class TrainConfig(Section):
     l2: float = Field(default=1e-5, ge=0)
     """λ of the penalty λ(‖W_proj‖² + ‖γ_LN‖²), added to the cross-entropy."""
     balance: Literal["none", "findings"] = "none"
-    """`findings` draws studies with rare observations more often: by √(commonest / rarest of its observations)."""
+    """`findings` draws studies with rare observations more often (`balance_power`)."""
+    balance_power: Fraction = 0.5
+    """A study is drawn (f_max / f)^power times as often as one without observations: f is the share of studies with its
+    rarest observation, f_max that of the commonest; 1 balances them in full."""
     label_loss: float = Field(default=0, ge=0)
     """Weight of a second loss: which of 14 observations the report calls present, told from the visual tokens alone."""
     max_report_tokens: Positive = 100

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
-from megpt.config import Config
+from megpt.config import Config, TrainConfig
 from megpt.model import PromptBank, build_model
 from megpt.model.checkpoint.decoding import carry
 from megpt.model.checkpoint.fingerprint import local_folder
@@ -108,6 +109,13 @@ def make_parts(config: Config, observe: Observe | None = None) -> Parts:
     return Parts(model, processor, samples, folder, observations)
 
 
+def draw_weights(made: Parts, train: TrainConfig) -> NDArray[np.float64] | None:
+    """How often each sample is drawn, relative to the others; None for all alike."""
+    if made.observations is None or train.balance != "findings":
+        return None
+    return rarity(made.observations, power=train.balance_power)
+
+
 def needs_observations(config: Config) -> bool:
     """Whether a run has to know what its reports say."""
     return config.train.balance != "none" or config.train.label_loss > 0
@@ -153,8 +161,7 @@ def train_loop(
     require_same_on_every_worker(samples)
     shapes = {name: parameter.shape for name, parameter in trainable(model)}
     memo = open_memo(config, model, samples.num_views, made.folder, zero_stage=zero_stage(train, world))
-    weights = rarity(made.observations) if made.observations is not None and train.balance == "findings" else None
-    order = GlobalOrder(len(samples), train.global_batch_size, config.seed, weights)
+    order = GlobalOrder(len(samples), train.global_batch_size, config.seed, draw_weights(made, train))
     schedule = Schedule.of(train, order.steps_per_epoch)
     store = CheckpointStore(output / STEPS, keep=train.keep)
     engine, step, failed = resume(config, model, samples, store)

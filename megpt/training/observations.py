@@ -1,7 +1,7 @@
 """Which observations each training report calls present: for balanced sampling, and for the label loss.
 
     present = open_observations(samples, lambda: training_studies(config), folder, config.data, observe)
-    GlobalOrder(len(samples), 16, seed, weights=rarity(present))
+    GlobalOrder(len(samples), 16, seed, weights=rarity(present, power=0.5))
 
 They are the archive's own labels where a study has any, else those that are read from its report.
 """
@@ -50,12 +50,12 @@ def _read(studies: Iterable[Study], section: str, observe: Observe) -> Iterator[
             yield study.study_id, np.array([labels.get(name) == 1 for name in CHEXPERT]) if labels else row
 
 
-def rarity(present: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """How often to draw each study, (N,) ≥ 1: √(f_max / f) of its rarest observation, where f is the share of studies
-    that have it and f_max that of the commonest; 1 for a study without any.
+def rarity(present: npt.NDArray[np.bool_], *, power: float) -> npt.NDArray[np.float64]:
+    """How often to draw each study, (N,) ≥ 1: (f_max / f)^power of its rarest observation, where f is the share of
+    studies that have it and f_max that of the commonest; 1 for a study without any.
 
-    Source: repeat factor sampling (Gupta et al., "LVIS", 2019), with f_max as its threshold.
+    Source: repeat factor sampling (Gupta et al., "LVIS", 2019), which has a power of ½, with f_max as its threshold.
     """
     count = present.sum(0)
-    factor = np.sqrt(count.max() / np.maximum(count, 1))
+    factor = (count.max() / np.maximum(count, 1)) ** power
     return np.maximum(1.0, (present * factor).max(1))

@@ -33,7 +33,6 @@ def worker(arguments: dict[str, Any]) -> None:
     if (output / ERROR).exists():
         return  # another worker raised it, and the controller did not see the file yet
     with uncollected():
-        from megpt.evaluation.clinical import label_reports
         from megpt.training.loop import Hooks, make_parts, train_loop
         from megpt.training.samples import drop_samples
         from ray_jobs.train.validate import best_score, validator
@@ -49,7 +48,7 @@ def worker(arguments: dict[str, Any]) -> None:
     )
     try:
         require_gpu(config.cluster)
-        summary = train_loop(config, lambda: make_parts(config, label_reports), output=output, hooks=hooks)
+        summary = train_loop(config, lambda: make_parts(config, observe), output=output, hooks=hooks)
     except MegptError as error:
         if isinstance(error, InputError):
             drop_samples(config)  # what was made of an input that is to be mended
@@ -59,6 +58,13 @@ def worker(arguments: dict[str, Any]) -> None:
         write_json(output / "steps" / SUMMARY, summary)
     if context.get_local_rank() == 0:
         drop_samples(config)
+
+
+def observe(reports: list[str]) -> Any:
+    """(N, 14) bool: the observations that N reports call present. The labeller is loaded when it is first asked."""
+    from megpt.evaluation.clinical import label_reports
+
+    return label_reports(reports)
 
 
 def gauges() -> Callable[[dict[str, float]], None]:

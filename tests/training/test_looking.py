@@ -75,8 +75,9 @@ def test_how_often_a_study_is_drawn() -> None:
     present[:, 8] = True
     present[:4, HEART] = True
     present[0, EFFUSION] = True
-    assert rarity(present).tolist() == [4.0, 2.0, 2.0, 2.0, *[1.0] * 12]
-    assert rarity(np.zeros((3, 14), bool)).tolist() == [1.0] * 3
+    assert rarity(present, power=0.5).tolist() == [4.0, 2.0, 2.0, 2.0, *[1.0] * 12]
+    assert rarity(present, power=1.0).tolist() == [16.0, 4.0, 4.0, 4.0, *[1.0] * 12]
+    assert rarity(np.zeros((3, 14), bool), power=0.5).tolist() == [1.0] * 3
 
 
 def test_observations_of_the_samples(tmp_path: Path) -> None:
