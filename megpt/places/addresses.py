@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.util
 import os
 import re
@@ -65,9 +66,15 @@ def check(address: str, *, setting: str = "", writing: bool = False, known_only:
             cause=f"{scheme}:// is read only",
             next="choose a path or " + ", ".join(f"{name}://" for name in WRITABLE),
         )
-    if scheme in WRITABLE and importlib.util.find_spec("obstore") is None:
+    if scheme in WRITABLE and not has_client():
         package = f'pip install "megpt[{WRITABLE[scheme]}]" on every node'
         raise InputError(f"{scheme}:// needs the package obstore", next=package)
+
+
+@functools.cache
+def has_client() -> bool:
+    """Whether the package for stores is installed."""
+    return importlib.util.find_spec("obstore") is not None
 
 
 def told(error: BaseException, address: str, *, writing: bool = False) -> Exception:
@@ -83,6 +90,13 @@ def told(error: BaseException, address: str, *, writing: bool = False) -> Except
         )
     if isinstance(error, FileNotFoundError) or name == "EntryNotFoundError" or status == 404:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address)
+    if name == "InvalidPathError":
+        key = re.search(r'Path "([^"]*)"', text)
+        return InputError(
+            f"{address} holds an object whose name cannot be read" + (f": {key[1]!r}" if key else ""),
+            cause="a part of the name between two / is empty, . or ..",
+            next="rename or move the object",
+        )
     if name in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
         return PermissionError(errno.EACCES, "write" if writing else "read", address)
     if name == "AlreadyExistsError":

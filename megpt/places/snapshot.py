@@ -37,12 +37,12 @@ class Snapshot:
         self._cut = len(root) + 1
         count = 0
         for found in stores.everything(root):
-            if found.address.endswith("/"):  # a folder that a browser made
+            if found.address == root:  # the archive itself, as an empty object
                 continue
             folder, _, name = found.address[self._cut :].rpartition("/")
             self._folder(folder)
             row = (folder, name, found.size, found.version, found.modified)
-            self._database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", row)
+            self._database.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", row)
             count += 1
             if count % TELL == 0:
                 log(f"{root}: {count:,} objects listed")
@@ -52,7 +52,8 @@ class Snapshot:
         if folder:
             above, _, name = folder.rpartition("/")
             self._folder(above)
-            self._database.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, NULL, NULL, NULL)", (above, name))
+            # Browsers of stores make an empty object for a folder.
+            self._database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, NULL, NULL, NULL)", (above, name))
 
     def _rows(self, query: str, *values: str) -> list[tuple]:
         with self._lock:

@@ -16,7 +16,7 @@ import random
 from pathlib import Path
 
 import pytest
-from far_store import Fault, Proxy, put_folder
+from far_store import Fault, Proxy, ask, put_folder
 
 from megpt.errors import InputError, MegptError
 from megpt.places import Changed, cache, entries, head_of, here, part_of, place, screen, stores, take_listing, walk
@@ -69,8 +69,8 @@ def test_a_tree_looks_as_on_disk(bucket: str, tree: Path, at_once: bool) -> None
         (f[len(str(tree)) :], sorted(d), sorted(n)) for f, d, n in walk(tree)
     )
     for name in (*FILES, "films", "films/sub", "films/1.pn", "film", "nothing"):
-        for ask in ("exists", "is_file", "is_dir"):
-            assert getattr(far / name, ask)() == getattr(tree / name, ask)(), (ask, name)
+        for method in ("exists", "is_file", "is_dir"):
+            assert getattr(far / name, method)() == getattr(tree / name, method)(), (method, name)
     for name in FILES:
         assert (far / name).read_bytes() == (tree / name).read_bytes()
         assert (far / name).stat().st_size == (tree / name).stat().st_size
@@ -78,6 +78,28 @@ def test_a_tree_looks_as_on_disk(bucket: str, tree: Path, at_once: bool) -> None
         (far / "nothing").stat()
     with pytest.raises(FileNotFoundError):
         (far / "nothing").read_text()
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["asked", "listed"])
+def test_folders_that_a_browser_made(bucket: str, proxy: Proxy, at_once: bool) -> None:
+    port, name = int(proxy.server.rpartition(":")[2]), bucket.removeprefix("s3://")
+    for key in ("tree/", "tree/films/", "tree/films/1.png"):
+        assert ask(port, "PUT", f"/{name}/{key}", b"" if key.endswith("/") else b"film")[0] == 200
+    far = place(f"{bucket}/tree")
+    if at_once:
+        take_listing(far)
+    assert [str(p) for p in far.iterdir()] == [f"{bucket}/tree/films"]
+    assert [str(p) for p in (far / "films").iterdir()] == [f"{bucket}/tree/films/1.png"]
+    assert (far / "films").is_dir() and (far / "films" / "1.png").is_file()
+    assert [p.name for p in here(far).rglob("*.png")] == ["1.png"]
+
+
+def test_a_name_that_no_path_has(bucket: str, proxy: Proxy) -> None:
+    port = int(proxy.server.rpartition(":")[2])
+    assert ask(port, "PUT", f"/{bucket.removeprefix('s3://')}/tree/a//b", b"x")[0] == 200
+    with pytest.raises(InputError) as raised:
+        take_listing(place(f"{bucket}/tree"))
+    assert raised.value.what == f"{bucket}/tree holds an object whose name cannot be read: 'tree/a//b'"
 
 
 def test_a_listing_costs_a_request_for_a_thousand_names(bucket: str, tree: Path, proxy: Proxy) -> None:

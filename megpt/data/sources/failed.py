@@ -15,7 +15,7 @@ from megpt.data.sources.base import Source
 from megpt.data.sources.table import has_columns
 from megpt.data.studies import Listed, read_rows
 from megpt.errors import InputError
-from megpt.places import place
+from megpt.places import place, take_listing
 from megpt.progress import log
 from megpt.study import Study
 
@@ -84,6 +84,7 @@ def _open(origins: set[tuple[str, str]], root: Path, data: DataConfig) -> Source
             cause="failed.parquet lists ids and reasons; films and reports are read from the source again",
             next=f"make {path} available, or set source=PATH to where it is now and ids={root}",
         )
+    take_listing(place(path))
     source = load_format(name)(place(path), data)
     # The file lies in the output of the job that failed, which holds the key of its ids.
     source.keep_in(root.absolute().parent, write=False)
