@@ -79,6 +79,8 @@ def has_client() -> bool:
 
 def told(error: BaseException, address: str, *, writing: bool = False) -> Exception:
     """A store's error as the OSError that a file would raise, or as a screen if the store itself cannot be used."""
+    if isinstance(error, MegptError):
+        return error
     name, text = type(error).__name__, str(error)
     found = _STATUS.search(text)
     status = next((int(code) for code in found.groups() if code), 0) if found else getattr(error, "status", 0)
@@ -106,9 +108,16 @@ def told(error: BaseException, address: str, *, writing: bool = False) -> Except
     return MegptError(
         f"{'://'.join(split(address)[:2])} does not answer as it should",
         where=address,
-        cause=(f"HTTP {status}" if status else name) + f", also after {TRIES} tries or {GIVE_UP_S} s",
+        cause=(f"HTTP {status}" if status else _kind(text) or name) + f", also after {TRIES} tries or {GIVE_UP_S} s",
         next="run the same command again when it does: what is finished is kept",
     )
+
+
+def _kind(text: str) -> str:
+    """What went wrong without an answer, from the words of the client; its own text may quote a whole request."""
+    if "timed out" in text or "Timeout" in text:
+        return "no answer in time"
+    return "no connection" if "ConnectError" in text or "error sending request" in text else ""
 
 
 def screen(error: BaseException) -> MegptError | None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
-from far_store import Fault, Proxy, ask, put_folder
+from far_store import Fault, Proxy, ask, free_port, put_folder
 
 from megpt.errors import InputError, MegptError
 from megpt.places import Changed, cache, entries, head_of, here, part_of, place, screen, stores, take_listing, walk
@@ -161,6 +162,35 @@ def test_a_store_that_stays_away(bucket: str, proxy: Proxy, monkeypatch: pytest.
         place(f"{bucket}/x").read_bytes()
     assert raised.value.what == f"{bucket} does not answer as it should" and raised.value.exit_code == 1
     assert str(raised.value.cause).startswith("HTTP 503") and "secret" not in str(raised.value)
+
+
+def test_a_store_that_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(stores, "TRIES", 1)
+    stores._store.cache_clear()
+    with pytest.raises(MegptError) as raised:
+        place(f"{bucket}/x").exists()
+    assert str(raised.value.cause).startswith("no connection, also after")
+
+
+def test_a_store_whose_settings_are_missing(monkeypatch: pytest.MonkeyPatch, proxy: Proxy) -> None:
+    for name in list(os.environ):
+        if name.startswith("AZURE_"):
+            monkeypatch.delenv(name)
+    with pytest.raises(InputError, match="az://box cannot be opened"):
+        place("az://box/x").exists()
+
+
+def test_slow_answers_are_waited_for_or_asked_again(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores.put(f"{bucket}/x", b"1")
+    monkeypatch.setattr(stores, "REQUEST_S", 2)
+    stores._store.cache_clear()
+    proxy.faults.append(Fault(lambda m, p: m == "GET", delay_s=0.5))
+    assert place(f"{bucket}/x").read_bytes() == b"1"
+    proxy.faults[:] = [Fault(lambda m, p: m == "GET", delay_s=30, times=1)]
+    began = time.monotonic()
+    assert place(f"{bucket}/x").read_bytes() == b"1"
+    assert time.monotonic() - began < 25
 
 
 def test_no_rights(bucket: str, proxy: Proxy) -> None:
