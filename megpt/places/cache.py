@@ -62,11 +62,6 @@ def _above(address: str, root: str) -> list[str]:
     return [root, *("/".join([root, *parts[: n + 1]]) for n in range(len(parts)))]
 
 
-def local_file(address: str) -> Path:
-    """One object as a file of this machine, of the same name."""
-    return _copied(address.rpartition("/")[0], [stores.head(address)]) / address.rpartition("/")[2]
-
-
 def _copied(root: str, found: list[Found]) -> Path:
     key = hashlib.sha256("\n".join(f"{one.address}:{one.size}:{one.version}" for one in found).encode()).hexdigest()
     # The name of the address stays the last part, since cards and pages name the folder of a checkpoint.

@@ -9,7 +9,6 @@ of a job, and plans from it.
 from __future__ import annotations
 
 import functools
-import sqlite3
 import threading
 from collections.abc import Iterator
 
@@ -25,6 +24,8 @@ class Snapshot:
     """The objects below an address, as they were at one moment."""
 
     def __init__(self, root: str):
+        import sqlite3  # after `megpt --help`
+
         self.root = root
         self._lock = threading.Lock()
         self._database = sqlite3.connect("", check_same_thread=False)
