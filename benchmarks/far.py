@@ -125,6 +125,7 @@ def plan() -> dict[str, Any]:
         "films": shards.notes["found"]["films"],
         "listing_s": round(listed, 1),
         "seconds": round(time.monotonic() - began, 1),
+        "cpu_s": round(time.process_time(), 1),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
 
@@ -138,6 +139,7 @@ def films(folder: Path, count: int, repeats: int) -> dict[str, Any]:
 
     config = load_config(None, ["data.format=folder"])
     rates: dict[str, list[float]] = {"local": [], "far": []}
+    busy: dict[str, list[float]] = {"local": [], "far": []}
     for _ in range(repeats):
         for name, root in (("local", str(folder / "films")), ("far", "s3://bucket/films")):
             source = open_source(root, data=config.data)
@@ -149,10 +151,12 @@ def films(folder: Path, count: int, repeats: int) -> dict[str, Any]:
                     prepare_shard(out, shards, shard, config.prepare, archive=place(root), max_pixels=10**8)
                 wall, cpu = time.monotonic() - began, time.process_time() - before
                 rates[name].append(count / wall)
+                busy[name].append(cpu / count)
                 print(f"{name}: {count / wall:.1f} films/s, {cpu / wall:.0%} of a core", file=sys.stderr, flush=True)
     result: dict[str, Any] = {name: [round(rate, 1) for rate in found] for name, found in rates.items()}
     share = statistics.median(rates["far"]) / statistics.median(rates["local"])
-    return result | {"share": round(share, 3)}
+    per_film = {name: round(statistics.median(found), 4) for name, found in busy.items()}
+    return result | {"share": round(share, 3), "cpu_s_per_film": per_film}
 
 
 def draw_films(folder: Path, count: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from megpt.errors import InputError
 from megpt.model.checkpoint.decoding import carried
 from megpt.model.checkpoint.fingerprint import fingerprint, is_hub_id, local_folder
+from megpt.places import place
 from megpt.progress import log
 from ray_jobs.job import Job
 
@@ -27,7 +28,7 @@ class Export(Job):
 
     def open(self) -> None:
         name = str(self.config.checkpoint)
-        if is_hub_id(name) is False and not (Path(name) / "config.json").is_file():
+        if is_hub_id(name) is False and not (place(name) / "config.json").is_file():
             raise InputError(
                 f"no checkpoint at {name}",
                 cause="it has no config.json",

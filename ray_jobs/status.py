@@ -13,7 +13,7 @@ from megpt.config import Config
 from megpt.errors import InputError
 from megpt.generation.predictions import Predictions
 from megpt.output import RECORD, SUCCESS, is_locked
-from megpt.places import place
+from megpt.places import place, screen
 
 
 class Status:
@@ -34,7 +34,9 @@ class Status:
         try:
             record = yaml.safe_load((path / RECORD).read_text(encoding="utf-8"))
             job = str(record["job"])
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+            if (refused := screen(error)) is not None:
+                raise refused from None
             raise InputError(
                 f"{path} is not an output of megpt",
                 cause=f"it has no readable {RECORD}" if path.is_dir() else "there is no such folder",

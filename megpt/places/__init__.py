@@ -13,15 +13,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
-
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, cast
 
 from megpt.errors import InputError
 from megpt.places import snapshot, stores
 from megpt.places.addresses import Changed, check, screen
-from megpt.places.cache import local_file, local_folder
 from megpt.places.path import FarPath
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 __all__ = [
     "Changed",
@@ -35,8 +35,6 @@ __all__ = [
     "is_address",
     "is_dir",
     "is_file",
-    "local_file",
-    "local_folder",
     "parquet_file",
     "part_of",
     "place",
@@ -74,6 +72,8 @@ def here(folder: str | Path) -> Path:
     if not is_address(folder):
         return Path(folder)
     check(str(folder))
+    from megpt.places.cache import local_folder  # after `megpt --help`, which needs no thread pools
+
     try:
         return local_folder(str(folder))
     except FileNotFoundError:
@@ -165,6 +165,8 @@ def walk(root: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 def parquet_file(path: str | Path) -> pq.ParquetFile:
     """A Parquet file, wherever it lies; close it after use."""
+    import pyarrow.parquet as pq  # takes half a second, which `megpt --help` need not wait for
+
     if not is_address(path):
         return pq.ParquetFile(path)
     # A column chunk is fetched with those beside it: a request takes longer than the bytes between them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.util
 import os
 import re
@@ -65,13 +66,21 @@ def check(address: str, *, setting: str = "", writing: bool = False, known_only:
             cause=f"{scheme}:// is read only",
             next="choose a path or " + ", ".join(f"{name}://" for name in WRITABLE),
         )
-    if scheme in WRITABLE and importlib.util.find_spec("obstore") is None:
+    if scheme in WRITABLE and not has_client():
         package = f'pip install "megpt[{WRITABLE[scheme]}]" on every node'
         raise InputError(f"{scheme}:// needs the package obstore", next=package)
 
 
+@functools.cache
+def has_client() -> bool:
+    """Whether the package for stores is installed."""
+    return importlib.util.find_spec("obstore") is not None
+
+
 def told(error: BaseException, address: str, *, writing: bool = False) -> Exception:
     """A store's error as the OSError that a file would raise, or as a screen if the store itself cannot be used."""
+    if isinstance(error, MegptError):
+        return error
     name, text = type(error).__name__, str(error)
     found = _STATUS.search(text)
     status = next((int(code) for code in found.groups() if code), 0) if found else getattr(error, "status", 0)
@@ -83,6 +92,13 @@ def told(error: BaseException, address: str, *, writing: bool = False) -> Except
         )
     if isinstance(error, FileNotFoundError) or name == "EntryNotFoundError" or status == 404:
         return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address)
+    if name == "InvalidPathError":
+        key = re.search(r'Path "([^"]*)"', text)
+        return InputError(
+            f"{address} holds an object whose name cannot be read" + (f": {key[1]!r}" if key else ""),
+            cause="a part of the name between two / is empty, . or ..",
+            next="rename or move the object",
+        )
     if name in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
         return PermissionError(errno.EACCES, "write" if writing else "read", address)
     if name == "AlreadyExistsError":
@@ -92,9 +108,16 @@ def told(error: BaseException, address: str, *, writing: bool = False) -> Except
     return MegptError(
         f"{'://'.join(split(address)[:2])} does not answer as it should",
         where=address,
-        cause=(f"HTTP {status}" if status else name) + f", also after {TRIES} tries or {GIVE_UP_S} s",
+        cause=(f"HTTP {status}" if status else _kind(text) or name) + f", also after {TRIES} tries or {GIVE_UP_S} s",
         next="run the same command again when it does: what is finished is kept",
     )
+
+
+def _kind(text: str) -> str:
+    """What went wrong without an answer, from the words of the client; its own text may quote a whole request."""
+    if "timed out" in text or "Timeout" in text:
+        return "no answer in time"
+    return "no connection" if "ConnectError" in text or "error sending request" in text else ""
 
 
 def screen(error: BaseException) -> MegptError | None:

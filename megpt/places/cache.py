@@ -50,15 +50,16 @@ def local_folder(address: str, *, skip: Iterable[str] = ()) -> Path:
     """
     address, left_out = address.rstrip("/"), tuple(f"{address.rstrip('/')}/{name}/" for name in skip)
     found = [one for one in stores.everything(address) if not one.address.startswith(left_out or ("\0",))]
-    found = sorted((one for one in found if not one.address.endswith("/")), key=lambda one: one.address)
+    folders = {above for one in found for above in _above(one.address, address)}  # browsers make objects of them
+    found = sorted((one for one in found if one.address not in folders), key=lambda one: one.address)
     if not found:
         raise FileNotFoundError(2, "No such file or directory", address)
     return _copied(address, found)
 
 
-def local_file(address: str) -> Path:
-    """One object as a file of this machine, of the same name."""
-    return _copied(address.rpartition("/")[0], [stores.head(address)]) / address.rpartition("/")[2]
+def _above(address: str, root: str) -> list[str]:
+    parts = address[len(root) + 1 :].split("/")[:-1]
+    return [root, *("/".join([root, *parts[: n + 1]]) for n in range(len(parts)))]
 
 
 def _copied(root: str, found: list[Found]) -> Path:

@@ -9,7 +9,6 @@ of a job, and plans from it.
 from __future__ import annotations
 
 import functools
-import sqlite3
 import threading
 from collections.abc import Iterator
 
@@ -25,6 +24,8 @@ class Snapshot:
     """The objects below an address, as they were at one moment."""
 
     def __init__(self, root: str):
+        import sqlite3  # after `megpt --help`
+
         self.root = root
         self._lock = threading.Lock()
         self._database = sqlite3.connect("", check_same_thread=False)
@@ -37,12 +38,12 @@ class Snapshot:
         self._cut = len(root) + 1
         count = 0
         for found in stores.everything(root):
-            if found.address.endswith("/"):  # a folder that a browser made
+            if found.address == root:  # the archive itself, as an empty object
                 continue
             folder, _, name = found.address[self._cut :].rpartition("/")
             self._folder(folder)
             row = (folder, name, found.size, found.version, found.modified)
-            self._database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", row)
+            self._database.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", row)
             count += 1
             if count % TELL == 0:
                 log(f"{root}: {count:,} objects listed")
@@ -52,7 +53,8 @@ class Snapshot:
         if folder:
             above, _, name = folder.rpartition("/")
             self._folder(above)
-            self._database.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, NULL, NULL, NULL)", (above, name))
+            # Browsers of stores make an empty object for a folder.
+            self._database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, NULL, NULL, NULL)", (above, name))
 
     def _rows(self, query: str, *values: str) -> list[tuple]:
         with self._lock:

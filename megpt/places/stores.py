@@ -118,7 +118,8 @@ def children(address: str) -> tuple[list[str], list[Found]]:
         if scheme in WRITABLE:
             listed = _obstore().list_with_delimiter(_store(scheme, bucket), prefix)
             folders = [name.rstrip("/").rpartition("/")[2] for name in listed["common_prefixes"]]
-            return folders, [_found(scheme, bucket, about) for about in listed["objects"]]
+            objects = [about for about in listed["objects"] if about["path"] != key]  # a folder that a browser made
+            return folders, [_found(scheme, bucket, about) for about in objects]
         if scheme != "hf":
             return [], []
         entries = _remote(scheme).ls(_inside(scheme, address), detail=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from megpt.errors import InputError
-from megpt.places import FarPath, check, is_address, place
+from megpt.places import FarPath, addresses, check, is_address, place
 from ray_jobs.__main__ import main
 
 
@@ -77,7 +77,7 @@ def test_a_job_of_many_outputs_takes_no_address(capfd: pytest.CaptureFixture) ->
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(addresses, "has_client", lambda: False)
     with pytest.raises(InputError) as raised:
         check("gs://bucket/x")
     assert raised.value.what == "gs:// needs the package obstore"

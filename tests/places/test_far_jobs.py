@@ -54,7 +54,7 @@ class Jobs:
 
     def run(self, *commands: Sequence[str]) -> str:
         before = len(self.said())
-        assert self.start(*commands).wait(500) == 0, self.said()[before:]
+        assert self.start(*commands).wait(900) == 0, self.said()[before:]
         return self.said()[before:]
 
     def said(self) -> str:
@@ -107,7 +107,7 @@ def kill_while(jobs: Jobs, proxy: Proxy, command: list[str], what: str) -> None:
     held = Fault(lambda method, path: method in ("PUT", "POST") and re.search(what, path) is not None, delay_s=600)
     proxy.faults.insert(0, held)
     process = jobs.start(command)
-    end = time.monotonic() + 400
+    end = time.monotonic() + 900
     while not any(method in ("PUT", "POST") and re.search(what, path) for method, path in proxy.seen):
         assert process.poll() is None and time.monotonic() < end, jobs.said()
         time.sleep(0.2)

@@ -13,14 +13,15 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
-from far_store import Fault, Proxy, put_folder
+from far_store import Fault, Proxy, ask, free_port, put_folder
 
 from megpt.errors import InputError, MegptError
 from megpt.places import Changed, cache, entries, head_of, here, part_of, place, screen, stores, take_listing, walk
-from megpt.places.cache import local_file, local_folder
+from megpt.places.cache import local_folder
 from megpt.places.whole import put_tree, storage_error, write_aside, write_json
 
 FILES = (
@@ -69,8 +70,8 @@ def test_a_tree_looks_as_on_disk(bucket: str, tree: Path, at_once: bool) -> None
         (f[len(str(tree)) :], sorted(d), sorted(n)) for f, d, n in walk(tree)
     )
     for name in (*FILES, "films", "films/sub", "films/1.pn", "film", "nothing"):
-        for ask in ("exists", "is_file", "is_dir"):
-            assert getattr(far / name, ask)() == getattr(tree / name, ask)(), (ask, name)
+        for method in ("exists", "is_file", "is_dir"):
+            assert getattr(far / name, method)() == getattr(tree / name, method)(), (method, name)
     for name in FILES:
         assert (far / name).read_bytes() == (tree / name).read_bytes()
         assert (far / name).stat().st_size == (tree / name).stat().st_size
@@ -78,6 +79,28 @@ def test_a_tree_looks_as_on_disk(bucket: str, tree: Path, at_once: bool) -> None
         (far / "nothing").stat()
     with pytest.raises(FileNotFoundError):
         (far / "nothing").read_text()
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["asked", "listed"])
+def test_folders_that_a_browser_made(bucket: str, proxy: Proxy, at_once: bool) -> None:
+    port, name = int(proxy.server.rpartition(":")[2]), bucket.removeprefix("s3://")
+    for key in ("tree/", "tree/films/", "tree/films/1.png"):
+        assert ask(port, "PUT", f"/{name}/{key}", b"" if key.endswith("/") else b"film")[0] == 200
+    far = place(f"{bucket}/tree")
+    if at_once:
+        take_listing(far)
+    assert [str(p) for p in far.iterdir()] == [f"{bucket}/tree/films"]
+    assert [str(p) for p in (far / "films").iterdir()] == [f"{bucket}/tree/films/1.png"]
+    assert (far / "films").is_dir() and (far / "films" / "1.png").is_file()
+    assert [p.name for p in here(far).rglob("*.png")] == ["1.png"]
+
+
+def test_a_name_that_no_path_has(bucket: str, proxy: Proxy) -> None:
+    port = int(proxy.server.rpartition(":")[2])
+    assert ask(port, "PUT", f"/{bucket.removeprefix('s3://')}/tree/a//b", b"x")[0] == 200
+    with pytest.raises(InputError) as raised:
+        take_listing(place(f"{bucket}/tree"))
+    assert raised.value.what == f"{bucket}/tree holds an object whose name cannot be read: 'tree/a//b'"
 
 
 def test_a_listing_costs_a_request_for_a_thousand_names(bucket: str, tree: Path, proxy: Proxy) -> None:
@@ -141,6 +164,35 @@ def test_a_store_that_stays_away(bucket: str, proxy: Proxy, monkeypatch: pytest.
     assert str(raised.value.cause).startswith("HTTP 503") and "secret" not in str(raised.value)
 
 
+def test_a_store_that_is_not_there(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(stores, "TRIES", 1)
+    stores._store.cache_clear()
+    with pytest.raises(MegptError) as raised:
+        place(f"{bucket}/x").exists()
+    assert str(raised.value.cause).startswith("no connection, also after")
+
+
+def test_a_store_whose_settings_are_missing(monkeypatch: pytest.MonkeyPatch, proxy: Proxy) -> None:
+    for name in list(os.environ):
+        if name.startswith("AZURE_"):
+            monkeypatch.delenv(name)
+    with pytest.raises(InputError, match="az://box cannot be opened"):
+        place("az://box/x").exists()
+
+
+def test_slow_answers_are_waited_for_or_asked_again(bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores.put(f"{bucket}/x", b"1")
+    monkeypatch.setattr(stores, "REQUEST_S", 2)
+    stores._store.cache_clear()
+    proxy.faults.append(Fault(lambda m, p: m == "GET", delay_s=0.5))
+    assert place(f"{bucket}/x").read_bytes() == b"1"
+    proxy.faults[:] = [Fault(lambda m, p: m == "GET", delay_s=30, times=1)]
+    began = time.monotonic()
+    assert place(f"{bucket}/x").read_bytes() == b"1"
+    assert time.monotonic() - began < 25
+
+
 def test_no_rights(bucket: str, proxy: Proxy) -> None:
     proxy.faults.append(Fault(lambda m, p: True, status=403))
     with pytest.raises(PermissionError) as raised:
@@ -198,7 +250,6 @@ def test_a_copy_is_fetched_once_and_again_when_it_changed(bucket: str, tree: Pat
     assert [method for method, _ in proxy.seen] == ["GET"]  # the listing alone
     stores.put(f"{bucket}/tree/a.csv", b"other")
     assert (local_folder(f"{bucket}/tree", skip=("z",)) / "a.csv").read_bytes() == b"other"
-    assert local_file(f"{bucket}/tree/a.csv").read_bytes() == b"other"
     with pytest.raises(InputError, match=f"nothing at {bucket}/nothing"):
         here(f"{bucket}/nothing")
 

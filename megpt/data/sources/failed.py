@@ -16,7 +16,7 @@ from megpt.data.sources.table import has_columns
 from megpt.data.studies import Listed, read_rows
 from megpt.errors import InputError
 from megpt.films.remote import scheme_of
-from megpt.places import place
+from megpt.places import place, take_listing
 from megpt.progress import log
 from megpt.study import Study
 
@@ -85,6 +85,8 @@ def _open(origins: set[tuple[str, str]], root: Path, data: DataConfig) -> Source
             cause="failed.parquet lists ids and reasons; films and reports are read from the source again",
             next=f"make {path} available, or set source=PATH to where it is now and ids={root}",
         )
+    if not scheme_of(path):
+        take_listing(place(path))
     source = load_format(name)(path if scheme_of(path) else place(path), data)
     # The file lies in the output of the job that failed, which holds the key of its ids.
     source.keep_in(root.absolute().parent, write=False)

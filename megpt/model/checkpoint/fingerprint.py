@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from megpt import places
 from megpt.errors import InputError
 from megpt.model.prompts import CENTROIDS, PROMPTS, read_prompts
 from megpt.places import is_address
+from megpt.places.cache import local_folder as local_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,7 +149,7 @@ def local_folder(name: str, revision: str | None = None) -> Path:
 def _fetched(address: str) -> Path:
     """A checkpoint at an address, on this machine; what only its training needs stays there."""
     with contextlib.suppress(FileNotFoundError):
-        folder = places.local_folder(address, skip=("steps", "tensorboard"))
+        folder = local_copy(address, skip=("steps", "tensorboard"))
         if (folder / "config.json").exists():
             return folder
     raise InputError(
