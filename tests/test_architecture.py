@@ -142,7 +142,9 @@ def test_every_room_is_known() -> None:
     assert rooms - SHARED - {"configs", "deepspeed"} == set(MAY_USE)
 
 
-@pytest.mark.parametrize("path", sources("megpt", "megpt_pacs", "ray_jobs", "tests", "benchmarks"), ids=lambda p: str(p.name))
+@pytest.mark.parametrize(
+    "path", sources("megpt", "megpt_pacs", "ray_jobs", "tests", "benchmarks"), ids=lambda p: str(p.name)
+)
 def test_files_and_functions_stay_readable(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= (MOST_LINES_OF_A_TEST if "tests" in path.parts else MOST_LINES)
