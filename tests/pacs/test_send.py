@@ -274,8 +274,8 @@ def test_what_cannot_be_sent_is_refused(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value) and caught.value.what.startswith("`to` holds more than")
     with pytest.raises(InputError, match="`to` is not the address of a DICOMweb service"):
         run(folder, "https://pacs/dicom-web")
-    with pytest.raises(InputError, match=r"^unknown key 'send.sotre'\n.*\n  next:  did you mean send.store"):
-        Send.run(load_config(None, [f"predictions={folder}", "options.send.sotre=true"]))
+    with pytest.raises(InputError, match=r"^unknown key 'send.stored'\n.*\n  next:  did you mean send.store"):
+        Send.run(load_config(None, [f"predictions={folder}", "options.send.stored=true"]))
     with pytest.raises(InputError, match="`predictions` is not set"):
         Send.run(load_config(None, []))
     (folder / "_SUCCESS").unlink()
