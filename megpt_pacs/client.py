@@ -76,12 +76,14 @@ class Pacs:
                 search_filters=dict(filters),
             )
             found = self._json(ask)
-            new = [study for study in found if text_of(study, "0020000D") not in seen]
-            if not new:  # the end, or a service that knows no offset
+            new = {uid: study for study in found if (uid := text_of(study, "0020000D")) not in seen}
+            if not new and len(found) == page:
+                raise PacsError(f"it gives the same {page} studies again: set data.options.page above their number")
+            if not new:  # the end; or a service that gives all at once
                 return
-            seen.update(text_of(study, "0020000D") for study in new)
+            seen.update(new)
             offset += len(found)
-            yield from new
+            yield from new.values()
 
     def series(self, study: str) -> list[dict[str, Any]]:
         """The series of a study."""

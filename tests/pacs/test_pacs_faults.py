@@ -224,6 +224,19 @@ def test_a_list_that_breaks_off(proxy: Proxy, tmp_path: Path) -> None:
     assert len(list(read_studies(tmp_path / "out"))) == 6
 
 
+def test_a_service_without_pages(proxy: Proxy, pacs: Orthanc) -> None:
+    all_of_them, two = (
+        pacs.request("GET", "/dicom-web/studies", params=asked, headers={"Accept": "application/json"}).content
+        for asked in ({}, {"limit": 2})
+    )
+    proxy.spoil = lambda method, path: all_of_them if "/studies?" in path else None
+    assert len(list(open_source(proxy.address, data=DataConfig(options={"page": 2})).studies())) == 6
+    proxy.spoil = lambda method, path: two if "/studies?" in path else None
+    with pytest.raises(MegptError) as caught:
+        list(open_source(proxy.address, data=DataConfig(options={"page": 2})).studies())
+    assert caught.value.cause == "it gives the same 2 studies again: set data.options.page above their number"
+
+
 def test_a_pacs_that_is_down_ends_the_job(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MOST_SILENT", 3)
     proxy.spoil = lambda method, path: 503 if "/instances/" in path else None
