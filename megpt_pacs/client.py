@@ -13,6 +13,7 @@ MegptError: then the PACS is down, and a job that went on would fail every study
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -74,17 +75,19 @@ class Pacs:
                 fields=["ModalitiesInStudy", "NumberOfStudyRelatedInstances"],
                 search_filters=dict(filters),
             )
-            found = self._asked(ask)
-            new = [study for study in found if text_of(study, "0020000D") not in seen]
-            if not new:  # the end, or a service that knows no offset
+            found = self._json(ask)
+            new = {uid: study for study in found if (uid := text_of(study, "0020000D")) not in seen}
+            if not new and len(found) == page:
+                raise PacsError(f"it gives the same {page} studies again: set data.options.page above their number")
+            if not new:  # the end; or a service that gives all at once
                 return
-            seen.update(text_of(study, "0020000D") for study in new)
+            seen.update(new)
             offset += len(found)
-            yield from new
+            yield from new.values()
 
     def series(self, study: str) -> list[dict[str, Any]]:
         """The series of a study."""
-        return self._asked(lambda: self._client.search_for_series(study, fields=["Modality"]))
+        return self._json(lambda: self._client.search_for_series(study, fields=["Modality"]))
 
     def find(self, study: str, instance: str) -> dict[str, Any] | None:
         """The instance of a study with this SOPInstanceUID; None if the study has none."""
@@ -92,7 +95,7 @@ class Pacs:
             self._client.search_for_instances, study_instance_uid=study, search_filters={"SOPInstanceUID": instance}
         )
         try:
-            found = self._asked(ask)
+            found = self._json(ask)
         except PacsError as error:
             if error.status == 404:
                 return None
@@ -104,9 +107,8 @@ class Pacs:
     def metadata(self, study: str, series: str, instance: str | None = None) -> list[dict[str, Any]]:
         """The headers of a series, or of one instance of it."""
         if instance is None:
-            return self._asked(lambda: self._client.retrieve_series_metadata(study, series))
-        found = self._asked(lambda: self._client.retrieve_instance_metadata(study, series, instance))
-        return found if isinstance(found, list) else [found]
+            return self._json(lambda: self._client.retrieve_series_metadata(study, series))
+        return self._json(lambda: self._client.retrieve_instance_metadata(study, series, instance))
 
     def film(self, study: str, series: str, instance: str) -> bytes:
         """One instance as the file it is stored as."""
@@ -132,6 +134,14 @@ class Pacs:
         self._asked(attempt)
 
     # ---- patience
+
+    def _json(self, ask: Callable[[], Any]) -> list[dict[str, Any]]:
+        """The data sets of an answer."""
+        found = self._asked(ask)
+        found = [found] if isinstance(found, dict) else found
+        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+            raise PacsError("the answer of the PACS is not DICOM JSON")
+        return found
 
     def _asked(self, ask: Callable[[], T]) -> T:
         failure = PacsError("")
@@ -207,7 +217,7 @@ def _failure(error: Exception, timeout: float) -> PacsError:
         return PacsError("the PACS has no certificate that is trusted here")
     if isinstance(error, requests.Timeout):
         return PacsError(f"the PACS did not answer within {timeout:g} s", silent=True)
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+    if isinstance(error, requests.exceptions.ChunkedEncodingError | requests.exceptions.ContentDecodingError):
         return PacsError("the answer of the PACS ends early", silent=True)
     if isinstance(error, requests.ConnectionError):
         return PacsError("the PACS cannot be reached, or breaks the connection", silent=True)
@@ -225,13 +235,23 @@ def _pause(error: Exception | None, number: int) -> float:
 
 
 def _client_class() -> Any:
+    return extra("dicomweb_client.api").DICOMwebClient
+
+
+def extra(module: str) -> Any:
+    """A module of the packages that `megpt[pacs]` brings.
+
+    Raises:
+        InputError: it is not installed here.
+    """
     try:
-        from dicomweb_client.api import DICOMwebClient
+        return importlib.import_module(module)
     except ImportError:
         raise InputError(
-            "dicomweb-client is not installed", cause="a PACS is read by an extra", next="pip install 'megpt[pacs]'"
+            f"{module.partition('.')[0].replace('_', '-')} is not installed",
+            cause="what speaks to a PACS is an extra",
+            next="pip install 'megpt[pacs]', on every node",
         ) from None
-    return DICOMwebClient
 
 
 def unusable(error: PacsError, address: str) -> InputError:

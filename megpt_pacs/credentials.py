@@ -45,6 +45,11 @@ class _Session(requests.Session):
         plain = str(url).replace("%2A", "*").replace("%3F", "?").replace("+", "%20")
         return super().request(method, plain, *arguments, **values)
 
+    def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
+        """After a redirect: credentials go to no other host, and none are looked for elsewhere."""
+        if self.should_strip_auth(response.request.url, prepared_request.url):
+            prepared_request.headers.pop("Authorization", None)
+
     def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         settings = super().merge_environment_settings(url, proxies, stream, verify, cert)
         if self.verify is not True:

@@ -30,7 +30,7 @@ from megpt.generation.predictions import REPORTS
 from megpt.output import RECORD, SUCCESS, reopen, write_json
 from megpt.progress import Progress, log
 from megpt_pacs.address import checked
-from megpt_pacs.client import Pacs, PacsError, dataset_of, text_of, unusable
+from megpt_pacs.client import Pacs, PacsError, dataset_of, extra, text_of, unusable
 from megpt_pacs.ledger import LEDGER, Ledger
 from megpt_pacs.settings import SendOptions
 from ray_jobs.job import Job
@@ -67,6 +67,7 @@ class Send(Job):
         self.to = checked(self.options.to, key="to")
         self.folder = Path(str(self.config.predictions)).absolute()
         _check_predictions(self.folder)
+        extra("highdicom")
         self.pacs = Pacs(self.to)
         try:
             next(self.pacs.studies({}, page=1), None)
@@ -159,7 +160,11 @@ class Send(Job):
             if self.pacs.find(study, _instance(row)):
                 return "found", ""
             films = [self._film(study, name) for name in row["image_ids"]]
-            self.pacs.store(text_report(row["report"], films, model=row["model"]))
+            try:
+                document = text_report(row["report"], films, model=row["model"])
+            except Exception as error:  # highdicom and pydicom raise anything on odd headers, and quote them
+                return "failed", f"no document can be made of its films' headers ({type(error).__name__})"
+            self.pacs.store(document)
         except PacsError as error:
             return "failed", error.reason
         return "stored", ""

@@ -115,7 +115,7 @@ class Orthanc:
         self.request("DELETE", study["Path"]).raise_for_status()
 
 
-Spoil = Callable[[str, str], int | float | str | None]
+Spoil = Callable[[str, str], int | float | str | bytes | None]
 
 
 class Proxy:
@@ -125,8 +125,8 @@ class Proxy:
         certificate: a PEM file with certificate and key, for TLS (Debian's Orthanc 1.10 has a TLS that crashes).
 
     For a method and a path `spoil` returns a status; `half` for half of the body under the whole length, `short` for
-    half of it and no word of more; `reset` for a connection that breaks; a number of seconds to wait first; None for
-    the true answer. `requests` has all of them.
+    half of it and no word of more; `reset` for a connection that breaks; a URL to redirect to; bytes that are the whole
+    answer; a number of seconds to wait first; None for the true answer. `requests` has all of them.
     """
 
     def __init__(self, port: int, certificate: Path | None = None):
@@ -169,6 +169,12 @@ class Proxy:
         fault = self.spoil(handler.command, handler.path)
         if isinstance(fault, int):
             self._answer(handler, fault, b"SMITH^JOHN refused", {"Retry-After": "0"} if fault in (429, 503) else {})
+            return
+        if isinstance(fault, str) and fault.startswith("http"):
+            self._answer(handler, 302, b"", {"Location": fault})
+            return
+        if isinstance(fault, bytes):
+            self._answer(handler, 200, fault, {"Content-Type": "application/dicom+json"})
             return
         if isinstance(fault, float):
             time.sleep(fault)

@@ -17,14 +17,15 @@ from pathlib import Path
 import pytest
 
 from megpt.config import KNOWN_KEYS, load_config
-from ray_jobs.__main__ import JOBS, parser
+from megpt_pacs.settings import DicomWebOptions
+from ray_jobs.__main__ import jobs, own_settings, parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), *ROOT.glob("examples/**/*.md")])
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(
-    r"`((?:megpt|ray_jobs|tests|benchmarks|docs|configs|deploy|deepspeed_configs|examples)/[\w./-]+\.\w+)`"
+    r"`((?:megpt|megpt_pacs|ray_jobs|tests|benchmarks|docs|configs|deploy|deepspeed_configs|examples)/[\w./-]+\.\w+)`"
 )
 
 
@@ -82,11 +83,14 @@ def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         words = shlex.split(start[1]) if start else []
         if not words or words[0].startswith("-") or words[0].isupper():  # megpt --help, megpt JOB …
             continue
-        assert words[0] in JOBS, f"{page.name}: no job {words[0]} in {line}"
+        assert words[0] in jobs(), f"{page.name}: no job {words[0]} in {line}"
+        added = [leaf.key for leaf in own_settings(words[0])]
+        known = {*KNOWN_KEYS, *added, *(key.partition(".")[2] for key in added)}
+        known |= {f"data.options.{name}" for name in DicomWebOptions.model_fields}
         options, rest = parser().parse_known_args([word for word in words if word not in ("…", "...")])
         keys = [word for word in [*options.overrides, *rest] if "=" in word]
         for key in keys:
-            assert key.partition("=")[0] in KNOWN_KEYS, f"{page.name}: no setting {key} in {line}"
+            assert key.partition("=")[0] in known, f"{page.name}: no setting {key} in {line}"
         configs = options.config if isinstance(options.config, list) else [options.config]
         for config in filter(None, configs):
             if config not in ("FILE", "mine.yaml"):

@@ -158,12 +158,21 @@ def test_a_slow_film(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_study_that_vanishes_between_query_and_retrieve(
-    proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoiled: str, fault: int | str, reason: str
+    proxy: Proxy, capsys: pytest.CaptureFixture[str], spoiled: str, fault: int | str, reason: str
 ) -> None:
     proxy.spoil = lambda method, path: fault if f"{UID}.2/" in path and spoiled in path else None
-    run(proxy, tmp_path / "out")
-    assert errors(tmp_path / "out") == {"2": reason}
+    found = {study.study_id: study for study in open_source(proxy.address, data=DataConfig()).studies()}
+    assert len(found) == 6 and {name: study.error for name, study in found.items() if study.error} == {
+        f"{UID}.2": reason
+    }
+    assert len(found[f"{UID}.2"].subject_id) == 32  # so that it stays in its patient's split
     assert "dicomweb: the headers of 1 studies could not be read: they are error rows" in capsys.readouterr().err
+
+
+def test_a_study_whose_headers_come_later(proxy: Proxy, tmp_path: Path) -> None:
+    proxy.spoil = lambda method, path: 404 if f"{UID}.2/" in path else None
+    run(proxy, tmp_path / "out")
+    assert errors(tmp_path / "out") == {"2": "not in the PACS (404)"}
     proxy.spoil = lambda method, path: None
     run(proxy, tmp_path / "out", "retry=failed")
     assert len(list(read_studies(tmp_path / "out"))) == 6 and errors(tmp_path / "out") == {}
@@ -215,6 +224,19 @@ def test_a_list_that_breaks_off(proxy: Proxy, tmp_path: Path) -> None:
     assert len(list(read_studies(tmp_path / "out"))) == 6
 
 
+def test_a_service_without_pages(proxy: Proxy, pacs: Orthanc) -> None:
+    all_of_them, two = (
+        pacs.request("GET", "/dicom-web/studies", params=asked, headers={"Accept": "application/json"}).content
+        for asked in ({}, {"limit": 2})
+    )
+    proxy.spoil = lambda method, path: all_of_them if "/studies?" in path else None
+    assert len(list(open_source(proxy.address, data=DataConfig(options={"page": 2})).studies())) == 6
+    proxy.spoil = lambda method, path: two if "/studies?" in path else None
+    with pytest.raises(MegptError) as caught:
+        list(open_source(proxy.address, data=DataConfig(options={"page": 2})).studies())
+    assert caught.value.cause == "it gives the same 2 studies again: set data.options.page above their number"
+
+
 def test_a_pacs_that_is_down_ends_the_job(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MOST_SILENT", 3)
     proxy.spoil = lambda method, path: 503 if "/instances/" in path else None
@@ -253,6 +275,26 @@ def test_credentials_stay_in_the_environment(
     (tmp_path / ".netrc").write_text(f"machine localhost login ray password {SECRET}\n")
     with pytest.raises(InputError, match=r"asks for credentials \(401\)"):
         list(open_source(proxy.address, data=DataConfig()).studies())
+
+
+def test_a_redirect_takes_no_credentials_along(proxy: Proxy, pacs: Orthanc) -> None:
+    with Proxy(pacs.port) as elsewhere:
+        place = elsewhere.address.replace("dicomweb://", "http://")
+        proxy.spoil = lambda method, path: f"{place}/studies"
+        with pytest.raises(InputError, match=r"\(401\)"):
+            list(open_source(proxy.address, data=DataConfig()).studies())
+        assert proxy.requests[0][2].startswith("Basic ") and elsewhere.requests[0][2] == ""
+
+
+@pytest.mark.parametrize("answer", [b"7", b"null", b'["SMITH"]', b"<html>SMITH</html>"])
+def test_answers_that_are_no_dicom(proxy: Proxy, answer: bytes) -> None:
+    proxy.spoil = lambda method, path: answer
+    with pytest.raises(InputError) as caught:
+        list(open_source(proxy.address, data=DataConfig()).studies())
+    assert "the answer of the PACS is not DICOM JSON" in caught.value.what and "SMITH" not in str(caught.value)
+    proxy.spoil = lambda method, path: b"<html>" if "/instances/" in path else None
+    with pytest.raises(UnreadableFilm, match=r"^not a JPEG, PNG, DICOM"):
+        load_film(view(proxy), size=None, max_pixels=10**6)
 
 
 @pytest.mark.parametrize(

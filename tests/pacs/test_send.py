@@ -265,6 +265,28 @@ def test_the_table_behind_the_predictions_counts(tmp_path: Path) -> None:
         run(folder, "dicomweb://pacs/dicom-web")
 
 
+def test_headers_that_make_no_document(pacs: Orthanc, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pacs.store(film(f"{UID}.8", 1, PatientBirthDate="SMITH"), film(f"{UID}.8", 2, PatientBirthDate="SMITH"))
+    with pytest.raises(TooManyFailed, match="1 reports were not stored"):
+        run(predictions(tmp_path / "out", [1, 8]), pacs.address)
+    said = capsys.readouterr().err
+    assert (
+        f"send: {UID}.8: no document can be made of its films' headers (ValueError)\n" in said and "SMITH" not in said
+    )
+    with pytest.raises(TooManyFailed) as caught:
+        run(predictions(tmp_path / "empty", [1, 2], report=" "), pacs.address)
+    assert caught.value.cause == "most often: its row has no text (2)" and len(stored(pacs)) == 1
+
+
+@pytest.mark.parametrize("module", ["highdicom", "dicomweb_client.api"])
+def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError) as caught:
+        run(predictions(tmp_path / "out"), "dicomweb://pacs/dicom-web")
+    assert caught.value.what.endswith(" is not installed")
+    assert caught.value.next == "pip install 'megpt[pacs]', on every node"
+
+
 def test_what_cannot_be_sent_is_refused(tmp_path: Path) -> None:
     folder = predictions(tmp_path / "out")
     with pytest.raises(InputError, match="`to` is not set"):
@@ -274,8 +296,8 @@ def test_what_cannot_be_sent_is_refused(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value) and caught.value.what.startswith("`to` holds more than")
     with pytest.raises(InputError, match="`to` is not the address of a DICOMweb service"):
         run(folder, "https://pacs/dicom-web")
-    with pytest.raises(InputError, match=r"^unknown key 'send.stroe'\n.*\n  next:  did you mean send.store"):
-        Send.run(load_config(None, [f"predictions={folder}", "options.send.stroe=true"]))
+    with pytest.raises(InputError, match=r"^unknown key 'send.stored'\n.*\n  next:  did you mean send.store"):
+        Send.run(load_config(None, [f"predictions={folder}", "options.send.stored=true"]))
     with pytest.raises(InputError, match="`predictions` is not set"):
         Send.run(load_config(None, []))
     (folder / "_SUCCESS").unlink()
