@@ -130,11 +130,6 @@ def _bounds(schema: dict[str, Any]) -> str:
     return " and ".join(f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema)
 
 
-def known_keys(model: type[BaseModel]) -> list[str]:
-    """Every dotted key that a config of this type may hold."""
-    return [leaf.key for leaf in leaves(model)]
-
-
 def covers(name: str, key: str) -> bool:
     """Whether `name`, a section or a key, means the setting `key`."""
     return key == name or key.startswith(f"{name}.")

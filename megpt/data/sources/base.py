@@ -41,12 +41,14 @@ class Source(ABC):
 
     def __init__(self, root: Path, data: DataConfig):
         self.root, self.data = root, data
+        self.folder = root if root.is_dir() else root.parent
+        """The archive, or the folder of the one file that it is."""
         self.form = TextForm(data.encoding, data.delimiter)
         self.rule = ""
         """How studies were told apart, in a few words; for the line that says what was found."""
         self.ignored: Counter[str] = Counter()
         """What the last listing did not read or had to decide, and how often; for the same line."""
-        self._inside = Inside(root if root.is_dir() else root.parent, data.roots)
+        self._inside = Inside(self.folder, data.roots)
 
     @classmethod
     @abstractmethod
@@ -108,6 +110,15 @@ class Source(ABC):
     def view(self, relative: str, *, image_id: str | None = None, position: str = "") -> View:
         """The view of a film that a table names; it has no `uri` if the path leads out of the archive."""
         return View(utf8_name(image_id or relative), position, uri=self._inside.resolve(relative))
+
+
+def table_in(path: Path, data: DataConfig, *patterns: str) -> Path | None:
+    """The table of an archive: that of `data.annotations`, the archive itself if it is a file, or the first match."""
+    if data.annotations:
+        return Path(data.annotations)
+    if path.is_file():
+        return path
+    return next((table for pattern in patterns for table in sorted(path.glob(pattern))), None)
 
 
 class Inside:
