@@ -153,11 +153,6 @@ def read_section(kind: type[Section], values: Mapping[str, Any], *, prefix: str)
         ) from None
 
 
-def known_keys(model: type[BaseModel]) -> list[str]:
-    """Every dotted key that a config of this type may hold."""
-    return [leaf.key for leaf in leaves(model)]
-
-
 def covers(name: str, key: str) -> bool:
     """Whether `name`, a section or a key, means the setting `key`."""
     return key == name or key.startswith(f"{name}.")

@@ -3,6 +3,9 @@
     python tests/mutation.py                                # the five files whose faults would show nowhere else
     python tests/mutation.py megpt/training/schedule.py     # some files; the report is printed and not written
 
+The result says on what, of which commit and by which command it was made. Survivors that no test can tell from the
+source are listed in `EQUIVALENT`, each with the reason; they count among those that were tried.
+
 Mutants of a file: each comparison, sum, product, number, truth value and `and`/`or` replaced by another, each
 condition negated, each statement left out. Annotations, decorators, docstrings and the texts of errors stay. Every
 mutant runs in a process forked from one that has imported the heavy libraries (and nothing of megpt), with the test
@@ -16,7 +19,6 @@ import argparse
 import ast
 import contextlib
 import copy
-import datetime
 import importlib.abc
 import importlib.util
 import io
@@ -39,6 +41,25 @@ COVERED_BY = {
     "megpt/model/checkpoint/fingerprint.py": ["tests/model/test_fingerprint.py", "tests/model/test_checkpoint.py"],
 }
 """Module → the tests that are asked. A file that is not here is covered by the test of its name."""
+EQUIVALENT = {
+    "megpt/training/order.py": {
+        "Indices = npt.NDArray[np.int64]: statement left out": "used in annotations alone, which are not evaluated",
+        "self._epoch, self._permutation = -1, np.empty(0, np.int64): 1 → 2": "any number that is no epoch",
+        "self._epoch, self._permutation = -1, np.empty(0, np.int64): 0 → 1": "the array is replaced before it is read",
+        "pieces = [*pieces, *[np.empty(0, np.int64)] * (self.world_size * self.slots - len(pieces))]: Sub → Add": (
+            "more empty pieces behind those that are taken"
+        ),
+    },
+    "megpt/generation/rules.py": {
+        "finished=full((rows, beams), False, torch.bool),: False → True": (
+            "an empty place has the score NEVER, and so is the worst either way"
+        ),
+        "token = scores.argmax(-1): USub left out": "the scores have two dimensions",
+        "score = torch.where(score < 0, score * rules.repetition_penalty, score / rules.repetition_penalty)"
+        ": Lt → LtE": "0 stays 0 by either way",
+    },
+}
+"""File → mutant (its line, and what is changed) → why no test can kill it."""
 LIBRARIES = (
     "numpy",
     "torch",
@@ -108,8 +129,12 @@ def replacements(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     if isinstance(node, ast.Expr | ast.Assign | ast.AugAssign | ast.Raise | ast.Continue | ast.Break):
         if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             yield "statement left out", ast.Pass()
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and not (node.value is None or _is_none(node.value)):
         yield "returns None", ast.Return(ast.Constant(None))
+
+
+def _is_none(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 def mutants(source: str) -> list[tuple[int, str, str]]:
@@ -217,15 +242,25 @@ def report_on(path: Path, *, most: int, workers: int, folder: Path) -> dict[str,
     tests = COVERED_BY.get(name, [f"tests/{inner.parent}/test_{inner.name}"])
     if missing := [file for file in (name, *tests) if not (ROOT / file).exists()]:
         raise SystemExit(f"no file {', '.join(missing)}: see COVERED_BY in {Path(__file__).name}")
-    every = mutants(path.read_text(encoding="utf-8"))
+    source = path.read_text(encoding="utf-8")
+    every, lines = mutants(source), source.splitlines()
     chosen = every if len(every) <= most else sorted(random.Random(0).sample(every, most))
     began = time.monotonic()
     ends = judge(path, tests, chosen, workers=workers, folder=folder)
-    lived = [f"{line}: {words}" for (line, words, _), end in zip(chosen, ends, strict=True) if end == "lived"]
-    killed = len(chosen) - len(lived)
-    print(f"{name}: {killed} of {len(chosen)} killed ({killed / len(chosen):.1%}), of {len(every)} mutants", flush=True)
-    for line in lived:
-        print(f"  lived  {name}:{line}", flush=True)
+    known = EQUIVALENT.get(name, {})
+    lived, equivalent = {}, {}
+    for (line, words, _), end in zip(chosen, ends, strict=True):
+        if end == "lived":
+            mutant = f"{lines[line - 1].strip()}: {words}"
+            (equivalent if mutant in known else lived)[f"{line}: {mutant}"] = known.get(mutant, "no test notices")
+    killed = len(chosen) - len(lived) - len(equivalent)
+    print(
+        f"{name}: {killed} of {len(chosen)} killed ({killed / len(chosen):.1%}), {len(equivalent)} equivalent, "
+        f"of {len(every)} mutants",
+        flush=True,
+    )
+    for mutant in lived:
+        print(f"  lived  {name}:{mutant}", flush=True)
     return {
         "mutants": len(every),
         "tried": len(chosen),
@@ -234,7 +269,8 @@ def report_on(path: Path, *, most: int, workers: int, folder: Path) -> dict[str,
         "share": round(killed / len(chosen), 3),
         "seconds": round(time.monotonic() - began),
         "tests": tests,
-        "lived": lived,
+        "lived": [*lived],
+        "equivalent": equivalent,
     }
 
 
@@ -245,7 +281,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", help="where the report goes; benchmarks/results/mutants-DATE.json for all five")
     arguments = parser.parse_args()
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    from record import record
+
+    head = record("mutation.py", "pytest", "numpy", "torch", "transformers")
+    head["command"] = " ".join(["python", "tests/mutation.py", *sys.argv[1:]])
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     os.chdir(ROOT)
     for library in LIBRARIES:
@@ -262,10 +302,11 @@ def main() -> None:
             )
             for path in files
         }
-    today = datetime.date.today().isoformat()
-    output = arguments.output or (None if arguments.files else f"benchmarks/results/mutants-{today}.json")
+    killed, tried = (sum(file[key] for file in report.values()) for key in ("killed", "tried"))
+    head |= {"tried": tried, "killed": killed, "share": round(killed / tried, 3)}
+    output = arguments.output or (None if arguments.files else f"benchmarks/results/mutants-{head['date'][:10]}.json")
     if output:
-        Path(output).write_text(json.dumps({"date": today, "files": report}, indent=1, ensure_ascii=False) + "\n")
+        Path(output).write_text(json.dumps({**head, "files": report}, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
@@ -37,11 +39,8 @@ def open_text(path: Path, encoding: str) -> TextIO:
 
 def head(path: Path, size: int = 256 * 1024) -> bytes:
     """The first bytes of a file, unpacked."""
-    try:
-        with open_bytes(path) as file:
-            return file.read(size)
-    except (OSError, EOFError) as error:
-        raise unreadable(path, error) from None
+    with readable(path), open_bytes(path) as file:
+        return file.read(size)
 
 
 def find_encoding(path: Path, wanted: str | None = None, *, setting: str = "evaluate.encoding") -> str:
@@ -80,23 +79,20 @@ def _utf8_or_cp1252(path: Path, setting: str) -> str:
     """Bytes that are no UTF-8 pass as surrogates, so that both kinds of letters can be counted."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     lines, letters, strange, first = 0, False, set[int](), 0
-    try:
-        with open_bytes(path) as file:
-            more = True
-            while more:
-                data = file.read(CHUNK)
-                more = bool(data)
-                text = decoder.decode(data, final=not more)
-                if not text.isascii():
-                    found = {ord(c) - 0xDC00 for c in text if "\udc80" <= c <= "\udcff"}
-                    if found and not strange:
-                        place = next(i for i, c in enumerate(text) if "\udc80" <= c <= "\udcff")
-                        first = lines + text.count("\n", 0, place) + 1
-                    strange |= found
-                    letters = letters or any(c > "\x7f" and not "\udc80" <= c <= "\udcff" for c in text)
-                lines += text.count("\n")
-    except (OSError, EOFError) as error:
-        raise unreadable(path, error) from None
+    with readable(path), open_bytes(path) as file:
+        more = True
+        while more:
+            data = file.read(CHUNK)
+            more = bool(data)
+            text = decoder.decode(data, final=not more)
+            if not text.isascii():
+                found = {ord(c) - 0xDC00 for c in text if "\udc80" <= c <= "\udcff"}
+                if found and not strange:
+                    place = next(i for i, c in enumerate(text) if "\udc80" <= c <= "\udcff")
+                    first = lines + text.count("\n", 0, place) + 1
+                strange |= found
+                letters = letters or any(c > "\x7f" and not "\udc80" <= c <= "\udcff" for c in text)
+            lines += text.count("\n")
     if not strange:
         return "utf-8"
     undefined = strange & {0x81, 0x8D, 0x8F, 0x90, 0x9D}
@@ -110,10 +106,19 @@ def _utf8_or_cp1252(path: Path, setting: str) -> str:
     return "cp1252"
 
 
-def unreadable(path: Path, error: Exception) -> InputError:
-    """What the system says of a file, as an error for the screen."""
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"no file at {path}", next="check the path")
-    return InputError(
-        f"{path} cannot be read", cause=f"{type(error).__name__}: the file is damaged, was cut off, or may not be read"
-    )
+@contextlib.contextmanager
+def readable(path: Path, encoding: str = "") -> Iterator[None]:
+    """What the system says of a file inside the block, as an error for the screen.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or it holds bytes that `encoding` does not have.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"no file at {path}", next="check the path") from None
+    except (OSError, EOFError) as error:
+        cause = f"{type(error).__name__}: the file is damaged, was cut off, or may not be read"
+        raise InputError(f"{path} cannot be read", cause=cause) from None
+    except UnicodeError:
+        raise InputError(f"{path} is not {encoding}", next="set evaluate.encoding=NAME") from None

@@ -48,12 +48,6 @@ def prepare_study(
     return replace(study, views=tuple(views))
 
 
-def without_members(study: Study) -> Study:
-    """The study without the bytes of films that lie inside another file, since they can be fetched again."""
-    views = (replace(view, data=None) if is_member(view.uri) else view for view in study.views)
-    return replace(study, views=tuple(views))
-
-
 def prepare_view(view: View, settings: PrepareConfig, *, max_pixels: int) -> View:
     """One film: resized and encoded, embedded unchanged, or linked.
 

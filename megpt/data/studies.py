@@ -260,15 +260,6 @@ def read_studies(
         yield Study.from_row({**row, "views": row.get("views") or ()}, split=name)
 
 
-def count_studies(folder: str | Path, split: str = "all") -> int:
-    """How many studies a table holds, from the files' footers alone."""
-    total = 0
-    for _, path in study_files(folder, split):
-        with open_parquet(path) as file:
-            total += file.metadata.num_rows
-    return total
-
-
 def fingerprint(folder: str | Path) -> str:
     """16 hex digits that change with the table's content.
 

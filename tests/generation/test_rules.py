@@ -6,6 +6,7 @@
   tokens though it is computed further; every beam names the beam that it continues
 - imposed lengths are those of `ForceLength`, and the end token is the last one
 - sampling draws each token from the processed scores with the study's own number
+- a search stops once the running beams can at most tie with the worst finished one
 - a score that is not a number ends its row alone; states are moved, overwritten and cut without touching others
 """
 
@@ -189,6 +190,20 @@ def test_sampling():
             tokens.append(last)
         expected.append(tokens)
     assert written == expected and len({tuple(tokens) for tokens in written}) > 6
+
+
+def test_a_search_stops_where_its_beams_can_only_tie():
+    rule = make_rule(Decoding(num_beams=2, length_penalty=1.0, max_new_tokens=9), (1,), width=WIDTH, device=CPU)
+    for running, stops in ((-4.0, True), (-3.5, False)):
+        state = State.empty(1, 2, WIDTH, draws=False, device=CPU)
+        state.step.fill_(1)
+        state.best.copy_(torch.tensor([[-1.0, -2.0]]))
+        state.finished.fill_(True)
+        state.running[0, 0] = running
+        logits = torch.full((1, 2, VOCABULARY), -torch.inf)
+        logits[:, :, 5] = 0.0  # certain: a hope of -4 / 2 or -3.5 / 2 against the worst, -2
+        rule.advance(state, logits, (1, 1))
+        assert state.done.tolist() == [stops]
 
 
 @pytest.mark.parametrize("beams", [1, 3])

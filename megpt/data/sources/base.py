@@ -19,7 +19,7 @@ from megpt.data.sources.columns import split_name
 from megpt.data.sources.reading import TextForm
 from megpt.data.studies import Listed
 from megpt.errors import MegptError
-from megpt.places import FarPath, entries, exists, is_address
+from megpt.places import FarPath, entries, exists, is_address, place
 from megpt.settings import Section, identity_of, read_section
 from megpt.study import Study, View, utf8_name
 
@@ -50,6 +50,8 @@ class Source(ABC):
         self.place = str(root) if is_address(root) else str(Path(root).absolute())
         """The archive as records, logs and failed.parquet name it: an absolute path, or an address."""
         self.root, self.data = root if isinstance(root, FarPath) else Path(root), data
+        self.folder = self.root if self.root.is_dir() else self.root.parent
+        """The archive, or the folder of the one file that it is."""
         self.options = read_section(self.settings, data.options, prefix="data.options.")
         self.whole = True
         """Whether a listing holds all that is there: what a part of it lacks does not count as gone."""
@@ -58,7 +60,7 @@ class Source(ABC):
         """How studies were told apart, in a few words; for the line that says what was found."""
         self.ignored: Counter[str] = Counter()
         """What the last listing did not read or had to decide, and how often; for the same line."""
-        self._inside = Inside(self.root if self.root.is_dir() else self.root.parent, data.roots)
+        self._inside = Inside(self.folder, data.roots)
 
     @classmethod
     @abstractmethod
@@ -126,6 +128,15 @@ class Source(ABC):
     def view(self, relative: str, *, image_id: str | None = None, position: str = "") -> View:
         """The view of a film that a table names; it has no `uri` if the path leads out of the archive."""
         return View(utf8_name(image_id or relative), position, uri=self._inside.resolve(relative))
+
+
+def table_in(path: Path, data: DataConfig, *patterns: str) -> Path | None:
+    """The table of an archive: that of `data.annotations`, the archive itself if it is a file, or the first match."""
+    if data.annotations:
+        return place(data.annotations)
+    if path.is_file():
+        return path
+    return next((table for pattern in patterns for table in sorted(path.glob(pattern))), None)
 
 
 class Inside:

@@ -53,7 +53,7 @@ class ChexpertSource(TabularSource):
                     )
                 yield FilmRow(
                     study_id,
-                    film_path(self.root, path),
+                    film_path(self.folder, path),
                     patient,
                     (text_cell(row.get("Frontal/Lateral")) or side_of_name(path.rpartition("/")[2])).upper(),
                     split_of_path(path) or split_of_path(table.name),
@@ -70,16 +70,15 @@ def study_of(path: str) -> tuple[str, str]:
     return ("/".join(parts[place : place + 2]), parts[place]) if place + 2 < len(parts) else ("", "")
 
 
-def film_path(root: Path, path: str) -> str:
+def film_path(folder: Path, path: str) -> str:
     """A table's path, below the folder that the archive was unpacked to.
 
     CheXpert's paths begin with the name of the release (CheXpert-v1.0-small/train/…), whatever the folder is called.
     """
-    base = root if root.is_dir() else root.parent
     parts = path.split("/")
     starts = [0, *(i for i, part in enumerate(parts) if part in ("train", "valid", "val", "test"))]
     for start in reversed(starts):
-        if exists(base / "/".join(parts[start:])):
+        if exists(folder / "/".join(parts[start:])):
             return "/".join(parts[start:])
     return "/".join(parts[starts[-1] :])
 

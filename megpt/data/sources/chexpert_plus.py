@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from megpt.config import DataConfig
+from megpt.data.sources.base import table_in
 from megpt.data.sources.chexpert import study_of
 from megpt.data.sources.columns import label_columns, observations, split_name, split_of_path, text_cell
 from megpt.data.sources.reading import csv_header, csv_rows, fold, join, parse_report
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
-from megpt.places import exists, place
+from megpt.places import exists
 
 PATTERN = "df_chexpert_plus*.csv*"
 NEEDED = ("path_to_image", "deid_patient_id")
@@ -33,11 +34,11 @@ class ChexpertPlusSource(TabularSource):
 
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:
-        table = _table(path, data)
+        table = table_in(path, data, PATTERN)
         return table is not None and set(NEEDED) <= set(csv_header(table))
 
     def tables(self) -> Iterable[Path]:
-        table = _table(self.root, self.data)
+        table = table_in(self.root, self.data, PATTERN)
         if table is None:
             raise InputError(f"no {PATTERN} in {self.root}", next="give the table itself, or set data.annotations=PATH")
         return [table]
@@ -76,24 +77,14 @@ class ChexpertPlusSource(TabularSource):
     @cached_property
     def _layouts(self) -> list[tuple[str, str]]:
         """(folder, suffix) pairs, that of the last film found first."""
-        base = self.root if self.root.is_dir() else self.root.parent
-        return [(folder, suffix) for folder in FOLDERS if (base / folder).is_dir() for suffix in SUFFIXES]
+        return [(folder, suffix) for folder in FOLDERS if (self.folder / folder).is_dir() for suffix in SUFFIXES]
 
     def _path_of(self, path: str) -> str:
-        base = self.root if self.root.is_dir() else self.root.parent
         stem = PurePosixPath(path).with_suffix("")
         for number, (folder, suffix) in enumerate(self._layouts):
             candidate = f"{folder}/{stem}{suffix}".lstrip("/")
-            if exists(base / candidate):
+            if exists(self.folder / candidate):
                 self._layouts.insert(0, self._layouts.pop(number))
                 return candidate
         folder, suffix = self._layouts[0]
         return f"{folder}/{stem}{suffix}".lstrip("/")
-
-
-def _table(path: Path, data: DataConfig) -> Path | None:
-    if data.annotations:
-        return place(data.annotations)
-    if path.is_file():
-        return path
-    return next(iter(sorted(path.glob(PATTERN))), None)

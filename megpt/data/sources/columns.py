@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any
 
+from megpt.config.data import DataColumnsConfig
 from megpt.errors import InputError, did_you_mean
 from megpt.study import CHEXPERT
 
@@ -34,18 +34,8 @@ SPLIT_NAMES = {
 BLANKS = frozenset({"", "nan", "na", "n/a", "#n/a", "#na", "<na>", "none", "null", "nat", "-nan"})
 
 
-@dataclass(frozen=True)
-class TableColumns:
+class TableColumns(DataColumnsConfig):
     """The column of each role; None if the table has none."""
-
-    study: str | None = None
-    subject: str | None = None
-    image: str | None = None
-    position: str | None = None
-    report: str | None = None
-    findings: str | None = None
-    impression: str | None = None
-    split: str | None = None
 
     def text(self, row: Mapping[str, Any], role: str) -> str | None:
         """The cell of a role as text; None if it is blank or there is no such column."""
@@ -110,7 +100,7 @@ def find_columns(
     for name in names:
         known.setdefault(plain(name), name)
     found: dict[str, str | None] = {}
-    for role in (field.name for field in fields(TableColumns)):
+    for role in TableColumns.model_fields:
         chosen = (wanted or {}).get(role)
         if chosen is not None and chosen not in names:
             raise InputError(

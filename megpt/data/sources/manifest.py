@@ -161,12 +161,10 @@ class ManifestSource(TabularSource):
 
     @lru_cache  # noqa: B019 (a source lives as long as its job)
     def _folder_of(self, table: Path) -> str:
-        base = self.root if self.root.is_dir() else self.root.parent
-        return "." if self.data.annotations else table.parent.relative_to(base).as_posix()
+        return "." if self.data.annotations else table.parent.relative_to(self.folder).as_posix()
 
     def _split_of(self, table: Path) -> str:
-        base = self.root if self.root.is_dir() else self.root.parent
-        return split_of_path(table.relative_to(base).as_posix()) if table.is_relative_to(base) else ""
+        return split_of_path(table.relative_to(self.folder).as_posix()) if table.is_relative_to(self.folder) else ""
 
     def _study_id(
         self,

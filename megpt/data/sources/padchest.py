@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 
 from megpt.config import DataConfig
+from megpt.data.sources.base import table_in
 from megpt.data.sources.columns import id_cell, split_name, text_cell
 from megpt.data.sources.reading import csv_header, csv_rows
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
-from megpt.places import exists, place
+from megpt.places import exists
 
 PATTERNS = ("PADCHEST*.csv", "PADCHEST*.csv.gz", "padchest*.csv", "*chest_x_ray_images_labels*.csv*")
 NEEDED = ("ImageID", "StudyID", "PatientID")
@@ -65,11 +66,11 @@ class PadchestSource(TabularSource):
 
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:
-        table = _table(path, data)
+        table = table_in(path, data, *PATTERNS)
         return table is not None and {*NEEDED, "Labels"} <= set(csv_header(table))
 
     def tables(self) -> Iterable[Path]:
-        table = _table(self.root, self.data)
+        table = table_in(self.root, self.data, *PATTERNS)
         if table is None:
             raise InputError(
                 f"no {PATTERNS[0]} in {self.root}", next="give the table itself, or set data.annotations=PATH"
@@ -100,16 +101,16 @@ class PadchestSource(TabularSource):
 
     @cached_property
     def _bases(self) -> list[str]:
-        base = self.root if self.root.is_dir() else self.root.parent
         return [
-            name for name in ("", "images", "images-224", "image_zips", "BIMCV-PadChest-FULL") if (base / name).is_dir()
+            name
+            for name in ("", "images", "images-224", "image_zips", "BIMCV-PadChest-FULL")
+            if (self.folder / name).is_dir()
         ]
 
     def _path_of(self, image: str, folder: str) -> str:
-        base = self.root if self.root.is_dir() else self.root.parent
         candidates = [f"{one}/{part}/{image}" for one in self._bases for part in dict.fromkeys((folder, ""))]
         tidy = [candidate.replace("//", "/").lstrip("/") for candidate in candidates]
-        return next((path for path in tidy if exists(base / path)), tidy[0])
+        return next((path for path in tidy if exists(self.folder / path)), tidy[0])
 
 
 def _labels(cell: str | None, where: str) -> dict[str, int] | None:
@@ -130,11 +131,3 @@ def _labels(cell: str | None, where: str) -> dict[str, int] | None:
         return None
     present = {OBSERVATIONS[label] for label in found if label in OBSERVATIONS}
     return {name: int(name in present) for name in sorted(set(OBSERVATIONS.values()))}
-
-
-def _table(path: Path, data: DataConfig) -> Path | None:
-    if data.annotations:
-        return place(data.annotations)
-    if path.is_file():
-        return path
-    return next((table for pattern in PATTERNS for table in sorted(path.glob(pattern))), None)

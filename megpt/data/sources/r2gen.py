@@ -33,7 +33,7 @@ class R2GenSource(Source):
         self.annotation = place(data.annotations) if data.annotations else root / ANNOTATION if root.is_dir() else root
         if not self.annotation.is_file():
             raise InputError(f"no annotation at {self.annotation}", next="set data.annotations=PATH")
-        self._images = ImageFolder(root if root.is_dir() else root.parent, ("images", "files"), data.roots)
+        self._images = ImageFolder(self.folder, ("images", "files"), data.roots)
 
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:

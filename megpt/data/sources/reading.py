@@ -152,9 +152,20 @@ def json_items(path: Path, prefix: str) -> Iterator[Any]:
     yield from _json(path, lambda file: ijson.items(file, prefix))
 
 
-def json_pairs(path: Path) -> Iterator[tuple[str, Any]]:
-    """The (key, value) pairs of a JSON object, streamed."""
-    yield from _json(path, lambda file: ijson.kvitems(file, ""))
+def json_entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(name for errors, key, entry) of a JSON object of entries by key, or of a list, whose keys are "".
+
+    Raises:
+        InputError: an entry is not an object.
+    """
+    listed = json_is_list(path)
+    found = json_items(path, "item") if listed else _json(path, lambda file: ijson.kvitems(file, ""))
+    for number, item in enumerate(found):
+        key, entry = ("", item) if listed else item
+        name = f"entry {key or number}"
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}: {name} is not an object")
+        yield name, key, entry
 
 
 def json_is_list(path: Path) -> bool:

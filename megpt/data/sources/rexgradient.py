@@ -14,7 +14,7 @@ from typing import Any
 
 from megpt.config import DataConfig
 from megpt.data.sources.columns import split_of_path, text_cell
-from megpt.data.sources.reading import fold, json_is_list, json_items, json_pairs, list_of, text_of
+from megpt.data.sources.reading import fold, json_entries, list_of, text_of
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
 from megpt.places import is_dir, place
@@ -42,18 +42,13 @@ class RexgradientSource(TabularSource):
     def film_rows(self) -> Iterator[FilmRow]:
         self.rule = "a study per entry"
         for table in self.tables():
-            entries: Iterator[tuple[str, Any]] = (
-                (("", entry) for entry in json_items(table, "item")) if json_is_list(table) else json_pairs(table)
-            )
-            for number, (key, entry) in enumerate(entries):
-                if not isinstance(entry, dict):
-                    raise InputError(f"{table}: entry {number} is not an object")
-                yield from self._rows_of(table, key, number, entry)
+            for name, key, entry in json_entries(table):
+                yield from self._rows_of(table, name, key, entry)
 
-    def _rows_of(self, table: Path, key: str, number: int, entry: dict[str, Any]) -> Iterator[FilmRow]:
+    def _rows_of(self, table: Path, name: str, key: str, entry: dict[str, Any]) -> Iterator[FilmRow]:
         study_id = key or text_of(entry, "id", table) or text_of(entry, "StudyInstanceUid", table)
         if not study_id:
-            raise InputError(f"{table}: entry {number} has no id", next="it needs a key, 'id' or 'StudyInstanceUid'")
+            raise InputError(f"{table}: {name} has no id", next="it needs a key, 'id' or 'StudyInstanceUid'")
         paths = list_of(entry, "ImagePath", table)
         positions = [text_cell(position) or "" for position in entry.get("ImageViewPosition") or ()]
         for path, position in zip(paths or [""], [*positions, *[""] * (len(paths) + 1)], strict=False):
@@ -66,14 +61,13 @@ class RexgradientSource(TabularSource):
                 split_of_path(table.name),
                 findings=fold(text_cell(text_of(entry, "Findings", table))),
                 impression=fold(text_cell(text_of(entry, "Impression", table))),
-                where=f"{table}, entry {number}",
+                where=f"{table}, {name}",
                 image_id=inside.rpartition("/")[2],
             )
 
     @cached_property
     def _base(self) -> str:
-        base = self.root if self.root.is_dir() else self.root.parent
-        return next((name for name in FOLDERS if is_dir(base / name / "deid_png")), "")
+        return next((name for name in FOLDERS if is_dir(self.folder / name / "deid_png")), "")
 
 
 def _files(path: Path, data: DataConfig) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import ImageFolder, Source, split_name
-from megpt.data.sources.reading import json_is_list, json_items, json_keys, json_pairs, list_of, text_of
+from megpt.data.sources.reading import json_entries, list_of, text_of
 from megpt.errors import InputError
 from megpt.places import place
 from megpt.study import Study
@@ -35,28 +35,22 @@ class RexrankSource(Source):
         super().__init__(root, data)
         if not _files(root, data):
             raise InputError(f"no ReXRank*.json in {root}", next="give the file itself, or set data.annotations=PATH")
-        self._images = ImageFolder(root if root.is_dir() else root.parent, ("images", "files"), data.roots)
+        self._images = ImageFolder(self.folder, ("images", "files"), data.roots)
 
     def tables(self) -> Iterable[Path]:
         return _files(self.root, self.data)
 
     def studies(self) -> Iterator[Study]:
         for path in self.tables():
-            if json_is_list(path):
-                pairs: Iterator[tuple[str, Any]] = (("", entry) for entry in json_items(path, "item"))
-            else:
-                pairs = json_pairs(path)
-            for number, (key, entry) in enumerate(pairs):
-                if not isinstance(entry, dict):
-                    raise InputError(f"{path}: entry {key or number} is not an object")
-                yield self._study(path, key, number, entry)
+            for name, key, entry in json_entries(path):
+                yield self._study(path, name, key, entry)
 
-    def _study(self, path: Path, key: str, number: int, entry: dict[str, Any]) -> Study:
+    def _study(self, path: Path, name: str, key: str, entry: dict[str, Any]) -> Study:
         images = list_of(entry, "image_path", path)
         study_id = key or text_of(entry, "study_id", path) or text_of(entry, "id", path) or _folder_of(images)
         if not study_id:
             raise InputError(
-                f"{path}: entry {number} has no study id", cause="it has neither study_id, id, nor a folder of images"
+                f"{path}: {name} has no study id", cause="it has neither study_id, id, nor a folder of images"
             )
         positions = [text.upper() for text in list_of(entry, "frontal_lateral", path)]
         subject = text_of(entry, "subject_id", path) or study_id.partition("_")[0]
@@ -89,10 +83,7 @@ def _is_rexrank(path: Path) -> bool:
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
-        if json_is_list(path):
-            entry = next(json_items(path, "item"), None)
-        else:
-            entry = next(json_pairs(path), ("", None))[1] if json_keys(path, 1) else None
+        _, _, entry = next(json_entries(path), ("", "", {}))
     except InputError:
         return False
-    return isinstance(entry, dict) and "image_path" in entry and bool(OWN & entry.keys())
+    return "image_path" in entry and bool(OWN & entry.keys())

@@ -56,9 +56,8 @@ class WebDatasetSource(TabularSource):
         shards = _shards(self.root)
         if not shards:
             raise InputError(f"no .tar in {self.root}", next="give the folder of the shards, or one shard")
-        base = self.root if self.root.is_dir() else self.root.parent
         for shard in shards:
-            if self._inside.resolve(shard.relative_to(base).as_posix()) is None:
+            if self._inside.resolve(shard.relative_to(self.folder).as_posix()) is None:
                 raise InputError(
                     f"{shard} is a link that leads out of the archive", next="set data.roots to where it may lead"
                 )
@@ -66,10 +65,9 @@ class WebDatasetSource(TabularSource):
 
     def film_rows(self) -> Iterator[FilmRow]:
         self.rule = "a study per key"
-        base = self.root if self.root.is_dir() else self.root.parent
         shards = list(self.tables())
         for shard in shards:
-            relative = shard.relative_to(base).with_suffix("").as_posix()
+            relative = shard.relative_to(self.folder).with_suffix("").as_posix()
             split = split_of_path(relative)
             for key, sample in self._samples(shard):
                 yield from self._rows_of(shard, key if len(shards) == 1 else f"{relative}/{key}", sample, split)

@@ -187,7 +187,8 @@ def _write_chunk(folder: Path, number: int, rows: Iterable[dict[str, Any]]) -> s
     return f"{FOLDER}/{name}"
 
 
-def _render(summary: Summary, data: Mapping[str, Any], chunks: Sequence[str]) -> str:
+def template(name: str) -> jinja2.Template:
+    """A template of this folder; what it is not given is an error, and text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -195,8 +196,12 @@ def _render(summary: Summary, data: Mapping[str, Any], chunks: Sequence[str]) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
+
+
+def _render(summary: Summary, data: Mapping[str, Any], chunks: Sequence[str]) -> str:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return environment.get_template("index.html.j2").render(
+    return template("index.html.j2").render(
         vars(summary),
         chunks=chunks,
         data=Markup(_in_script(text)),

@@ -10,15 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
+from megpt.evaluation.page import HERE, template
 from megpt.evaluation.page.summary import Cell, PageTable, Row
 from megpt.evaluation.page.titles import TITLES
 from megpt.evaluation.seeds import OverSeeds
 from megpt.output import write_text
-
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -41,17 +39,10 @@ class AblationPage:
 
 def write_ablation_page(path: str | Path, page: AblationPage) -> None:
     """Write the page, whole or not at all."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     states = [run["status"] for run in page.runs]
     counts = [(name, states.count(name)) for name in ("done", "poor", "failed", "waiting")]
     base = next(iter(page.changes))
-    html = environment.get_template("ablation.html.j2").render(
+    html = template("ablation.html.j2").render(
         title=f"megpt: ablation of {len(page.changes)} variants, {len({run['seed'] for run in page.runs})} seeds",
         base=base,
         facts=[("runs", len(states)), *((name, count) for name, count in counts if count or name == "done")],

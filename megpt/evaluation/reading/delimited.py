@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from megpt.data.encoding import head, open_text, unreadable
+from megpt.data.encoding import head, open_text, readable
 from megpt.errors import InputError
 from megpt.evaluation.reading.ids import named, shown
 from megpt.evaluation.reading.json_tables import TEXT
@@ -92,8 +92,8 @@ def _rows(
     path: Path, encoding: str, delimiter: str, titles: Sequence[str], *, header: bool
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     number, line, width = 0, 0, len(titles)
-    try:
-        with open_text(path, encoding) as file:
+    with readable(path), open_text(path, encoding) as file:
+        try:
             lines = _Lines(file)
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             if header:
@@ -113,12 +113,10 @@ def _rows(
                 if len(cells) != width:
                     raise _wrong_width(path, titles, number, line, len(cells))
                 yield number, dict(zip(titles, cells, strict=True))
-    except UnicodeError as error:
-        where = f"at or after row {number + 1}"
-        cause = f"bytes that {encoding} does not have ({type(error).__name__})"
-        raise InputError(f"{path} is not {encoding}", where, cause, "set evaluate.encoding=NAME") from None
-    except (OSError, EOFError) as error:
-        raise unreadable(path, error) from None
+        except UnicodeError as error:
+            where = f"at or after row {number + 1}"
+            cause = f"bytes that {encoding} does not have ({type(error).__name__})"
+            raise InputError(f"{path} is not {encoding}", where, cause, "set evaluate.encoding=NAME") from None
 
 
 class _Lines:

@@ -16,8 +16,9 @@ from typing import Any
 
 import ijson
 
-from megpt.data.encoding import open_bytes, open_text, unreadable
+from megpt.data.encoding import open_bytes, open_text, readable
 from megpt.errors import InputError
+from megpt.evaluation.reading.ids import named
 
 KEY, TEXT, SPLIT = "(key)", "(text)", "(split)"
 ANNOTATION = "R2Gen annotation"
@@ -54,14 +55,9 @@ def open_json(path: Path, encoding: str, names: frozenset[str]) -> Opened:
 
 def _one_object_a_line(path: Path, encoding: str) -> bool:
     """Whether the first line is an object of its own and another one begins on the next."""
-    try:
-        with open_text(path, encoding) as file:
-            every = iter(lambda: file.readline(LONGEST_LINE), "")
-            lines = list(islice((line for line in (part.strip("\ufeff \t\r\n") for part in every) if line), 2))
-    except UnicodeError:
-        return False
-    except (OSError, EOFError) as error:
-        raise unreadable(path, error) from None
+    with readable(path, encoding), open_text(path, encoding) as file:
+        every = iter(lambda: file.readline(LONGEST_LINE), "")
+        lines = list(islice((line for line in (part.strip("\ufeff \t\r\n") for part in every) if line), 2))
     if len(lines) < 2 or not lines[1].startswith("{"):
         return False
     try:
@@ -75,44 +71,34 @@ def _json_lines(path: Path, encoding: str) -> Opened:
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
         number = 0
-        try:
-            with open_text(path, encoding) as file:
-                for line_number, line in enumerate(file, 1):
-                    line = line.strip("\ufeff \t\r\n")
-                    if not line:
-                        continue
-                    number += 1
-                    try:
-                        record = json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        column = getattr(error, "colno", 1)
-                        raise InputError(
-                            f"{path} is not JSON lines",
-                            where=f"line {line_number}, column {column}",
-                            cause="the line is no JSON object: cut off, or not one object a line",
-                        ) from None
-                    if not isinstance(record, dict):
-                        raise InputError(
-                            f"{path} is not JSON lines", where=f"line {line_number}", cause="it holds no object"
-                        )
-                    yield number, record
-        except UnicodeError:
-            raise InputError(f"{path} is not {encoding}", next="set evaluate.encoding=NAME") from None
-        except (OSError, EOFError) as error:
-            raise unreadable(path, error) from None
+        with readable(path, encoding), open_text(path, encoding) as file:
+            for line_number, line in enumerate(file, 1):
+                line = line.strip("\ufeff \t\r\n")
+                if not line:
+                    continue
+                number += 1
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    column = getattr(error, "colno", 1)
+                    raise InputError(
+                        f"{path} is not JSON lines",
+                        where=f"line {line_number}, column {column}",
+                        cause="the line is no JSON object: cut off, or not one object a line",
+                    ) from None
+                if not isinstance(record, dict):
+                    raise InputError(
+                        f"{path} is not JSON lines", where=f"line {line_number}", cause="it holds no object"
+                    )
+                yield number, record
 
     return "JSON lines", _columns(rows), rows
 
 
 def _text(path: Path, encoding: str) -> str | None:
     """All of a file, unpacked; None where it is too large to be held."""
-    try:
-        with open_text(path, encoding) as file:
-            text = file.read(SMALL + 1)
-    except UnicodeError:
-        raise InputError(f"{path} is not {encoding}", next="set evaluate.encoding=NAME") from None
-    except (OSError, EOFError) as error:
-        raise unreadable(path, error) from None
+    with readable(path, encoding), open_text(path, encoding) as file:
+        text = file.read(SMALL + 1)
     return None if len(text) > SMALL else text.removeprefix("\ufeff")
 
 
@@ -164,15 +150,13 @@ def _large(path: Path, encoding: str) -> Opened:
         raise InputError(f"{path} is JSON in {encoding}, and large", next="save it as UTF-8, or as JSON lines")
 
     def stream(read: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
-        try:
-            with open_bytes(path) as file:
-                if encoding == "utf-8-sig":
-                    file.read(3)
+        with readable(path), open_bytes(path) as file:
+            if encoding == "utf-8-sig":
+                file.read(3)
+            try:
                 yield from read(file)
-        except (ijson.JSONError, UnicodeError) as error:
-            raise InputError(f"{path} is not valid JSON", cause=type(error).__name__) from None
-        except (OSError, EOFError) as error:
-            raise unreadable(path, error) from None
+            except (ijson.JSONError, UnicodeError) as error:
+                raise InputError(f"{path} is not valid JSON", cause=type(error).__name__) from None
 
     events = list(islice(stream(ijson.basic_parse), 2))
     if events[0][0] == "start_array":
@@ -244,8 +228,6 @@ def _columns(rows: Rows) -> list[str]:
 
 def twice_in(path: Path, ids: tuple[str, ...]) -> InputError:
     """The error for ids that stand in a file more than once; see `ids.named`."""
-    from megpt.evaluation.reading.ids import named
-
     return InputError(
         f"{len(set(ids))} ids are in {path} more than once",
         where=named(sorted(set(ids))),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from megpt.config import EvaluateConfig
 from megpt.errors import InputError
@@ -148,14 +148,10 @@ def _best_id(table: Table, columns: Columns, matcher: Matcher) -> str | None:
 
 
 def _nothing_in_common(table: Table, columns: Columns, ids: list[str]) -> InputError:
-    theirs = [record.id or "" for record, _ in zip(_records(table, columns), range(3), strict=False)]
+    theirs = [record.id or "" for record in islice(records(table, columns, Counts()), 3)]
     return InputError(
         f"none of the {len(ids)} predictions has a reference in {table.path}",
         where=f"ids there ({columns.id}): {named(theirs)} …; ids of the predictions: {named(ids[:3])} …",
         cause="the two files name their studies in different ways, or are of different sets",
         next="set evaluate.columns.id to the column that both share",
     )
-
-
-def _records(table: Table, columns: Columns) -> Iterator:
-    return records(table, columns, Counts())
