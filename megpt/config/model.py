@@ -40,6 +40,8 @@ class ModelConfig(Section):
     """Further modules that follow DOConv on the feature map, in this order: names from the group `megpt.modules`."""
     views: Literal["mean", "concat"] = "mean"
     """Whether the films of a study are averaged or kept in sequence."""
+    global_only: bool = False
+    """One token for a film, the mean of its feature map (R2GenGPT's setting of that name), instead of one per cell."""
     dynamic_prompt: bool = True
     """One prompt per image cluster; false uses one fixed instruction."""
     lora_rank: Positive = 16

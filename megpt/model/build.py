@@ -93,8 +93,8 @@ def build_model(
     reset(model.projector, seed)
     cast(nn.Module, model).to(dtype)
     prefix, suffixes = model.prompt_ids()
-    grid = encoder.layout["grid"]
-    model.check_context(len(prefix) + max(map(len, suffixes)) + grid[0] * grid[1], 1)
+    height, width = shape.grid
+    model.check_context(len(prefix) + max(map(len, suffixes)) + height * width, 1)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config.eos_token_id is None:

@@ -68,6 +68,12 @@ class MeGPTConfig(PreTrainedConfig):
         return int(value) if value else None
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a film's visual tokens; known once the model is built."""
+        height, width = (1, 1) if self.global_only else (self.layout or {})["grid"]
+        return height, width
+
+    @property
     def left_out(self) -> tuple[str, ...]:
         """The parts of the model whose weights a checkpoint refers to instead of holding them."""
         if self.complete:

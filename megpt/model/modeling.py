@@ -163,6 +163,8 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "shallow"):
             maps = self.vision(films)  # (R, C, h, w)
         prompt_id = self._prompt_id(films, maps, view_mask, prompt_id)
+        if self.config.global_only:
+            maps = maps.mean((2, 3), keepdim=True)
         if self.config.views == "mean":
             tokens, l2 = self.projector(view_mean(maps, view_mask))
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)

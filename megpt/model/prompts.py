@@ -139,9 +139,16 @@ def read_prompts(folder: Path) -> dict[str, Any]:
 
 
 def check_prompts(texts: Sequence[Any], clusters: int | None) -> None:
-    """Raise InputError unless every cluster has a text; `clusters` is None for a bank without any."""
+    """Raise InputError unless every cluster has a text; `clusters` is None for a bank without any, which has one."""
     if not texts or any(not isinstance(t, str) or not t.strip() for t in texts):
         raise InputError("a prompt bank needs a text for every cluster", where=PROMPTS)
+    if clusters is None and len(texts) > 1:
+        raise InputError(
+            f"{len(texts)} prompts, and no clusters to choose one by",
+            where=f"{PROMPTS} without {CENTROIDS}",
+            cause="the folder was copied without that file",
+            next=f"copy {CENTROIDS} too, or leave one prompt, which then every study gets",
+        )
     if clusters is not None and clusters != len(texts):
         raise InputError(
             f"{len(texts)} prompts for {clusters} clusters",

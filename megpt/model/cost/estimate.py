@@ -143,7 +143,7 @@ def estimate(config: Config) -> Estimate:
     parts = _parts(model, costs)
     gpus = config.cluster.max_workers
     micro = config.train.micro_batch_size or max(1, config.train.global_batch_size // gpus)
-    height, width = model.vision.layout["grid"]
+    height, width = model.config.grid
     visual = height * width * (views if config.model.views == "concat" else 1)
     kept = sum(part.cost.kept for part in parts)
     if config.train.activation_checkpointing:
