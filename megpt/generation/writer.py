@@ -160,7 +160,9 @@ class _Stream:
         study, prompt_id = self.in_flight.pop(result.key)
         if result.error:
             return failed(study, result.error, prompt_id)
-        text = self.writer.processor.tokenizer.decode(result.token_ids, skip_special_tokens=True).strip()
+        # An end token need not be a special one to the tokenizer.
+        written = result.token_ids[:-1] if result.finish_reason == "stop" else result.token_ids
+        text = self.writer.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
         return Prediction(study, text, prompt_id, len(result.token_ids), result.finish_reason)
 
 

@@ -97,8 +97,8 @@ def build_model(
     model.check_context(len(prefix) + max(map(len, suffixes)) + height * width, 1)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config.eos_token_id is None:
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    decoding = model.generation_config
+    decoding.eos_token_id = language.end_ids(tokenizer, decoding, text_model.config)
     processor = MeGPTProcessor(build_image_processor(encoder), tokenizer)
     return model, processor
 

@@ -142,7 +142,7 @@ def test_same_texts(tiny_llm: Path, tmp_path: Path, megpt: bool, beams: int, glo
     made = unbiased(Reference(llm, megpt=megpt, global_only=global_only).eval())
     rules = {"min_new_tokens": 4, "max_new_tokens": 24, "repetition_penalty": 1.5}
     rules |= {"length_penalty": 2.0} if beams > 1 else {}
-    told = {**rules, "beam_size": beams, "length_penalty": 2.0, "do_sample": False, "temperature": 0}
+    told = {**rules, "end_sym": "</s>", "beam_size": beams, "length_penalty": 2.0, "do_sample": False, "temperature": 0}
     file = save_reference(made, tmp_path / "x.pth", mode="shallow", **told)
     views = [coarse_films(6, seed) for seed in (1, 2)]
     tokenizer = AutoTokenizer.from_pretrained(llm)

@@ -72,7 +72,8 @@ def load_model(
     dtype = _dtype(dtype, config)
     tensors = _read_tensors(folder)
     bank = PromptBank.load(folder)
-    _retokenise(config, bank, _own_tokenizer(config, folder))
+    tokenizer = _own_tokenizer(config, folder)
+    _retokenise(config, bank, tokenizer)
     text_model = _language_model(config, tensors, llm, dtype)
     vision = restored_encoder("vision", config, tensors, vision_weights, folder)
     model = model_class(config, vision=vision, language_model=text_model, bank=bank)
@@ -86,6 +87,9 @@ def load_model(
         language.load_language_adapter(model.language_model, folder / lora.LANGUAGE_ADAPTER)
     if (folder / "generation_config.json").exists():
         model.generation_config = model.language_model.generation_config = GenerationConfig.from_pretrained(folder)
+    if tokenizer is not None:  # in checkpoints from before both were saved
+        decoding = model.generation_config
+        decoding.eos_token_id = language.end_ids(tokenizer, decoding, text_model.config)
     model.name_or_path = str(folder)
     return model.to(device=_device(device_map), dtype=dtype).eval()
 

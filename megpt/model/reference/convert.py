@@ -129,12 +129,16 @@ def import_reference(
     missing = _load(model, found, file, adapters=not merge)
     if merge:
         _merge(model, found, scaling=resolved.lora_alpha / resolved.lora_rank)
-    remarks = _decode_alike(model.generation_config, file.settings)
+    remarks = _decode_alike(model.generation_config, file.settings, processor.tokenizer.get_vocab())
     return model, processor, ImportReport(file, shape, found.used, found.ignored, missing, remarks)
 
 
-def _decode_alike(decoding: Any, settings: dict[str, Any]) -> tuple[str, ...]:
+def _decode_alike(decoding: Any, settings: dict[str, Any], vocabulary: dict[str, int]) -> tuple[str, ...]:
     """Put the reference's decoding into a `GenerationConfig`; what it cannot hold is said."""
+    learnt = vocabulary.get(str(settings.get("end_sym")))
+    known = decoding.eos_token_id if isinstance(decoding.eos_token_id, list) else [decoding.eos_token_id]
+    if learnt is not None and learnt not in known:
+        decoding.eos_token_id = [*known, learnt]
     for theirs, ours in DECODING.items():
         if isinstance(value := settings.get(theirs), int | float):
             setattr(decoding, ours, value)
