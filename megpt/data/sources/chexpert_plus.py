@@ -71,7 +71,14 @@ class ChexpertPlusSource(TabularSource):
                     labels=observations(row, labels, where=where),
                     where=where,
                     image_id="/".join(path.split("/")[-3:]),
+                    indication=self._section(row, "clinical_history", "history") or (parts and parts.indication),
+                    comparison=self._section(row, "comparison") or (parts and parts.comparison),
+                    technique=self._section(row, "technique") or (parts and parts.technique),
                 )
+
+    def _section(self, row: dict[str, str], *names: str) -> str | None:
+        """The first of these sections that the row has."""
+        return next((text for name in names if (text := fold(text_cell(row.get(f"section_{name}"))))), None)
 
     @cached_property
     def _layouts(self) -> list[tuple[str, str]]:

@@ -46,6 +46,9 @@ class TableColumns:
     findings: str | None = None
     impression: str | None = None
     split: str | None = None
+    indication: str | None = None
+    comparison: str | None = None
+    technique: str | None = None
 
     def text(self, row: Mapping[str, Any], role: str) -> str | None:
         """The cell of a role as text; None if it is blank or there is no such column."""
@@ -76,6 +79,9 @@ ALIASES = {
     "findings": ("findings", "section_findings", "finding"),
     "impression": ("impression", "section_impression", "impressions", "conclusion"),
     "split": ("split", "subset", "partition", "fold"),
+    "indication": ("indication", "section_indication", "clinical_indication", "history", "clinical_history", "reason"),
+    "comparison": ("comparison", "section_comparison", "comparisons"),
+    "technique": ("technique", "section_technique"),
 }
 # Other tables' names for CheXpert's observations, in the form that `plain` gives.
 SYNONYMS = {

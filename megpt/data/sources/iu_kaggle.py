@@ -49,4 +49,6 @@ class IuKaggleSource(Source):
                 for name, projection in films.get(uid, ())
             )
             findings, impression = fold(row["findings"]), fold(row["impression"])
-            yield Study(uid, uid, tuple(views), join(findings, impression), findings, impression, split="")
+            sections = {name: fold(row.get(name)) for name in ("indication", "comparison")}
+            report = join(findings, impression)
+            yield Study(uid, uid, tuple(views), report, findings, impression, split="", **sections)

@@ -44,6 +44,9 @@ class FilmRow:
     image_id: str | None = None
     member: bool = False
     """Whether `image` is the uri of a film inside another file."""
+    indication: str | None = None
+    comparison: str | None = None
+    technique: str | None = None
 
 
 class TabularSource(Source):
@@ -77,6 +80,7 @@ class TabularSource(Source):
             impression,
             merged(row.labels for row in rows),
             split=split,
+            **{name: self._text(name, rows) for name in ("indication", "comparison", "technique")},
         )
 
     def _film(self, row: FilmRow) -> View:
