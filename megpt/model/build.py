@@ -83,7 +83,7 @@ def build_model(
         text_model.config,
         l2=l2,
         loss_chunk=loss_chunk,
-        prompts=tokenise_bank(bank, tokenizer),
+        prompts=tokenise_bank(bank, tokenizer, context=bool(config.context)),
         frozen=frozen,
         tokenizer_fingerprint=language.tokenizer_fingerprint(tokenizer),
     )
@@ -94,7 +94,8 @@ def build_model(
     cast(nn.Module, model).to(dtype)
     prefix, suffixes = model.prompt_ids()
     height, width = shape.grid
-    model.check_context(len(prefix) + max(map(len, suffixes)) + height * width, 1)
+    most = len(prefix) + max(map(len, suffixes)) + height * width + len(config.context) * config.context_tokens
+    model.check_context(most, 1)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     decoding = model.generation_config

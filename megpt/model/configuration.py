@@ -62,7 +62,7 @@ class MeGPTConfig(PreTrainedConfig):
         return cls(**config.model_dump(), text_config=text_config.to_dict(), **further)
 
     @property
-    def context(self) -> int | None:
+    def longest(self) -> int | None:
         """The longest sequence of tokens that the language model takes; None when its config does not say."""
         value = getattr(self.text_config, "max_position_embeddings", None)
         return int(value) if value else None

@@ -31,6 +31,7 @@ class ReportGeneration:
         pixel_values: Tensor | None = None,
         view_mask: Tensor | None = None,
         visual: VisualFeatures | None = None,
+        context_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Reports as new token ids (B, L), from transformers' `generate`, to which further keywords are passed on.
@@ -57,7 +58,7 @@ class ReportGeneration:
                 next="set min_new_tokens and max_new_tokens",
             )
         visual = visual or self.encode(pixel_values, view_mask)
-        embeds, mask = self.assemble(visual)
+        embeds, mask = self.assemble(visual, context_ids)
         self.check_context(embeds.shape[1], int(settings.max_new_tokens or 0))
         self._penalise_evenly(settings, kwargs)
         return self.language_model.generate(

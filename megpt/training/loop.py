@@ -26,6 +26,7 @@ from megpt.model import PromptBank, build_model
 from megpt.model.checkpoint.decoding import carry
 from megpt.model.checkpoint.fingerprint import local_folder
 from megpt.model.checkpoint.start import start_from
+from megpt.model.context import Context
 from megpt.progress import log
 from megpt.training.batches import Loader
 from megpt.training.checkpoints import CheckpointStore, export
@@ -35,10 +36,10 @@ from megpt.training.log import Logbook
 from megpt.training.memo import open_memo
 from megpt.training.meter import Meter
 from megpt.training.order import Cutting, GlobalOrder
+from megpt.training.sameness import require_same_on_every_worker
 from megpt.training.samples import (
     Samples,
     open_samples,
-    require_same_on_every_worker,
     sample_folder,
     tokenizer_for,
     training_origin,
@@ -82,12 +83,16 @@ def make_parts(config: Config) -> Parts:
             for line in start.lines():
                 log(f"train: {line}")
     carry(model.generation_config, config.generate)
+    context = Context.of(config.model, processor.tokenizer)
     samples = open_samples(
         lambda: training_studies(config),
         folder=sample_folder(config),
         data=config.data,
         tokenize=tokenizer_for(processor.tokenizer, config.train.max_report_tokens),
+        context=context.ids,
     )
+    if told := context.told():  # by the process that has read the texts
+        log(f"train: {told}")
     return Parts(model, processor, samples, sample_folder(config))
 
 
@@ -125,6 +130,7 @@ def train_loop(
         data=config.data,
         threads=train.loader_workers,
         last_step=schedule.total_steps,
+        with_context=bool(config.model.context),
         stored_views=memo.stored_views,
     )
     meter = Meter(local_device(), loader)
@@ -187,6 +193,8 @@ def take_step(run: Run) -> None:
                 log(f"warning: study {study} has no readable film and is left out of the loss: {reason}")
                 run.failed[study] = reason
         tensors = {name: getattr(batch, name) for name in ("pixel_values", "view_mask", "labels")}
+        if batch.context_ids is not None:
+            tensors["context_ids"] = batch.context_ids
         inputs = {name: tensor.to(run.meter.device, non_blocking=True) for name, tensor in tensors.items()}
         seed_torch(run.config.seed, step, slot * world + loader.rank)
         with run.meter.count_flops(len(batch.indices)):

@@ -138,7 +138,8 @@ def estimate(config: Config) -> Estimate:
     """
     model = skeleton(config)
     views = config.data.max_views or VIEWS
-    lengths = Lengths(views, PROMPT_TOKENS, config.train.max_report_tokens + 1)
+    prompt = PROMPT_TOKENS + len(config.model.context) * config.model.context_tokens
+    lengths = Lengths(views, prompt, config.train.max_report_tokens + 1)
     costs = study_costs(model, lengths, chunk=config.train.loss_chunk)
     parts = _parts(model, costs)
     gpus = config.cluster.max_workers
