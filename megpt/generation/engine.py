@@ -99,8 +99,7 @@ class GenerationEngine:
         return len(self.prefix) + len(item.tokens) + max(room, len(self._suffix(item)))
 
     def _suffix(self, item: EngineItem) -> torch.Tensor:
-        own = self.suffixes[item.prompt_id] if item.suffix is None else item.suffix
-        return torch.as_tensor(own, dtype=torch.long, device=self.device)
+        return torch.as_tensor(item.suffix or self.suffixes[item.prompt_id], dtype=torch.long, device=self.device)
 
     def _check_context(self, prompt: int) -> None:
         most = getattr(self.config, "max_position_embeddings", None)
@@ -200,8 +199,6 @@ class _Loop:
             self.waiting.extend(more)
         return [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
 
-    # ---- admission -------------------------------------------------------------------------------------------------
-
     def _admit(self) -> None:
         """Fill free slots, several prompts in one pass."""
         live = len(self.slots.live()) if self.slots else 0
@@ -248,8 +245,6 @@ class _Loop:
             self._place(items[len(items) // 2 :])
             return
         self._harvest()
-
-    # ---- steps -----------------------------------------------------------------------------------------------------
 
     def _steps(self) -> None:
         slots = self._open()

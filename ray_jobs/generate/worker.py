@@ -104,14 +104,8 @@ class ShardWorker:
             return {**self._shard(number), "error": ""}
         except Exception as error:
             known = known_failure(error, str(self.config.output)) or unforeseen(error, number)
-            return {
-                "shard": number,
-                "studies": 0,
-                "failed": 0,
-                "seconds": 0.0,
-                "context": "{}",
-                "error": to_json(known),
-            }
+            nothing = {"shard": number, "studies": 0, "failed": 0, "seconds": 0.0, "context": "{}"}
+            return {**nothing, "error": to_json(known)}
 
     def _shard(self, number: int) -> dict[str, Any]:
         began, context = time.monotonic(), {}
