@@ -113,7 +113,10 @@ class Study:
             report=row.get("report"),
             findings=row.get("findings"),
             impression=row.get("impression"),
-            **{name: row.get(name) for name in CONTEXT},
+            indication=row.get("indication"),
+            comparison=row.get("comparison"),
+            technique=row.get("technique"),
+            prior_report=row.get("prior_report"),
             labels=None if labels is None else {str(k): int(n) for k, n in dict(labels).items() if n is not None},
             split=row.get("split") or split,
         )

@@ -71,9 +71,10 @@ class ChexpertPlusSource(TabularSource):
                     labels=observations(row, labels, where=where),
                     where=where,
                     image_id="/".join(path.split("/")[-3:]),
-                    indication=self._section(row, "clinical_history", "history") or (parts and parts.indication),
-                    comparison=self._section(row, "comparison") or (parts and parts.comparison),
-                    technique=self._section(row, "technique") or (parts and parts.technique),
+                    indication=self._section(row, "clinical_history", "history")
+                    or (parts.indication if parts else None),
+                    comparison=self._section(row, "comparison") or (parts.comparison if parts else None),
+                    technique=self._section(row, "technique") or (parts.technique if parts else None),
                 )
 
     def _section(self, row: dict[str, str], *names: str) -> str | None:

@@ -56,7 +56,9 @@ class OpeniSource(Source):
             findings, impression = parts.get("FINDINGS"), parts.get("IMPRESSION")
             images = [e.get("id", "") for e in tree.iterfind(".//parentImage")]
             views = tuple(self._film(study_id, image) for image in images)
-            sections = {name: parts.get(name.upper()) for name in ("indication", "comparison", "technique")}
+            sections: dict[str, Any] = {
+                name: parts.get(name.upper()) for name in ("indication", "comparison", "technique")
+            }
             report = join(findings, impression)
             yield Study(study_id, study_id, views, report, findings, impression, split="", **sections)
 

@@ -80,7 +80,9 @@ class TabularSource(Source):
             impression,
             merged(row.labels for row in rows),
             split=split,
-            **{name: self._text(name, rows) for name in ("indication", "comparison", "technique")},
+            indication=self._text("indication", rows),
+            comparison=self._text("comparison", rows),
+            technique=self._text("technique", rows),
         )
 
     def _film(self, row: FilmRow) -> View:
