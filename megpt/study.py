@@ -35,6 +35,10 @@ CHEXPERT = (
 )
 
 
+CONTEXT = ("indication", "comparison", "technique", "prior_report")
+"""What is known of a study before its films are read: the sections of `Study` that a prompt may hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """One film. `data` holds the encoded file (JPEG, PNG or DICOM); without it the film lies at `uri`.
@@ -67,6 +71,11 @@ class Study:
     labels: dict[str, int] | None = field(default=None)
     split: str = "test"
     error: str = ""
+    indication: str | None = None
+    comparison: str | None = None
+    technique: str | None = None
+    prior_report: str | None = None
+    """What the patient's film before this one showed; only tables to which somebody has added it have it."""
 
     def to_row(self) -> dict[str, Any]:
         """The row of a studies/ table (`split` lives in the folder's name, not in the row)."""
@@ -80,6 +89,7 @@ class Study:
             "report": self.report,
             "findings": self.findings,
             "impression": self.impression,
+            **{name: getattr(self, name) for name in CONTEXT},
             "labels": None if self.labels is None else _all_observations(self.labels),
         }
 
@@ -103,6 +113,10 @@ class Study:
             report=row.get("report"),
             findings=row.get("findings"),
             impression=row.get("impression"),
+            indication=row.get("indication"),
+            comparison=row.get("comparison"),
+            technique=row.get("technique"),
+            prior_report=row.get("prior_report"),
             labels=None if labels is None else {str(k): int(n) for k, n in dict(labels).items() if n is not None},
             split=row.get("split") or split,
         )
@@ -151,6 +165,9 @@ STUDIES_SCHEMA = pa.schema(
         ("report", pa.string()),
         ("findings", pa.string()),
         ("impression", pa.string()),
+        ("indication", pa.string()),
+        ("comparison", pa.string()),
+        ("technique", pa.string()),
         ("labels", LABELS),
     ]
 )

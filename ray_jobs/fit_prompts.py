@@ -21,7 +21,7 @@ from rich.table import Table
 
 from megpt.config import Config
 from megpt.data import studies as tables
-from megpt.data.cleaning import clean
+from megpt.data.cleaning import clean, learnable
 from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm, load_films
 from megpt.places import place
@@ -52,6 +52,7 @@ class FitPrompts(Job):
         from megpt.model.build import build_encoder
         from megpt.model.clusters import candidates
 
+        learnable(self.config.data.cleaner)
         self.units = choose(self.config)
         self.wanted = sum(len(rows) for _, rows in self.units)
         candidates(self.config.fit_prompts, self.wanted)  # too few are found out before their films are encoded

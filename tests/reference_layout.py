@@ -11,6 +11,7 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ _OLD = (
 )
 GEOMETRY = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 IMAGE_SIZE = 32
+INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
 
 
 def legacy_swin_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -110,9 +112,9 @@ class ReferenceDOConv(nn.Module):
 class Reference(nn.Module):
     """R2GenGPT, or with `megpt` the MeGPT reference, in evaluation mode."""
 
-    def __init__(self, llm: Path, *, megpt: bool):
+    def __init__(self, llm: Path, *, megpt: bool, global_only: bool = False):
         super().__init__()
-        self.megpt = megpt
+        self.megpt, self.global_only = megpt, global_only
         self.visual_encoder: nn.Module = tiny_swin()
         self.llama_model = LlamaForCausalLM.from_pretrained(llm).eval()
         hidden = self.llama_model.config.hidden_size
@@ -128,8 +130,9 @@ class Reference(nn.Module):
 
     def encode(self, views: list[Tensor]) -> Tensor:
         """Views, each (B, 3, S, S) → visual tokens (B, N, H)."""
-        features = torch.stack([self.visual_encoder(v).last_hidden_state for v in views]).mean(0)
-        x = self.llama_proj(features)
+        films = [self.visual_encoder(v) for v in views]
+        features = [f.pooler_output.unsqueeze(1) if self.global_only else f.last_hidden_state for f in films]
+        x = self.llama_proj(torch.stack(features).mean(0))
         if self.megpt:
             b, n, _ = x.shape
             picture = x.reshape(b, n, self.side, self.side).permute(0, 2, 1, 3)  # (B, w, N, c)
@@ -144,6 +147,22 @@ class Reference(nn.Module):
         out = self.llama_model(inputs_embeds=torch.cat(parts, 1)).logits
         return out[:, -report.shape[1] - 1 : -1]
 
+    @torch.no_grad()
+    def test_texts(self, views: list[Tensor], tokenizer: Any, **decoding: Any) -> list[str]:
+        """What the reference's test writes: its label is None, for it is set in training only."""
+        label = "  label:None" if self.megpt else ""
+        frame = f"Human: <Img><ImageHere></Img> {INSTRUCTION}{label} \nAssistant:"
+        ids = [tokenizer(part, add_special_tokens=False).input_ids for part in frame.split("<ImageHere>")]
+        embed, tokens = self.llama_model.get_input_embeddings(), self.encode(views)
+        around = [
+            embed(torch.tensor(part)).expand(len(tokens), -1, -1)
+            for part in ([tokenizer.bos_token_id, *ids[0]], ids[1])
+        ]
+        written = self.llama_model.generate(inputs_embeds=torch.cat([around[0], tokens, around[1]], 1), **decoding)
+        texts = [tokenizer.decode(row).split(tokenizer.eos_token)[0] for row in written]
+        # A trained model writes none of these; the reference would leave some of them in.
+        return [re.sub("<pad>|<s>", "", text).strip() for text in texts]
+
 
 def adapted(reference: Reference, *, rank: int = 4, alpha: int = 8) -> Reference:
     """Put random LoRA on the encoder's query and value, as delta mode does."""
@@ -157,8 +176,8 @@ def adapted(reference: Reference, *, rank: int = 4, alpha: int = 8) -> Reference
     return reference.eval()
 
 
-def save_reference(reference: Reference, path: Path, *, mode: str, statistics: bool = True) -> Path:
-    """Write the reference's `.pth`: the trained parameters of `mode`, and the settings.
+def save_reference(reference: Reference, path: Path, *, mode: str, statistics: bool = True, **settings: Any) -> Path:
+    """Write the reference's `.pth`: the trained parameters of `mode`, and its `settings`.
 
     The reference keeps parameters only, so its own files lack the batch-norm statistics (`statistics=False`).
     """
@@ -169,6 +188,7 @@ def save_reference(reference: Reference, path: Path, *, mode: str, statistics: b
         state = {k: v for k, v in state.items() if not k.startswith("visual_encoder.") or "lora_" in k}
     if not statistics:
         state = {k: v for k, v in state.items() if not re.search(r"running_|num_batches", k)}
-    settings = argparse.Namespace(vis_use_lora=mode == "delta", vis_alpha=8, vis_r=4, max_length=60)
-    torch.save({"model": legacy_swin_names(state), "config": settings, "epoch": 3, "step": 1200}, path)
+    lora = {"vis_use_lora": mode == "delta", "vis_alpha": 8, "vis_r": 4}
+    config = argparse.Namespace(**lora, max_length=60, global_only=reference.global_only, **settings)
+    torch.save({"model": legacy_swin_names(state), "config": config, "epoch": 3, "step": 1200}, path)
     return path

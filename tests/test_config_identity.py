@@ -53,6 +53,7 @@ ANOTHER = {
     "model.vision_args": {"depths": [2]},
     "model.extra_modules": ["another"],
     "data.modalities": ["CR"],
+    "model.context": ["indication"],
     "fit_prompts.candidates": [2],
     "train.betas": [0.8, 0.9],
     "train.loggers": [],

@@ -62,6 +62,12 @@ class DataColumnsConfig(Section):
     """The column of impressions."""
     split: str | None = None
     """The column of splits."""
+    indication: str | None = None
+    """The column of indications, why the films were asked for."""
+    comparison: str | None = None
+    """The column of what the films were compared with."""
+    technique: str | None = None
+    """The column of how the films were taken."""
 
 
 class DataConfig(Section):

@@ -41,8 +41,14 @@ class ModelConfig(Section):
     """Further modules that follow DOConv on the feature map, in this order: names from the group `megpt.modules`."""
     views: Literal["mean", "concat"] = "mean"
     """Whether the films of a study are averaged or kept in sequence."""
+    global_only: bool = False
+    """One token for a film, the mean of its feature map (R2GenGPT's setting of that name), instead of one per cell."""
     dynamic_prompt: bool = True
     """One prompt per image cluster; false uses one fixed instruction."""
+    context: tuple[Literal["indication", "comparison", "technique", "prior_report"], ...] = ()
+    """Sections of a study that its prompt holds, in this order; a study's empty ones are left out."""
+    context_tokens: Positive = 64
+    """Longest section in the prompt, in tokens with its heading; the rest is cut off."""
     lora_rank: Positive = 16
     """Rank of LoRA (`mode: delta`, and `llm_lora`)."""
     lora_alpha: Positive = 16

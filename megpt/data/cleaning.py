@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 from megpt.errors import InputError
-from megpt.recipe import parse_recipe
+from megpt.recipe import Recipe, parse_recipe
 
 PUNCTUATION = r"[.,?;*!%^&_+():-\[\]{}]"
 PUNCTUATION_KEEPING_COLON = r"[.,?;*!%^&_+()\[\]{}]"
@@ -60,6 +60,17 @@ def clean(text: str, cleaner: str) -> str:
         cleaner: `none` (the text unchanged), r2gen-iu, r2gen-mimic, r2gengpt-iu or r2gengpt-mimic, and `+dotsplit`.
 
     Raises:
+        InputError: as for `learnable`.
+    """
+    recipe = learnable(cleaner)
+    text = published(text, recipe.base)
+    return split_stops(text) if recipe.dotsplit else text
+
+
+def learnable(cleaner: str) -> Recipe:
+    """The recipe of text that is learnt.
+
+    Raises:
         InputError: an unknown cleaner, or a part of one that only a score can have (`+unk3`, `+59`, `ptb`).
     """
     recipe = parse_recipe(cleaner)
@@ -69,8 +80,7 @@ def clean(text: str, cleaner: str) -> str:
             cause=f"{part} changes what is compared, not the reports that a model learns",
             next=f"set data.cleaner={recipe.base} for this job, and keep {cleaner} for `megpt evaluate`",
         )
-    text = published(text, recipe.base)
-    return split_stops(text) if recipe.dotsplit else text
+    return recipe
 
 
 def split_stops(text: str) -> str:

@@ -43,7 +43,8 @@ FILE_ROWS, GROUP_ROWS = 5_000, 500
 
 # A study's row; if its films are inside a studies/ table, `file` and `row` say where.
 LIST_SCHEMA = (
-    STUDIES_SCHEMA.append(pa.field("split", pa.string()))
+    STUDIES_SCHEMA.append(pa.field("prior_report", pa.string()))
+    .append(pa.field("split", pa.string()))
     .append(pa.field("file", pa.string()))
     .append(pa.field("row", pa.int64()))
     .append(pa.field("state", pa.binary()))

@@ -38,6 +38,7 @@ class EngineItem:
     """One study to write a report for.
 
     `tokens` (N, H) are its visual tokens in the language model's width; `prompt_id` is the number of its prompt.
+    `suffix` holds ids that stand after the visual tokens instead of the prompt's own.
     `length` forces the end token to be exactly token number `length`, for measurements at equal lengths.
     """
 
@@ -45,6 +46,7 @@ class EngineItem:
     tokens: torch.Tensor
     prompt_id: int = 0
     length: int | None = None
+    suffix: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

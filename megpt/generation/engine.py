@@ -40,6 +40,7 @@ class GenerationEngine:
         model: gives `language_model` (a Hugging Face causal decoder) and `prompt_ids()`.
         slots: studies in flight.
         refill: share of the slots that must be free before new prompts are computed together.
+        reserve: tokens by which an item's own `suffix` may exceed the longest prompt before buffers are made anew.
         recorder: records decode steps in order to replay them. None: CUDA graphs on a GPU, nothing elsewhere.
     """
 
@@ -50,10 +51,11 @@ class GenerationEngine:
         *,
         slots: int = 32,
         refill: float = 0.125,
+        reserve: int = 0,
         recorder: Recorder | None = None,
     ):
         self.language_model, self.decoding, self.slots = model.language_model, decoding, slots
-        self.refill = max(1, int(slots * refill))
+        self.refill, self.reserve = max(1, int(slots * refill)), reserve
         self.end = end_tokens(self.language_model)
         self.config = self.language_model.config.get_text_config()
         embed = self.language_model.get_input_embeddings()
@@ -93,8 +95,11 @@ class GenerationEngine:
         return Slots(flight, rule, step, longest)
 
     def prompt_length(self, item: EngineItem, *, longest: bool = False) -> int:
-        suffix = max(map(len, self.suffixes)) if longest else len(self.suffixes[item.prompt_id])
-        return len(self.prefix) + len(item.tokens) + suffix
+        room = max(map(len, self.suffixes)) + self.reserve if longest else 0
+        return len(self.prefix) + len(item.tokens) + max(room, len(self._suffix(item)))
+
+    def _suffix(self, item: EngineItem) -> torch.Tensor:
+        return torch.as_tensor(item.suffix or self.suffixes[item.prompt_id], dtype=torch.long, device=self.device)
 
     def _check_context(self, prompt: int) -> None:
         most = getattr(self.config, "max_position_embeddings", None)
@@ -137,9 +142,7 @@ class GenerationEngine:
         """Compute the prompts of `items` together, put them into `rows`, and take their first tokens."""
         embed = self.language_model.get_input_embeddings()
         flight, rule, start = slots.flight, slots.rule, len(self.prefix)
-        parts = [
-            torch.cat((item.tokens.to(self.device, self.dtype), embed(self.suffixes[item.prompt_id]))) for item in items
-        ]
+        parts = [torch.cat((item.tokens.to(self.device, self.dtype), embed(self._suffix(item)))) for item in items]
         lengths = [len(part) for part in parts]
         # Padding follows the prompt, where causality hides it; the report's columns overwrite it later.
         embeds = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
@@ -196,8 +199,6 @@ class _Loop:
             self.waiting.extend(more)
         return [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
 
-    # ---- admission -------------------------------------------------------------------------------------------------
-
     def _admit(self) -> None:
         """Fill free slots, several prompts in one pass."""
         live = len(self.slots.live()) if self.slots else 0
@@ -215,7 +216,7 @@ class _Loop:
         if not batch:
             return []
         if self.slots is None or not self.slots.live():
-            longest = max(batch, key=lambda item: len(item.tokens))
+            longest = max(batch, key=self.engine.prompt_length)
             if self.slots is None or not self._fits(longest):
                 self.slots = None  # the old buffers go before the new ones come
                 self.slots = self.engine.open(longest, forced=any(item.length for item in batch))
@@ -244,8 +245,6 @@ class _Loop:
             self._place(items[len(items) // 2 :])
             return
         self._harvest()
-
-    # ---- steps -----------------------------------------------------------------------------------------------------
 
     def _steps(self) -> None:
         slots = self._open()

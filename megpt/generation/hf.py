@@ -40,6 +40,7 @@ class HFBackend:
         device = embed.weight.device
         with torch.no_grad():
             self.prefix = embed(torch.as_tensor(prefix, dtype=torch.long, device=device))
+            self.embed, self.device = embed, device
             self.suffixes = [embed(torch.as_tensor(ids, dtype=torch.long, device=device)) for ids in suffixes]
 
     def run(self, items: Iterable[EngineItem]) -> Iterator[EngineResult]:
@@ -61,7 +62,7 @@ class HFBackend:
 
     def _assemble(self, batch: list[EngineItem]) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompt embeddings (B, T, H), padded on the left, and their mask (B, T)."""
-        rows = [torch.cat([self.prefix, item.tokens.to(self.prefix), self.suffixes[item.prompt_id]]) for item in batch]
+        rows = [torch.cat([self.prefix, item.tokens.to(self.prefix), self._suffix(item)]) for item in batch]
         longest = max(len(row) for row in rows)
         embeds = self.prefix.new_zeros(len(rows), longest, self.prefix.shape[-1])
         mask = torch.zeros(len(rows), longest, dtype=torch.long, device=embeds.device)
@@ -69,6 +70,13 @@ class HFBackend:
             embeds[number, longest - len(row) :] = row
             mask[number, longest - len(row) :] = 1
         return embeds, mask
+
+    def _suffix(self, item: EngineItem) -> torch.Tensor:
+        """Embeddings (S, H) of what follows the visual tokens."""
+        if item.suffix is None:
+            return self.suffixes[item.prompt_id]
+        embedded: torch.Tensor = self.embed(torch.as_tensor(item.suffix, dtype=torch.long, device=self.device))
+        return embedded
 
     def _config(self) -> GenerationConfig:
         rules = self.decoding

@@ -22,6 +22,7 @@ from megpt.generation.decoding import Backend, Decoding, EngineItem, EngineResul
 from megpt.generation.engine import GenerationEngine
 from megpt.generation.faults import halve_until_alone
 from megpt.generation.hf import HFBackend
+from megpt.model.context import Context, suffix_with
 from megpt.study import Study
 
 Films = list[Image] | UnreadableFilm
@@ -84,12 +85,14 @@ class ReportWriter:
         else:
             self.model, self.processor = load(str(checkpoint), generate.precision, device, llm)
         self.batch_size = generate.slots
+        self.context = Context.of(self.model.config, self.processor.tokenizer)
         decoding = Decoding.from_config(generate, seed)
         self.backend: Backend
         if generate.backend == "hf":
             self.backend = HFBackend(self.model, decoding, batch_size=generate.slots)
         else:
-            self.backend = GenerationEngine(self.model, decoding, slots=generate.slots)
+            reserve = len(self.context.sections) * self.context.most
+            self.backend = GenerationEngine(self.model, decoding, slots=generate.slots, reserve=reserve)
 
     def write(self, studies: Iterable[tuple[Study, Films]]) -> Iterator[Prediction]:
         """One prediction per study, in the order in which they are finished.
@@ -121,6 +124,11 @@ class ReportWriter:
             for tokens, mask, prompt in zip(visual.tokens, visual.token_mask, prompts, strict=True)
         ]
 
+    def suffix(self, study: Study, prompt_id: int) -> tuple[int, ...] | None:
+        """The ids after the visual tokens of a study with context; None for the prompt's own."""
+        ids = self.context.ids(study)
+        return tuple(suffix_with(self.model.config.prompts, prompt_id, ids)) if ids else None
+
 
 class _Stream:
     """One call of `write`: the studies in flight, and those that failed before they reached the backend."""
@@ -146,7 +154,7 @@ class _Stream:
         encoded = self.writer.encode([films for _, films in batch])
         for (study, _), (tokens, prompt_id) in zip(batch, encoded, strict=True):
             self.in_flight[study.study_id] = study, prompt_id
-            yield EngineItem(study.study_id, tokens, prompt_id)
+            yield EngineItem(study.study_id, tokens, prompt_id, suffix=self.writer.suffix(study, prompt_id))
 
     def _fail(self, item: tuple[Study, list[Image]], error: str) -> list[EngineItem]:
         self.failed.append(failed(item[0], error))
@@ -160,7 +168,9 @@ class _Stream:
         study, prompt_id = self.in_flight.pop(result.key)
         if result.error:
             return failed(study, result.error, prompt_id)
-        text = self.writer.processor.tokenizer.decode(result.token_ids, skip_special_tokens=True).strip()
+        # An end token need not be a special one to the tokenizer.
+        written = result.token_ids[:-1] if result.finish_reason == "stop" else result.token_ids
+        text = self.writer.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
         return Prediction(study, text, prompt_id, len(result.token_ids), result.finish_reason)
 
 

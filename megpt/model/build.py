@@ -83,7 +83,7 @@ def build_model(
         text_model.config,
         l2=l2,
         loss_chunk=loss_chunk,
-        prompts=tokenise_bank(bank, tokenizer),
+        prompts=tokenise_bank(bank, tokenizer, context=bool(config.context)),
         frozen=frozen,
         tokenizer_fingerprint=language.tokenizer_fingerprint(tokenizer),
     )
@@ -93,12 +93,13 @@ def build_model(
     reset(model.projector, seed)
     cast(nn.Module, model).to(dtype)
     prefix, suffixes = model.prompt_ids()
-    grid = encoder.layout["grid"]
-    model.check_context(len(prefix) + max(map(len, suffixes)) + grid[0] * grid[1], 1)
+    height, width = shape.grid
+    most = len(prefix) + max(map(len, suffixes)) + height * width + len(config.context) * config.context_tokens
+    model.check_context(most, 1)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config.eos_token_id is None:
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    decoding = model.generation_config
+    decoding.eos_token_id = language.end_ids(tokenizer, decoding, text_model.config)
     processor = MeGPTProcessor(build_image_processor(encoder), tokenizer)
     return model, processor
 

@@ -62,10 +62,16 @@ class MeGPTConfig(PreTrainedConfig):
         return cls(**config.model_dump(), text_config=text_config.to_dict(), **further)
 
     @property
-    def context(self) -> int | None:
+    def longest(self) -> int | None:
         """The longest sequence of tokens that the language model takes; None when its config does not say."""
         value = getattr(self.text_config, "max_position_embeddings", None)
         return int(value) if value else None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a film's visual tokens; known once the model is built."""
+        height, width = (1, 1) if self.global_only else (self.layout or {})["grid"]
+        return height, width
 
     @property
     def left_out(self) -> tuple[str, ...]:

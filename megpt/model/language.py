@@ -149,6 +149,16 @@ def without_dropout(module: nn.Module) -> None:
             part.attention_dropout = 0.0  # pyrefly: ignore[bad-argument-type]
 
 
+def end_ids(tokenizer: PreTrainedTokenizerBase, *configs: Any) -> int | list[int]:
+    """The ids that end a report: the tokenizer's end token, which is learnt, then those that the first config names.
+
+    A base model's two often differ from those of its tokenizer, and so do those of its fine-tunes for chats.
+    """
+    named = next((c.eos_token_id for c in configs if getattr(c, "eos_token_id", None) is not None), ())
+    ids = list(dict.fromkeys([tokenizer.eos_token_id, *(named if isinstance(named, list | tuple) else [named])]))
+    return ids[0] if len(ids) == 1 else ids
+
+
 def greedy_decoding(model: Any) -> GenerationConfig:
     """Greedy decoding with the model's special tokens; the defaults of chat models would sample."""
     own = model.generation_config

@@ -24,6 +24,7 @@ from megpt.model import language, lora
 from megpt.model.checkpoint.load import load_model
 from megpt.model.checkpoint.save import Checkpointed
 from megpt.model.configuration import MeGPTConfig
+from megpt.model.context import suffix_with
 from megpt.model.generating import ReportGeneration
 from megpt.model.label_head import LabelHead
 from megpt.model.loss import IGNORED_LABEL, report_cross_entropy
@@ -170,6 +171,8 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "shallow"):
             maps = self.vision(films)  # (R, C, h, w)
         prompt_id = self._prompt_id(films, maps, view_mask, prompt_id)
+        if self.config.global_only:
+            maps = maps.mean((2, 3), keepdim=True)
         if self.config.views == "mean":
             tokens, l2 = self.projector(view_mean(maps, view_mask))
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -207,14 +210,21 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         prompts = self.config.prompts or {"prefix": [], "suffixes": [[] for _ in self.bank.texts]}
         return list(prompts["prefix"]), [list(ids) for ids in prompts["suffixes"]]
 
-    def assemble(self, visual: VisualFeatures) -> tuple[Tensor, Tensor]:
+    def assemble(self, visual: VisualFeatures, context_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The prompt with its visual tokens: embeddings (B, T, H) and attention mask (B, T) long, padded on the left.
 
         Raises:
-            InputError: the prompt leaves no room for a report in the context of the language model.
+            InputError: the prompt leaves no room for a report in the context of the language model, or the model was
+                made without `context`.
         """
         prefix, suffixes = self.prompt_ids()
         chosen = [suffixes[k] for k in visual.prompt_id.tolist()]
+        if context_ids is not None:
+            if not self.config.context:
+                raise InputError("context_ids: this model was made without model.context", next="leave them out")
+            rows_of_ids = [row[row != IGNORED_LABEL].tolist() for row in context_ids]
+            pairs = zip(visual.prompt_id.tolist(), rows_of_ids, strict=True)
+            chosen = [suffix_with(self.config.prompts or {}, k, ids) for k, ids in pairs]
         device, embed = visual.tokens.device, self.get_input_embeddings()
         # One lookup for the whole batch: under ZeRO-3 each one gathers the embedding table.
         ids = torch.tensor([i for part in (prefix, *chosen) for i in part], dtype=torch.long, device=device)
@@ -232,12 +242,13 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
 
     def check_context(self, prompt: int, report: int) -> None:
         """Raise InputError when a prompt and a report of these lengths do not fit the language model's context."""
-        context = self.config.context
-        if context is not None and prompt + report > context:
+        longest = self.config.longest
+        if longest is not None and prompt + report > longest:
             raise InputError(
-                f"the prompt's {prompt} tokens and {report} report tokens exceed the model's context of {context}",
+                f"the prompt's {prompt} tokens and {report} report tokens exceed the model's context of {longest}",
                 cause="a long text in prompts.yaml, many views with model.views = concat, or a small context",
-                next="shorten the prompts, set model.views=mean, or lower max_new_tokens / train.max_report_tokens",
+                next="shorten the prompts, set model.views=mean, or lower model.context_tokens, max_new_tokens or "
+                "train.max_report_tokens",
             )
 
     # ---- loss --------------------------------------------------------------------------------------------------
@@ -252,6 +263,7 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         prompt_id: Tensor | None = None,
         observations: Tensor | None = None,
         num_studies_in_batch: float | None = None,
+        context_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> MeGPTOutput:
         """The loss of reports `labels` (B, L): token ids and the end token, padded with `loss.IGNORED_LABEL`.
@@ -262,9 +274,10 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
             visual: features from `encode`, instead of pixels.
             prompt_id: as in `encode`.
             observations, num_studies_in_batch: `present` and `studies` of the label head, where there is one.
+            context_ids: what is known of each study beside its films, (B, C), from `megpt.model.context`.
         """
         visual = visual or self.encode(pixel_values, view_mask, prompt_id)
-        embeds, mask = self.assemble(visual)
+        embeds, mask = self.assemble(visual, context_ids)
         head = language.vocabulary_head(self.language_model)
         if labels is None:
             first = head(self._hidden(embeds, mask)[:, -1])

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PROMPTS, CENTROIDS = "prompts.yaml", "centroids.safetensors"
 # The reference's frame: `Human: <Img>{visual tokens}</Img> {instruction} \nAssistant:`.
 PREFIX, SUFFIX = "Human: <Img>", "</Img> {text} \nAssistant:"
+OPENING, CLOSE = SUFFIX[: SUFFIX.index(" \n")], SUFFIX[SUFFIX.index(" \n") :]
+"""The suffix in two, between which a study's context stands."""
 INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
 TIE = 1e-5
 HEADER = "# One prompt per image cluster. The texts may be edited; the order and number of entries may not.\n"
@@ -152,9 +154,16 @@ def _incomplete(folder: Path, name: str) -> InputError:
 
 
 def check_prompts(texts: Sequence[Any], clusters: int | None) -> None:
-    """Raise InputError unless every cluster has a text; `clusters` is None for a bank without any."""
+    """Raise InputError unless every cluster has a text; `clusters` is None for a bank without any, which has one."""
     if not texts or any(not isinstance(t, str) or not t.strip() for t in texts):
         raise InputError("a prompt bank needs a text for every cluster", where=PROMPTS)
+    if clusters is None and len(texts) > 1:
+        raise InputError(
+            f"{len(texts)} prompts, and no clusters to choose one by",
+            where=f"{PROMPTS} without {CENTROIDS}",
+            cause="the folder was copied without that file",
+            next=f"copy {CENTROIDS} too, or leave one prompt, which then every study gets",
+        )
     if clusters is not None and clusters != len(texts):
         raise InputError(
             f"{len(texts)} prompts for {clusters} clusters",
@@ -164,15 +173,21 @@ def check_prompts(texts: Sequence[Any], clusters: int | None) -> None:
         )
 
 
-def tokenise_bank(bank: PromptBank, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The `prompts` entry of config.json: the bank's texts, and the token ids before and after the visual tokens."""
+def tokenise_bank(bank: PromptBank, tokenizer: PreTrainedTokenizerBase, *, context: bool = False) -> dict[str, Any]:
+    """The `prompts` entry of config.json: the bank's texts, and the token ids before and after the visual tokens.
+
+    Args:
+        context: give the two halves of each suffix too, for studies whose context stands between them.
+    """
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    suffixes = [tokenizer(SUFFIX.format(text=text), add_special_tokens=False)["input_ids"] for text in bank.texts]
-    return {
-        "texts": list(bank.texts),
-        "prefix": start + list(tokenizer(PREFIX, add_special_tokens=False)["input_ids"]),
-        "suffixes": [list(ids) for ids in suffixes],
-    }
+    suffixes = [ids(SUFFIX.format(text=text)) for text in bank.texts]
+    tree = {"texts": list(bank.texts), "prefix": start + ids(PREFIX), "suffixes": suffixes}
+    halves = {"openings": [ids(OPENING.format(text=text)) for text in bank.texts], "close": ids(CLOSE)}
+    return tree | halves if context else tree
 
 
 def default_text(terms: Sequence[str]) -> str:

@@ -126,6 +126,7 @@ def probe(trunk: Any, name: str, image_size: int) -> Layout:
     return {**layout, "idle": _idle(x, trunk)}
 
 
+@torch.enable_grad()  # also for a caller who builds a model inside no_grad
 def _idle(features: Tensor, trunk: Any) -> list[str]:
     """The parameters that the features do not depend on: in training they would never get a gradient."""
     named = [(name, p) for name, p in trunk.named_parameters() if p.requires_grad]

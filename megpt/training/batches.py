@@ -42,6 +42,8 @@ class MicroBatch:
     observations: Tensor | None = None  # (B, 14) present or not, for the label loss; rows of NaN add nothing
     failed: dict[int, str] = field(default_factory=dict)
     """Sample index → why its films could not be read."""
+    context_ids: Tensor | None = None
+    """(B, C), where the run's prompts hold context."""
     stored: bool = False
     """The pixels are left out: the encoder's maps of all rows are in the feature cache."""
 
@@ -52,6 +54,7 @@ class Loader:
     Args:
         processor: makes pixel_values and view_mask of films, at its `image_size`.
         threads: 0 decodes in the step itself.
+        with_context: give `context_ids` too.
         last_step: nothing is decoded ahead from this step on.
         stored_views: see `megpt.training.memo.Memo`.
         observations: (N, 14) of the samples, for the label loss.
@@ -68,12 +71,13 @@ class Loader:
         data: DataConfig,
         threads: int,
         last_step: int,
+        with_context: bool = False,
         stored_views: Callable[[Indices], list[int] | None] = lambda piece: None,
         observations: np.ndarray | None = None,
     ):
         self.samples, self.order, self.cutting, self.rank = samples, order, cutting, rank
         self._processor, self._data, self._last = processor, data, last_step
-        self._stored_views, self._observations = stored_views, observations
+        self._stored_views, self._observations, self._with_context = stored_views, observations, with_context
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
         self._pending: dict[int, list[Future[MicroBatch]]] = {}
         self.waited_s = 0.0
@@ -122,8 +126,14 @@ class Loader:
         if not films:  # a worker without a share still takes part in the collectives of the step
             films, labels = [[self._blank()]], [np.empty(0, np.int64)]
         pixels = self._processor(images=films, return_tensors="pt")
+        context = self._context(piece)
         present = self._present(piece, failed)
-        return MicroBatch(piece, pixels["pixel_values"], pixels["view_mask"], pad(labels), present, failed)
+        return MicroBatch(piece, pixels["pixel_values"], pixels["view_mask"], pad(labels), present, failed, context)
+
+    def _context(self, piece: Indices) -> Tensor | None:
+        if not self._with_context:
+            return None
+        return pad([self.samples.context(index) for index in piece.tolist()] or [np.empty(0, np.int64)])
 
     def _films(self, index: int) -> list[Image.Image]:
         return load_films(
@@ -138,7 +148,7 @@ class Loader:
         pixels = torch.zeros(1).expand(len(views), most, 3, size, size)
         mask = torch.arange(most) < torch.tensor(views)[:, None]
         labels = pad([self.samples.labels(index) for index in piece.tolist()])
-        return MicroBatch(piece, pixels, mask, labels, self._present(piece, {}), stored=True)
+        return MicroBatch(piece, pixels, mask, labels, self._present(piece, {}), {}, self._context(piece), True)
 
     def _present(self, piece: Indices, failed: dict[int, str]) -> Tensor | None:
         if self._observations is None:

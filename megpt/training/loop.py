@@ -29,6 +29,7 @@ from megpt.model import PromptBank, build_model
 from megpt.model.checkpoint.decoding import carry
 from megpt.model.checkpoint.fingerprint import local_folder
 from megpt.model.checkpoint.start import start_from
+from megpt.model.context import Context
 from megpt.places import here, is_address
 from megpt.places.whole import put_tree, staged
 from megpt.progress import log
@@ -41,10 +42,10 @@ from megpt.training.memo import open_memo
 from megpt.training.meter import Meter
 from megpt.training.observations import Observe, open_observations, rarity
 from megpt.training.order import Cutting, GlobalOrder
+from megpt.training.sameness import require_same_on_every_worker
 from megpt.training.samples import (
     Samples,
     open_samples,
-    require_same_on_every_worker,
     sample_folder,
     tokenizer_for,
     training_origin,
@@ -95,17 +96,21 @@ def make_parts(config: Config, observe: Observe | None = None) -> Parts:
             for line in start.lines():
                 log(f"train: {line}")
     carry(model.generation_config, config.generate)
+    context = Context.of(config.model, processor.tokenizer)
     samples = open_samples(
         lambda: training_studies(config),
         folder=sample_folder(config),
         data=config.data,
         tokenize=tokenizer_for(processor.tokenizer, config.train.max_report_tokens),
+        context=context.ids,
     )
     observations, folder = None, sample_folder(config)
     if needs_observations(config):
         if observe is None:
             raise ValueError("train.balance and train.label_loss need `observe`")
         observations = open_observations(samples, lambda: training_studies(config), folder, config.data, observe)
+    if told := context.told():  # by the process that has read the texts
+        log(f"train: {told}")
     return Parts(model, processor, samples, folder, observations)
 
 
@@ -174,6 +179,7 @@ def train_loop(
         data=config.data,
         threads=train.loader_workers,
         last_step=schedule.total_steps,
+        with_context=bool(config.model.context),
         stored_views=memo.stored_views,
         observations=made.observations if train.label_loss else None,
     )
@@ -245,6 +251,8 @@ def take_step(run: Run) -> None:
         if batch.observations is not None:
             tensors["observations"] = batch.observations
             whole["num_studies_in_batch"] = len(loader.order.batch(step)) / passes
+        if batch.context_ids is not None:
+            tensors["context_ids"] = batch.context_ids
         inputs = {name: tensor.to(run.meter.device, non_blocking=True) for name, tensor in tensors.items()}
         seed_torch(run.config.seed, step, slot * world + loader.rank)
         with run.meter.count_flops(len(batch.indices)):

@@ -9,7 +9,7 @@ or nothing where films are linked), with the reports tokenized, and maps it into
 id, so the order does not depend on how the table is cut into files.
 
 A step's samples are numbers in that list. A node that sees another part of the archive, or an archive that has changed
-since the last start, would silently train on other studies: the two `require_…` functions refuse that.
+since the last start, would silently train on other studies: `sameness.py` refuses that.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -46,8 +45,12 @@ from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study
 Tokenize = Callable[[list[str]], list[list[int]]]
 """Texts → label ids of each: report tokens, then the end token unless the text was cut."""
 
-SCHEMA = pa.schema([STUDIES_SCHEMA.field(name) for name in ("study_id", "subject_id", "views")]).append(
-    pa.field("labels", pa.list_(pa.int32()))
+SCHEMA = pa.schema(
+    [
+        *(STUDIES_SCHEMA.field(name) for name in ("study_id", "subject_id", "views")),
+        ("labels", pa.list_(pa.int32())),
+        ("context", pa.list_(pa.int32())),
+    ]
 )
 BATCH = 256
 MISSING_FILM, NO_TEXT = "film missing", "no text to learn"
@@ -97,9 +100,18 @@ class Samples:
         """Token ids to learn, (L,)."""
         return np.asarray(self._cell(index, "labels").values, np.int64)
 
+    def context(self, index: int) -> npt.NDArray[np.int64]:
+        """Token ids of what is known of the study, (C,)."""
+        return np.asarray(self._cell(index, "context").values, np.int64)
+
 
 def open_samples(
-    studies: Callable[[], Iterable[Study]], *, folder: Path, data: DataConfig, tokenize: Tokenize
+    studies: Callable[[], Iterable[Study]],
+    *,
+    folder: Path,
+    data: DataConfig,
+    tokenize: Tokenize,
+    context: Callable[[Study], list[int]] = lambda study: [],
 ) -> Samples:
     """The samples in `folder`; the first call on a node writes them.
 
@@ -113,7 +125,7 @@ def open_samples(
         fcntl.flock(lock, fcntl.LOCK_EX)
         samples = _existing(folder)
         if samples is None:
-            left_out, failed = _write(studies(), folder / "samples.arrow", data, tokenize)
+            left_out, failed = _write(studies(), folder / "samples.arrow", data, tokenize, context)
             with write_aside(folder / "failed.parquet") as temporary:
                 pq.write_table(pa.Table.from_pylist(failed, FAILED_SCHEMA), temporary)
             with write_aside(folder / "left_out.json") as temporary:
@@ -143,7 +155,11 @@ def _existing(folder: Path) -> Samples | None:
 
 
 def _write(
-    studies: Iterable[Study], path: Path, data: DataConfig, tokenize: Tokenize
+    studies: Iterable[Study],
+    path: Path,
+    data: DataConfig,
+    tokenize: Tokenize,
+    context: Callable[[Study], list[int]],
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     left_out: dict[str, int] = {}
     failed: list[dict[str, Any]] = []
@@ -166,11 +182,13 @@ def _write(
                 if text:
                     failed.append(study.failed_row(reason))
             if kept:
-                writer.write_batch(_record_batch(kept, tokenize, data.max_views))
+                writer.write_batch(_record_batch(kept, tokenize, data.max_views, context))
     return left_out, failed
 
 
-def _record_batch(kept: list[tuple[Study, str]], tokenize: Tokenize, max_views: int | None) -> pa.RecordBatch:
+def _record_batch(
+    kept: list[tuple[Study, str]], tokenize: Tokenize, max_views: int | None, context: Callable[[Study], list[int]]
+) -> pa.RecordBatch:
     labels = tokenize([text for _, text in kept])
     rows = [
         {
@@ -178,6 +196,7 @@ def _record_batch(kept: list[tuple[Study, str]], tokenize: Tokenize, max_views: 
             "subject_id": study.subject_id,
             "views": study.to_row()["views"][:max_views],
             "labels": ids,
+            "context": context(study),
         }
         for (study, _), ids in zip(kept, labels, strict=True)
     ]
@@ -197,41 +216,6 @@ def tokenizer_for(tokenizer: Any, max_tokens: int) -> Tokenize:
         return [ids + end if len(ids) <= max_tokens else ids[:max_tokens] for ids in encoded]
 
     return tokenize
-
-
-def require_same_on_every_worker(samples: Samples) -> None:
-    """A collective.
-
-    Raises:
-        InputError: on every worker, when one of them has other samples.
-    """
-    import torch.distributed as dist  # here, since the command that starts a run does without torch
-
-    seen: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(seen, (samples.fingerprint, socket.gethostname(), len(samples)))
-    if len({fingerprint for fingerprint, _, _ in seen}) > 1:
-        counts = dict.fromkeys(f"{studies} on {host}" for _, host, studies in seen)
-        raise InputError(
-            "the workers do not have the same studies to train on",
-            where=", ".join(list(counts)[:4]),
-            cause="a node does not see all films of the archive: it is not mounted there, or is another copy",
-            next="mount the same archive on every node and run the same command again",
-        )
-
-
-def require_same_as_before(samples: Samples, meta: Mapping[str, Any]) -> None:
-    """Compare with the `meta` of a checkpoint; one without a fingerprint of its samples is accepted.
-
-    Raises:
-        InputError: the checkpoint's steps were taken on other samples.
-    """
-    if meta.get("samples", samples.fingerprint) != samples.fingerprint:
-        raise InputError(
-            f"the studies to train on are not those of the {meta['step']} steps already done",
-            where=f"{meta['num_samples']} then, {len(samples)} now",
-            cause="films have been removed from the archive since, or added to it",
-            next="restore the archive and run the same command again, or set another output=PATH",
-        )
 
 
 def training_origin(config: Config) -> tuple[str, str]:
@@ -286,6 +270,7 @@ def sample_folder(config: Config) -> Path:
             config.limit,
             config.data.model_dump(mode="json"),
             config.model.llm,
+            [config.model.context, config.model.context_tokens],
             _stamp(Path(config.model.llm) / "tokenizer.json"),
             config.train.max_report_tokens,
         ]

@@ -40,7 +40,8 @@ from megpt.training.checkpoints import BUFFER, MASTER, CheckpointStore
 from megpt.training.engine import make_engine
 from megpt.training.memo import Memo
 from megpt.training.meter import Meter
-from megpt.training.samples import Samples, require_same_as_before
+from megpt.training.sameness import require_same_as_before
+from megpt.training.samples import Samples
 from megpt.training.schedule import Schedule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -21,11 +21,13 @@ without a file. An error of the shard itself is not treated this way: it is retu
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import tempfile
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,7 @@ class Generate(Job):
 
     def work(self, folder: Path) -> None:
         """Passes over the shards that have no file, until there are none."""
+        context: Counter[str] = Counter()
         missing, fruitless, studies = self.predictions.left(), 0, self.predictions.shards.studies
         with Progress("generate", studies, start=studies - self.predictions.count(missing)) as progress:
             while missing:
@@ -174,6 +177,7 @@ class Generate(Job):
                     for row in rows:
                         if row["error"]:
                             raise from_json(str(row["error"]))
+                        context.update(json.loads(row["context"]))
                         progress.advance(int(row["studies"]), int(row["failed"]))
                 before, missing = missing, self.predictions.left()
                 fruitless = fruitless + 1 if len(missing) == len(before) else 0
@@ -185,6 +189,9 @@ class Generate(Job):
                         "set a smaller generate.slots or shard_size",
                     )
                 progress.advance(studies - self.predictions.count(missing) - progress.done)
+        if n := context:  # of the model's prompts; those of an earlier start were told then
+            cut = f"a section of {n['cut']} was cut to the model's context_tokens"
+            log(f"generate: {n['without']} of {n['studies']} studies have no context for the prompt; {cut}")
 
     def _pass(self, missing: list[int]) -> ray.data.Dataset:
         """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""

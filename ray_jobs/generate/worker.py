@@ -5,6 +5,7 @@ Neither needs torch when it is imported: many processes run the task, and each s
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import traceback
@@ -104,22 +105,26 @@ class ShardWorker:
             return {**self._shard(number), "error": ""}
         except Exception as error:
             known = known_failure(error, str(self.config.output)) or unforeseen(error, number)
-            return {"shard": number, "studies": 0, "failed": 0, "seconds": 0.0, "error": to_json(known)}
+            nothing = {"shard": number, "studies": 0, "failed": 0, "seconds": 0.0, "context": "{}"}
+            return {**nothing, "error": to_json(known)}
 
     def _shard(self, number: int) -> dict[str, Any]:
-        began = time.monotonic()
+        began, context = time.monotonic(), {}
         # A shard whose actor died between the rename and the reply is not done again.
         if not self.predictions.path(number).is_file():
             listed = self.predictions.studies(number)
             films = self._films(listed)
             with self.model:
+                self.writer.context.counts.clear()
                 written = list(self.writer.write(films))
+                context = dict(self.writer.context.counts)
             self.predictions.write_shard(number, self._rows(listed, written))
         return {
             "shard": number,
             "studies": self.predictions.count([number]),
             "failed": self.predictions.count_failed(number),
             "seconds": time.monotonic() - began,
+            "context": json.dumps(context),
         }
 
     def _rows(self, listed: list[Listed], predictions: list[Prediction]) -> Iterator[dict[str, Any]]:

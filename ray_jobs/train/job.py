@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from megpt.config import Config
+from megpt.data.cleaning import learnable
 from megpt.data.sources import open_source
 from megpt.data.studies import study_files
 from megpt.errors import InputError, MegptError, TooManyFailed
@@ -178,6 +179,7 @@ def check(config: Config) -> None:
             next="set a larger train.global_batch_size, or fewer cluster.num_workers",
         )
     deepspeed_settings(config.train, world_size=most)
+    learnable(config.data.cleaner)
     check_cache(config)
 
 

@@ -165,7 +165,9 @@ def test_failed_parquets_that_cannot_be_read_again(tmp_path):
 
 def test_a_table_of_an_earlier_version(tmp_path):
     """megpt 0.1 wrote `split=…` at the top, and labels as a map."""
-    old = STUDIES_SCHEMA.set(6, pa.field("labels", pa.map_(pa.string(), pa.int8())))
+    old = STUDIES_SCHEMA.set(
+        STUDIES_SCHEMA.get_field_index("labels"), pa.field("labels", pa.map_(pa.string(), pa.int8()))
+    )
     row = {**study(1).to_row(), "labels": [("Edema", 1)]}
     write_rows(tmp_path / "t" / "split=val" / "part-00000.parquet", [row], old)
     assert read(tmp_path / "t") == ("table", [study(1, split="val")])

@@ -161,14 +161,30 @@ def test_generate_as_in_transformers(tiny_checkpoint: Path, capsys: pytest.Captu
         model.generate()
 
 
-def test_a_repetition_penalty_does_not_depend_on_the_batch(make_model: MakeModel) -> None:
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_report_does_not_depend_on_its_batch(
+    make_model: MakeModel, beams: int, caplog: pytest.LogCaptureFixture
+) -> None:
     model, processor = make_model("vit")
     model.eval()
     pictures = films(4, seed=3)
-    together = model.generate(**processor(images=[[p] for p in pictures]), max_new_tokens=12, repetition_penalty=2.0)
-    for picture, row in zip(pictures, processor.batch_decode(together), strict=True):
-        alone = model.generate(**processor(images=[[picture]]), max_new_tokens=12, repetition_penalty=2.0)
-        assert processor.batch_decode(alone)[0] == row
+    lengths = model.assemble(model.encode(**processor(images=pictures)))[1].sum(1)
+    assert len(set(lengths.tolist())) > 1  # so that rows are padded
+    rules = {"num_beams": beams, "max_new_tokens": 14}
+    repeated = {"repetition_penalty": 0.5}  # below 1, so that it has an effect on short reports
+    processed = {**repeated, "min_new_tokens": 6, "no_repeat_ngram_size": 2}
+    seen = []
+    with caplog.at_level("WARNING"):
+        for more in ({}, repeated, processed):
+            ways = [{**rules, **more}, {"generation_config": GenerationConfig(**rules, **more, eos_token_id=1)}]
+            alone = [processor.batch_decode(model.generate(**processor(images=[p]), **ways[0]))[0] for p in pictures]
+            for way in ways:
+                assert processor.batch_decode(model.generate(**processor(images=pictures), **way)) == alone
+            seen.append(alone)
+    assert seen[0] != seen[1] != seen[2]  # the settings have an effect
+    assert not [r for r in caplog.records if "deprecated" in r.getMessage()]
+    with pytest.raises(InputError, match="does not take min_length"):
+        model.generate(**processor(images=pictures), min_length=30)
 
 
 def test_the_trainer_of_transformers(make_model: MakeModel, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 - visual tokens, report logits and loss equal a straightforward evaluation of the reference's forward to 1e-5, through
   save_pretrained and from_pretrained, with one film and with several
+- texts equal those of the reference's own test, which writes `label:None` in MeGPT's, greedy and with beams, from both
+  backends; one text without clusters takes that text's place, several are refused
+- `global_only` gives one token a study; sampling with several beams is said
 - LoRA carried as an adapter and LoRA merged give the same
 - batch-norm statistics, which the reference's own files lack, are mean 0 and variance 1, as it evaluates itself
 - repaired FEM kernels (1×3, 3×1) are recognised by their shape
@@ -12,6 +15,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +25,12 @@ import torch.nn.functional as F
 from reference_layout import GEOMETRY, IMAGE_SIZE, Reference, adapted, randomised, save_reference
 from rich.console import Console
 from safetensors.torch import save_file
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from megpt.config import ModelConfig
 from megpt.errors import InputError
-from megpt.model import MeGPTForConditionalGeneration, PromptBank
+from megpt.generation import Decoding, EngineItem, GenerationEngine, HFBackend
+from megpt.model import MeGPTForConditionalGeneration, MeGPTProcessor, PromptBank
 from megpt.model.reference.convert import encoder_name, import_reference
 from megpt.model.reference.swin import swin_to_timm
 
@@ -36,6 +42,32 @@ def films() -> list[torch.Tensor]:
     """Two views of three studies."""
     generator = torch.Generator().manual_seed(5)
     return [torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator) for _ in range(2)]
+
+
+def coarse_films(count: int, seed: int) -> torch.Tensor:
+    """Films that differ in their large structures, which an untrained encoder tells apart better than noise."""
+    small = 3 * torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(small, IMAGE_SIZE)
+
+
+def unbiased(made: Reference) -> Reference:
+    """Without random biases, which would give all films nearly the same tokens, and so one report."""
+    for name, p in made.named_parameters():
+        if not name.startswith("llama_model") and (name.endswith("bias") or "norm" in name or ".bn." in name):
+            torch.nn.init.constant_(p.data, 0.0 if name.endswith("bias") else 1.0)
+    return made
+
+
+def sharp_llm(llm: Path, folder: Path) -> Path:
+    """The language model with ten times the weights, so that it heeds what it is shown."""
+    model = LlamaForCausalLM.from_pretrained(llm)
+    torch.manual_seed(1)
+    for name, p in model.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(p.data, std=0.2)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(llm).save_pretrained(folder)
+    return folder
 
 
 def reference(llm: Path, *, megpt: bool, mode: str) -> Reference:
@@ -98,6 +130,62 @@ def test_same_outputs(tiny_llm: Path, tmp_path: Path, films: list[torch.Tensor],
     assert (model.config.fem, model.config.doconv, model.config.square_kernels) == (megpt, megpt, megpt)
     compare(made, model, films)
     compare(made, model, films[:1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("megpt", "beams", "global_only"), [(False, 1, False), (False, 3, True), (True, 1, True), (True, 3, False)]
+)
+def test_same_texts(tiny_llm: Path, tmp_path: Path, megpt: bool, beams: int, global_only: bool):
+    llm = sharp_llm(tiny_llm, tmp_path / "llm")
+    torch.manual_seed(3)
+    made = unbiased(Reference(llm, megpt=megpt, global_only=global_only).eval())
+    rules = {"min_new_tokens": 4, "max_new_tokens": 24, "repetition_penalty": 1.5}
+    rules |= {"length_penalty": 2.0} if beams > 1 else {}
+    told = {**rules, "end_sym": "</s>", "beam_size": beams, "length_penalty": 2.0, "do_sample": False, "temperature": 0}
+    file = save_reference(made, tmp_path / "x.pth", mode="shallow", **told)
+    views = [coarse_films(6, seed) for seed in (1, 2)]
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    expected = made.test_texts(views, tokenizer, num_beams=beams, do_sample=False, **rules)
+    assert len(set(expected)) >= 4
+    model = round_trip(file, settings(llm, base_weights(made, tmp_path)), tmp_path / "out")
+    assert model.config.global_only is global_only
+    processor = MeGPTProcessor.from_pretrained(tmp_path / "out")
+    pixels = torch.stack(views, 1)
+    assert processor.batch_decode(model.generate(pixels)) == expected
+    visual = model.encode(pixels)
+    assert visual.tokens.shape[1] == (1 if global_only else 16)
+    items = [EngineItem(str(n), tokens) for n, tokens in enumerate(visual.tokens)]
+    decoding = Decoding(num_beams=beams, **{"length_penalty": 1.0, **rules})
+    for backend in (GenerationEngine, HFBackend):
+        found = {result.key: processor.decode(result.token_ids) for result in backend(model, decoding).run(items)}
+        assert [found[item.key] for item in items] == expected
+
+
+@pytest.mark.parametrize(("beams", "kept", "said"), [(1, True, False), (3, None, True)])
+def test_sampling(tiny_llm: Path, tmp_path: Path, beams: int, kept: bool | None, said: bool):
+    made = reference(tiny_llm, megpt=False, mode="shallow")
+    file = save_reference(made, tmp_path / "x.pth", mode="shallow", beam_size=beams, do_sample=True, temperature=0.5)
+    model, _, report = import_reference(file, settings(tiny_llm, base_weights(made, tmp_path)))
+    assert model.generation_config.do_sample is kept
+    assert model.generation_config.temperature == (0.5 if kept else None)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(report.render())
+    assert ("megpt searches with them" in console.export_text()) is said
+
+
+def test_fixed_prompt(tiny_llm: Path, tmp_path: Path):
+    made = reference(tiny_llm, megpt=True, mode="deep")
+    file = save_reference(made, tmp_path / "x.pth", mode="deep")
+    config = settings(tiny_llm, "pretrained")  # mode deep needs no other weights, also with a prompt of one's own
+    PromptBank.fixed("Describe the lungs.").save(tmp_path / "prompts")
+    bank = PromptBank.load(tmp_path / "prompts")
+    model = round_trip(file, config, tmp_path / "out", bank=bank)
+    assert model.bank.texts == ("Describe the lungs.",) and not model.config.dynamic_prompt
+    PromptBank(("Describe the lungs.", "Describe the heart."), torch.randn(2, 32)).save(tmp_path / "prompts")
+    (tmp_path / "prompts" / "centroids.safetensors").unlink()
+    with pytest.raises(InputError, match="2 prompts, and no clusters to choose one by"):
+        PromptBank.load(tmp_path / "prompts")
 
 
 def test_merged_adapter(tiny_llm: Path, tmp_path: Path, films: list[torch.Tensor]):

@@ -4,7 +4,7 @@
   cluster's own reports; a study without a readable film is left out.
 - The same bank, bit for bit, from one worker and from two.
 - An even draw by seed when there are too many studies; `--dry-run` says how many there are.
-- Fewer studies than clusters, and none at all, are bad input.
+- Fewer studies than clusters, none at all, and a cleaner for scores alone (in `train` too) are bad input.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from megpt.model.prompts import PromptBank
 from megpt.study import Study, View
 from ray_jobs import fit_prompts
 from ray_jobs.fit_prompts import FitPrompts
+from ray_jobs.job import Job
+from ray_jobs.train.job import Train
 
 SENTENCES = ("Large left pleural effusion.", "Normal heart size and clear lungs.", "Right apical pneumothorax.")
 
@@ -115,4 +117,15 @@ def test_fewer_studies_than_clusters(studies: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"none is above 1 and below 2"):
         FitPrompts.run(config(studies, tmp_path / "out", num_clusters="silhouette").updated(limit=2))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("job", [FitPrompts, Train])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_cleaner_for_scores_is_refused_at_once(studies: Path, tmp_path: Path, job: type[Job], dry_run: bool) -> None:
+    settings = config(studies, tmp_path / "out").overridden(
+        {"data.cleaner": "none+unk3", "model.dynamic_prompt": False}
+    )
+    with pytest.raises(InputError, match="is for scores only"):
+        job.run(settings, dry_run=dry_run)
     assert not (tmp_path / "out").exists()

@@ -72,7 +72,15 @@ class ChexpertPlusSource(TabularSource):
                     labels=observations(row, labels, where=where),
                     where=where,
                     image_id="/".join(path.split("/")[-3:]),
+                    indication=self._section(row, "clinical_history", "history")
+                    or (parts.indication if parts else None),
+                    comparison=self._section(row, "comparison") or (parts.comparison if parts else None),
+                    technique=self._section(row, "technique") or (parts.technique if parts else None),
                 )
+
+    def _section(self, row: dict[str, str], *names: str) -> str | None:
+        """The first of these sections that the row has."""
+        return next((text for name in names if (text := fold(text_cell(row.get(f"section_{name}"))))), None)
 
     @cached_property
     def _layouts(self) -> list[tuple[str, str]]:

@@ -66,6 +66,9 @@ ALIASES = {
     "findings": ("findings", "section_findings", "finding"),
     "impression": ("impression", "section_impression", "impressions", "conclusion"),
     "split": ("split", "subset", "partition", "fold"),
+    "indication": ("indication", "section_indication", "clinical_indication", "history", "clinical_history", "reason"),
+    "comparison": ("comparison", "section_comparison", "comparisons"),
+    "technique": ("technique", "section_technique"),
 }
 # Other tables' names for CheXpert's observations, in the form that `plain` gives.
 SYNONYMS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import Source
@@ -49,4 +50,6 @@ class IuKaggleSource(Source):
                 for name, projection in films.get(uid, ())
             )
             findings, impression = fold(row["findings"]), fold(row["impression"])
-            yield Study(uid, uid, tuple(views), join(findings, impression), findings, impression, split="")
+            sections: dict[str, Any] = {name: fold(row.get(name)) for name in ("indication", "comparison")}
+            report = join(findings, impression)
+            yield Study(uid, uid, tuple(views), report, findings, impression, split="", **sections)

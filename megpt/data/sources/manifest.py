@@ -38,7 +38,8 @@ from megpt.places import place
 
 NAMES = ("manifest", "studies", "metadata")
 ENDS = (".csv", ".csv.gz", ".tsv", ".jsonl", ".parquet", ".json")
-TEXTS = ("report", "findings", "impression")
+SECTIONS = ("indication", "comparison", "technique")
+TEXTS = ("report", "findings", "impression", *SECTIONS)
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class ManifestSource(TabularSource):
                     where,
                     film.name,
                     film.member,
+                    **{name: fold(columns.text(row, name)) for name in SECTIONS},
                 )
 
     def _films(self, table: TableFile, column: str, number: int, row: dict[str, Any]) -> Iterator[Film]:

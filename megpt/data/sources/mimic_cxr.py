@@ -82,6 +82,9 @@ class MimicCxrSource(Source):
                 report=report.text if report else None,
                 findings=report.findings if report else None,
                 impression=report.impression if report else None,
+                indication=report.indication if report else None,
+                comparison=report.comparison if report else None,
+                technique=report.technique if report else None,
                 labels=labels.get(study_id) if labels else None,
                 split=splits.get(study_id, ""),
             )

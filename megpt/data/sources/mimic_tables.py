@@ -23,19 +23,22 @@ class Sections:
     """
 
     def __init__(self, table: Path):
-        self._texts = scratch("CREATE TABLE texts (study TEXT PRIMARY KEY, findings, impression, last) WITHOUT ROWID")
+        self._texts = scratch(
+            "CREATE TABLE texts (study TEXT PRIMARY KEY, findings, impression, last, comparison) WITHOUT ROWID"
+        )
         for _, row in csv_rows(table, ("study", "findings", "impression")):
-            parts = (fold(text_cell(row.get(name))) for name in ("findings", "impression", "last_paragraph"))
+            names = ("findings", "impression", "last_paragraph", "comparison")
+            parts = (fold(text_cell(row.get(name))) for name in names)
             study_id = row["study"].strip().removeprefix("s").removesuffix(".txt")
-            self._texts.execute("INSERT OR IGNORE INTO texts VALUES (?, ?, ?, ?)", (study_id, *parts))
+            self._texts.execute("INSERT OR IGNORE INTO texts VALUES (?, ?, ?, ?, ?)", (study_id, *parts))
 
     def get(self, study_id: str) -> SectionedReport | None:
-        query = "SELECT findings, impression, last FROM texts WHERE study = ?"
+        query = "SELECT findings, impression, last, comparison FROM texts WHERE study = ?"
         found = self._texts.execute(query, (study_id,)).fetchone()
         if found is None:
             return None
-        findings, impression, last = found
-        return SectionedReport(join(findings, impression) or last, findings, impression)
+        findings, impression, last, comparison = found
+        return SectionedReport(join(findings, impression) or last, findings, impression, comparison=comparison)
 
 
 class LabelLookup:

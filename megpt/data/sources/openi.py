@@ -56,7 +56,11 @@ class OpeniSource(Source):
             findings, impression = parts.get("FINDINGS"), parts.get("IMPRESSION")
             images = [e.get("id", "") for e in tree.iterfind(".//parentImage")]
             views = tuple(self._film(study_id, image) for image in images)
-            yield Study(study_id, study_id, views, join(findings, impression), findings, impression, split="")
+            sections: dict[str, Any] = {
+                name: parts.get(name.upper()) for name in ("indication", "comparison", "technique")
+            }
+            report = join(findings, impression)
+            yield Study(study_id, study_id, views, report, findings, impression, split="", **sections)
 
     def _film(self, study_id: str, image: str) -> View:
         """`CXR1_1_IM-0001-3001` is NLMCXR_png/<id>.png, or NLMCXR_dcm/1/1_IM-0001-3001.dcm."""

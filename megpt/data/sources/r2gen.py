@@ -68,9 +68,11 @@ class R2GenSource(Source):
         paths = list_of(entry, "image_path", self.annotation)
         # IU X-Ray ids are PATIENT_IMAGE: CXR2384_IM-0942
         subject = text_of(entry, "subject_id", self.annotation) or study_id.partition("_")[0]
-        return Study(
-            study_id, subject, self._images.views(study_id, paths), report=report, findings=report, split=split
-        )
+        sections: dict[str, Any] = {
+            name: text_of(entry, name, self.annotation) for name in ("indication", "comparison", "technique")
+        }
+        views = self._images.views(study_id, paths)
+        return Study(study_id, subject, views, report=report, findings=report, split=split, **sections)
 
     def _grouped(self, split: str) -> Iterator[Study]:
         """One study per study_id: a first pass collects its paths, a second one reads its report."""

@@ -31,8 +31,17 @@ say_once = functools.cache(log)
 
 # A heading begins a line, is in capitals, and ends with a colon.
 _HEADING = re.compile(r"^[ \t]*([A-Z][A-Z0-9 ,/()&_-]{2,60}?)[ \t]*:", re.MULTILINE)
-_FINDINGS = frozenset({"FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "FINDINGS/IMPRESSION", "CHEST FINDINGS"})
-_IMPRESSION = frozenset({"IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "SUMMARY", "OPINION"})
+HEADINGS = {
+    "findings": {"FINDINGS", "FINDING", "FINDINGS AND IMPRESSION", "FINDINGS/IMPRESSION", "CHEST FINDINGS"},
+    "impression": {"IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "SUMMARY", "OPINION"},
+    "indication": {
+        *("INDICATION", "INDICATIONS", "CLINICAL INDICATION", "INDICATION FOR STUDY", "HISTORY", "CLINICAL HISTORY"),
+        *("CLINICAL INFORMATION", "REASON FOR EXAM", "REASON FOR EXAMINATION", "REASON FOR THE EXAM", "REASON"),
+    },
+    "comparison": {"COMPARISON", "COMPARISONS", "COMPARISON STUDY", "COMPARISON STUDIES", "COMPARED TO"},
+    "technique": {"TECHNIQUE", "TECHNIQUES", "PROCEDURE"},
+}
+"""Section of a report → the headings that begin it."""
 
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -253,27 +262,30 @@ class SectionedReport:
     text: str | None
     findings: str | None
     impression: str | None
+    indication: str | None = None
+    comparison: str | None = None
+    technique: str | None = None
 
 
 def parse_report(raw: str) -> SectionedReport:
-    """Find the FINDINGS and IMPRESSION sections of a report such as MIMIC-CXR's.
+    """Find the sections of a report such as MIMIC-CXR's by their headings.
 
     White space is folded. `text` is the findings followed by the impression. If a report has neither section, it is the
     last paragraph, where radiologists then write both.
     """
-    parts: dict[str, list[str]] = {"findings": [], "impression": []}
+    parts: dict[str, list[str]] = {name: [] for name in HEADINGS}
     headings = list(_HEADING.finditer(raw))
     for heading, following in zip_longest(headings, headings[1:]):
         name = " ".join(heading.group(1).split())
-        section = "findings" if name in _FINDINGS else "impression" if name in _IMPRESSION else None
+        section = next((section for section, names in HEADINGS.items() if name in names), None)
         if section:
             parts[section].append(raw[heading.end() : following.start() if following else len(raw)])
-    findings, impression = (fold(" ".join(texts)) for texts in parts.values())
+    findings, impression, *context = (fold(" ".join(texts)) for texts in parts.values())
     text = join(findings, impression)
     if text is None:
         paragraphs = [p for p in re.split(r"\n[ \t]*\n", raw[headings[-1].end() :] if headings else raw) if p.strip()]
         text = fold(paragraphs[-1]) if paragraphs else None
-    return SectionedReport(text, findings, impression)
+    return SectionedReport(text, findings, impression, *context)
 
 
 def fold(text: str | None) -> str | None:

@@ -63,6 +63,9 @@ class RexgradientSource(TabularSource):
                 impression=fold(text_cell(text_of(entry, "Impression", table))),
                 where=f"{table}, {name}",
                 image_id=inside.rpartition("/")[2],
+                indication=fold(text_cell(text_of(entry, "Indication", table))),
+                comparison=fold(text_cell(text_of(entry, "Comparison", table))),
+                technique=fold(text_cell(text_of(entry, "Technique", table))),
             )
 
     @cached_property

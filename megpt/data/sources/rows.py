@@ -44,6 +44,9 @@ class FilmRow:
     image_id: str | None = None
     member: bool = False
     """Whether `image` is the uri of a film inside another file."""
+    indication: str | None = None
+    comparison: str | None = None
+    technique: str | None = None
 
 
 class TabularSource(Source):
@@ -77,6 +80,9 @@ class TabularSource(Source):
             impression,
             merged(row.labels for row in rows),
             split=split,
+            indication=self._text("indication", rows),
+            comparison=self._text("comparison", rows),
+            technique=self._text("technique", rows),
         )
 
     def _film(self, row: FilmRow) -> View:

@@ -72,7 +72,8 @@ def load_model(
     dtype = _dtype(dtype, config)
     tensors = _read_tensors(folder)
     bank = PromptBank.load(folder)
-    _retokenise(config, bank, _own_tokenizer(config, folder))
+    tokenizer = _own_tokenizer(config, folder)
+    _retokenise(config, bank, tokenizer)
     text_model = _language_model(config, tensors, llm, dtype)
     vision = restored_encoder("vision", config, tensors, vision_weights, folder)
     model = model_class(config, vision=vision, language_model=text_model, bank=bank)
@@ -89,6 +90,9 @@ def load_model(
             model.generation_config = model.language_model.generation_config = GenerationConfig.from_pretrained(folder)
         except DAMAGE as error:
             raise damaged(str(decoding), error) from error
+    if tokenizer is not None:  # in checkpoints from before both were saved
+        decoding = model.generation_config
+        decoding.eos_token_id = language.end_ids(tokenizer, decoding, text_model.config)
     model.name_or_path = str(folder)
     return model.to(device=_device(device_map), dtype=dtype).eval()
 
@@ -151,7 +155,8 @@ def _own_tokenizer(config: MeGPTConfig, folder: Path) -> PreTrainedTokenizerBase
 def _retokenise(config: MeGPTConfig, bank: PromptBank, own: PreTrainedTokenizerBase | None) -> None:
     """Renew the token ids in `config.prompts` if somebody has edited the texts of the bank."""
     if (config.prompts or {}).get("texts") != list(bank.texts):
-        config.prompts = tokenise_bank(bank, own or language.load_tokenizer(config.llm))
+        tokenizer = own or language.load_tokenizer(config.llm)
+        config.prompts = tokenise_bank(bank, tokenizer, context=bool(config.context))
 
 
 def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | None, dtype: torch.dtype) -> Any:

@@ -138,12 +138,13 @@ def estimate(config: Config) -> Estimate:
     """
     model = skeleton(config)
     views = config.data.max_views or VIEWS
-    lengths = Lengths(views, PROMPT_TOKENS, config.train.max_report_tokens + 1)
+    prompt = PROMPT_TOKENS + len(config.model.context) * config.model.context_tokens
+    lengths = Lengths(views, prompt, config.train.max_report_tokens + 1)
     costs = study_costs(model, lengths, chunk=config.train.loss_chunk)
     parts = _parts(model, costs)
     gpus = config.cluster.max_workers
     micro = config.train.micro_batch_size or max(1, config.train.global_batch_size // gpus)
-    height, width = model.vision.layout["grid"]
+    height, width = model.config.grid
     visual = height * width * (views if config.model.views == "concat" else 1)
     kept = sum(part.cost.kept for part in parts)
     if config.train.activation_checkpointing:

@@ -86,7 +86,7 @@ def study_costs(model: Any, lengths: Lengths, *, chunk: int) -> dict[str, Cost]:
     if model.bank.centroids is not None and not shallow:
         costs["prompt encoder"] = Cost(forward=frozen_forward(model, films))
     rows = lengths.views if model.config.views == "concat" else 1
-    height, width = model.vision.layout["grid"]
+    height, width = model.config.grid
     maps = torch.empty(rows, model.vision.channels, height, width, requires_grad=not shallow, **meta)
     costs |= _projection(model.projector, maps)
     visual = rows * height * width

@@ -24,11 +24,13 @@ from megpt.config import ModelConfig
 from megpt.errors import InputError
 from megpt.model import lora
 from megpt.model.build import build_model
-from megpt.model.prompts import PromptBank
+from megpt.model.prompts import INSTRUCTION, PromptBank
 from megpt.model.reference.file import ReferenceFile, read_reference
 from megpt.model.reference.names import ENCODER, Translation, translate
 
 REFERENCE_ENCODER = "microsoft/swin-base-patch4-window7-224"
+MEGPT_INSTRUCTION = f"{INSTRUCTION}  label:None"
+"""What the MeGPT reference writes when it tests: its cluster label is None in a process that has not trained."""
 # Settings of the reference's decoding that generation_config.json keeps.
 DECODING = {
     "beam_size": "num_beams",
@@ -37,6 +39,7 @@ DECODING = {
     "repetition_penalty": "repetition_penalty",
     "length_penalty": "length_penalty",
 }
+BEAM_SAMPLING = "do_sample was on with several beams; megpt searches with them, so that texts can be repeated"
 # Tensors that the reference's files may lack, and the values used instead.
 DEFAULTS = (
     (r".*fem\..*\.norm\.running_(mean|var)", "mean 0, variance 1: the reference saves none and evaluates with these"),
@@ -54,6 +57,7 @@ class ImportReport:
     used: dict[str, str]
     ignored: dict[str, str]
     missing: dict[str, str]
+    remarks: tuple[str, ...] = ()
 
     def render(self) -> RenderableType:
         """A table for a terminal; tensors are grouped by the module they belong to."""
@@ -70,7 +74,7 @@ class ImportReport:
         notes = [f"{len(self.used)} used, {len(self.ignored)} ignored, {len(self.missing)} missing"]
         if self.file.inert:
             notes.append(f"classes in the file that were not loaded: {', '.join(self.file.inert[:5])}")
-        return Group(table, *notes)
+        return Group(table, *notes, *self.remarks)
 
 
 def _group(name: str) -> str:
@@ -94,7 +98,8 @@ def import_reference(
 
     Args:
         config: gives encoder and language model; mode, FEM, DOConv and LoRA follow from the file.
-        bank: prompts to use; the default is the reference's fixed instruction (it stores no clusters).
+        bank: prompts to use, fitted ones or one fixed text; the default is the text that the reference's own test
+            writes (its files store no clusters).
         merge_lora: add the encoder's LoRA to its weights instead of keeping the adapter.
 
     Returns:
@@ -106,11 +111,14 @@ def import_reference(
     """
     file = read_reference(path)
     found = translate(file)
-    shape = {**found.shape, "views": "mean", "dynamic_prompt": bank is not None}
+    if bank is None:
+        bank = PromptBank.fixed(MEGPT_INSTRUCTION if found.shape["fem"] else INSTRUCTION)
+    fitted = bank.centroids is not None
+    shape = {**found.shape, "views": "mean", "dynamic_prompt": fitted}
     merge = merge_lora and found.shape["mode"] == "delta"
     if merge:
         shape["mode"] = "deep"
-    if found.shape["mode"] == "deep" and bank is None:
+    if found.shape["mode"] == "deep" and not fitted:
         shape["vision_weights"] = "none"
     if "vision" not in config.model_fields_set and (
         name := encoder_name(file.settings.get("vision_model", REFERENCE_ENCODER))
@@ -121,10 +129,28 @@ def import_reference(
     missing = _load(model, found, file, adapters=not merge)
     if merge:
         _merge(model, found, scaling=resolved.lora_alpha / resolved.lora_rank)
+    remarks = _decode_alike(model.generation_config, file.settings, processor.tokenizer.get_vocab())
+    return model, processor, ImportReport(file, shape, found.used, found.ignored, missing, remarks)
+
+
+def _decode_alike(decoding: Any, settings: dict[str, Any], vocabulary: dict[str, int]) -> tuple[str, ...]:
+    """Put the reference's decoding into a `GenerationConfig`; what it cannot hold is said."""
+    learnt = vocabulary.get(str(settings.get("end_sym")))
+    known = decoding.eos_token_id if isinstance(decoding.eos_token_id, list) else [decoding.eos_token_id]
+    if learnt is not None and learnt not in known:
+        decoding.eos_token_id = [*known, learnt]
     for theirs, ours in DECODING.items():
-        if isinstance(value := file.settings.get(theirs), int | float):
-            setattr(model.generation_config, ours, value)
-    return model, processor, ImportReport(file, shape, found.used, found.ignored, missing)
+        if isinstance(value := settings.get(theirs), int | float):
+            setattr(decoding, ours, value)
+    single = decoding.num_beams in (None, 1)
+    if single:
+        decoding.length_penalty = None  # without effect, and transformers refuses to save it
+    if not settings.get("do_sample"):
+        return ()
+    if not single:
+        return (BEAM_SAMPLING,)
+    decoding.do_sample, decoding.temperature = True, settings.get("temperature") or 1.0
+    return ()
 
 
 def encoder_name(vision_model: Any) -> str | None:

@@ -142,6 +142,7 @@ def _shape(file: ReferenceFile, out: Translation) -> None:
         "doconv": f"{ENHANCER}doconv.weight" in tensors,
         "doconv_kernel": side,
         "llm_lora": bool(language),
+        "global_only": bool(file.settings.get("global_only")),
     }
     if adapters or language:
         vis = _scaling(file, tensors, adapters, "vis")
