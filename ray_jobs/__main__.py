@@ -36,6 +36,8 @@ class Entry(NamedTuple):
     """Whether the last of them takes any number of words."""
     section: str = ""
     """The section whose settings may be named without it: `full=true` for `export.full=true`."""
+    json: bool = False
+    """Whether it takes `--json`."""
 
 
 JOBS = {
@@ -70,12 +72,19 @@ JOBS = {
         "checkpoint/ → a folder to share: self-contained, merged, in another number format",
         section="export",
     ),
+    "report": Entry(
+        "ray_jobs.report:Report",
+        "the films of one study → its report on the screen: no cluster, no output folder",
+        ("films",),
+        several=True,
+        json=True,
+    ),
     "status": Entry("ray_jobs.status:Status", "what an output folder holds: done, failed, left, rate", ("folder",)),
 }
 GROUP = "megpt.jobs"
 """Entry points of jobs from elsewhere: NAME = "module:class", a subclass of `ray_jobs.job.Job`."""
 ALWAYS = ("output", "cluster")
-"""What every job reads that reads any setting."""
+"""What a job reads that reads any setting, unless it has an `always` of its own."""
 # Set by `ray job submit` in the environment of the command it runs.
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -102,8 +111,8 @@ def find(name: str) -> Any:
 
 def reads_of(name: str) -> tuple[str, ...]:
     """The config keys and sections that a job reads."""
-    reads = find(name).reads
-    return (*ALWAYS, *reads) if reads else ()
+    job = find(name)
+    return (*getattr(job, "always", ALWAYS), *job.reads) if job.reads else ()
 
 
 def parser(described: str | None = None) -> argparse.ArgumentParser:
@@ -135,6 +144,8 @@ def parser(described: str | None = None) -> argparse.ArgumentParser:
         job.add_argument(
             "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
         )
+        if entry.json:
+            job.add_argument("--json", action="store_true", help="print all that is known of the result, as JSON")
         job.add_argument("--debug", action="store_true", help="show tracebacks")
         job.add_argument("overrides", nargs="*", metavar="section.key=value", help="override one setting")
     return top
@@ -210,7 +221,8 @@ def _run(arguments: list[str]) -> int:
     positional = [getattr(options, name) for name in entry.arguments]
     if entry.several:
         positional[-1:] = positional[-1]
-    return int(find(options.job).run(config, *positional, dry_run=options.dry_run))
+    more = {"as_json": options.json} if entry.json else {}
+    return int(find(options.job).run(config, *positional, dry_run=options.dry_run, **more))
 
 
 def _is_path(word: str) -> bool:

@@ -74,14 +74,16 @@ def schema_text() -> str:
 
 def _cells(leaf: Leaf, jobs: Mapping[str, Sequence[str]]) -> list[str]:
     readers = [job for job, reads in jobs.items() if any(covers(name, leaf.key) for name in reads)]
-    everyone = [job for job, reads in jobs.items() if reads]
+    others = [job for job, reads in jobs.items() if reads and job not in readers]
+    few = len(others) < 3 < len(readers)
+    who = "all" if not others else f"all but {' and '.join(others)}" if few else ", ".join(readers)
     effect = "no" if Indifferent in leaf.marks else "by contents" if Fingerprinted in leaf.marks else "yes"
     cells = [
         f"`{leaf.key}`",
         leaf.type,
         f"`{default_text(leaf)}`",
         leaf.range,
-        "all" if readers == everyone else ", ".join(readers),
+        who,
         effect,
         leaf.sentence,
     ]

@@ -26,8 +26,9 @@ from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm, load_films
 from megpt.progress import Progress, console, log
 from megpt.study import Study
+from ray_jobs.imports import uncollected
 from ray_jobs.job import Job, absolute
-from ray_jobs.runtime import quiet, uncollected
+from ray_jobs.runtime import quiet
 
 if TYPE_CHECKING:
     from megpt.model.vision import VisionEncoder

@@ -9,7 +9,6 @@ A running cluster is joined when `RAY_ADDRESS` names it, which `ray job submit` 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -181,19 +180,3 @@ def gpus_here() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """For the large imports of a process that starts: nobody looks for garbage meanwhile.
-
-    Importing torch and transformers makes hundreds of thousands of objects that all stay; looking them through again
-    and again is a sixth of the time it takes.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()

@@ -26,7 +26,7 @@ from megpt.films.resize import to_square
 from megpt.generation.predictions import Predictions
 from megpt.study import Study
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import uncollected
+from ray_jobs.imports import uncollected
 
 if TYPE_CHECKING:
     from megpt.generation.writer import Films, Prediction

@@ -15,7 +15,7 @@ from megpt.errors import InputError, MegptError, from_json, to_json
 from megpt.output import write_json, write_text
 from megpt.training.log import FIGURES
 from ray_jobs import ray_private
-from ray_jobs.runtime import uncollected
+from ray_jobs.imports import uncollected
 
 ERROR = Path("steps") / "error.json"
 SUMMARY = "summary.json"

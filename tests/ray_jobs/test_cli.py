@@ -47,6 +47,7 @@ SURFACE = {
     "demo",
     "import-checkpoint",
     "export",
+    "report",
     "status",
 }
 OPTIONS = {"-h", "--help", "--config", "--limit", "--print-config", "--dry-run", "--debug"}
@@ -86,11 +87,13 @@ def own(monkeypatch: pytest.MonkeyPatch) -> type[Own]:
 def test_the_surface() -> None:
     assert set(JOBS) == SURFACE
     positionals = {name: entry.arguments for name, entry in JOBS.items() if entry.arguments}
-    assert positionals == {"import-checkpoint": ("file",), "status": ("folder",), "compare": ("paths",)}
-    assert [name for name, entry in JOBS.items() if entry.several] == ["compare"]
+    several = {"compare": ("paths",), "report": ("films",)}
+    assert positionals == {"import-checkpoint": ("file",), "status": ("folder",), **several}
+    assert [name for name, entry in JOBS.items() if entry.several] == list(several)
     choices = parser()._subparsers._group_actions[0].choices
     for name, sub in choices.items():
-        assert {option for action in sub._actions for option in action.option_strings} == OPTIONS, name
+        more = {"--json"} if name == "report" else set()
+        assert {option for action in sub._actions for option in action.option_strings} == OPTIONS | more, name
         positional = [action.dest for action in sub._actions if not action.option_strings]
         assert positional == [*positionals.get(name, ()), "overrides"]
 
