@@ -62,7 +62,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(LOWEST)/.installed: pyproject.toml | $(STAMP)
 	$(UV) venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	VIRTUAL_ENV=$(CURDIR)/$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct --editable .
+	VIRTUAL_ENV=$(CURDIR)/$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct --editable ".[serve]"
 	touch $@
 
 clean: ## results and caches; the environments stay

@@ -7,21 +7,21 @@ Exit codes: 0 done; 2 bad command, config or input, nothing written; 3 done, but
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from megpt import __version__
-from megpt.config import KNOWN_KEYS, Config, help_text, load_config, refuse_unread
 from megpt.errors import InputError, MegptError, did_you_mean
 from megpt.progress import console, log
+from ray_jobs.completion import ASKED, SHELLS
+from ray_jobs.stopping import Terminated, terminable
+
+if TYPE_CHECKING:
+    from megpt.config import Config
 
 
 class Entry(NamedTuple):
@@ -79,6 +79,11 @@ JOBS = {
         several=True,
         json=True,
     ),
+    "serve": Entry(
+        "ray_jobs.serve.job:Serve",
+        "films over HTTP → reports: a page and an API on Ray Serve, for this machine unless a token is set",
+        section="serve",
+    ),
     "status": Entry("ray_jobs.status:Status", "what an output folder holds: done, failed, left, rate", ("folder",)),
 }
 GROUP = "megpt.jobs"
@@ -89,8 +94,13 @@ ALWAYS = ("output", "cluster")
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-class Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+class _Print(argparse.Action):
+    """Prints what module:function gives, which takes work, and ends."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        module, _, function = str(self.const).partition(":")
+        print(getattr(importlib.import_module(module), function)(*([values] if values else [])))
+        parser.exit()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -122,10 +132,19 @@ def parser(described: str | None = None) -> argparse.ArgumentParser:
         described: the job whose help lists its settings.
     """
     top = _Parser(prog="megpt", description="Radiology reports for chest X-rays at archive scale. For research only.")
-    top.add_argument("--version", action="version", version=f"megpt {__version__}")
+    top.add_argument(
+        "--version", action=_Print, nargs=0, const="ray_jobs.version:text", help="version, commit and libraries"
+    )
+    top.add_argument(
+        "--completion",
+        action=_Print,
+        const="ray_jobs.completion:script",
+        choices=SHELLS,
+        help="print the completion of this shell",
+    )
     commands = top.add_subparsers(dest="job", metavar="JOB", required=True, parser_class=_Parser)
     for name, entry in jobs().items():
-        settings = help_text(reads_of(name)) if name == described else ""
+        settings = _settings(name) if name == described else ""
         job = commands.add_parser(
             name,
             help=entry.text,
@@ -151,16 +170,29 @@ def parser(described: str | None = None) -> argparse.ArgumentParser:
     return top
 
 
+def _settings(name: str) -> str:
+    from megpt.config import help_text
+
+    return help_text(reads_of(name))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if ASKED in os.environ:
+        from ray_jobs.completion import answer
+
+        answer(parser(), {name: entry.section for name, entry in jobs().items()})
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     try:
-        with _terminable():
+        with terminable():
             return _run(arguments)
     except (KeyboardInterrupt, Terminated) as stop:
         log("interrupted; run the same command again to resume")
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    except BrokenPipeError:  # whoever read the output has read enough, as `megpt … | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except MegptError as error:
         if debug:
             raise
@@ -173,24 +205,6 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"error: unexpected {type(error).__name__}", style="red", markup=False)
         console.print("  next:  the same command with --debug shows where", markup=False)
         return 1
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM inside the block raises Terminated; a second one ends the process at once."""
-
-    def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: list[str]) -> int:
@@ -232,6 +246,8 @@ def _is_path(word: str) -> bool:
 
 def configure(options: argparse.Namespace) -> Config:
     """The config a command line means."""
+    from megpt.config import KNOWN_KEYS, load_config
+
     section = jobs()[options.job].section
     own = {key.partition(".")[2]: key for key in KNOWN_KEYS if section and key.startswith(f"{section}.")}
     overrides = []
@@ -245,6 +261,8 @@ def configure(options: argparse.Namespace) -> Config:
 
 def _check_named(job: str, config: Config) -> None:
     """Refuse a setting that was named for a job that does not read it."""
+    from megpt.config import refuse_unread
+
     try:
         refuse_unread(job, reads_of(job), config.named)
     except InputError:  # who reads it is worth importing every job

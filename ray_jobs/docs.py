@@ -1,8 +1,9 @@
-"""Writes what is generated from the declarations of the settings and of the jobs: docs/config.md and the JSON schema.
+"""Writes what is generated from the declarations of the settings and of the jobs: docs/config.md, the JSON schema, and
+what each job reads, for the completion of command lines.
 
     python -m ray_jobs.docs          # run it after a change of megpt/config or of what a job reads
 
-tests/test_config_docs.py fails while either file differs from what this would write.
+tests/test_config_docs.py fails while one of them differs from what this would write.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ray_jobs.__main__ import JOBS, reads_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 SCHEMA = SHIPPED / "schema.json"
+READS = Path(__file__).with_name("reads.json")
 HEAD = """# Settings
 
 <!-- Made by `python -m ray_jobs.docs` from megpt/config; edit the declarations there. -->
@@ -72,6 +74,11 @@ def schema_text() -> str:
     return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
+def reads_text() -> str:
+    """What each job reads, as the file holds it."""
+    return json.dumps(job_reads(), indent=1) + "\n"
+
+
 def _cells(leaf: Leaf, jobs: Mapping[str, Sequence[str]]) -> list[str]:
     readers = [job for job, reads in jobs.items() if any(covers(name, leaf.key) for name in reads)]
     others = [job for job, reads in jobs.items() if reads and job not in readers]
@@ -91,9 +98,10 @@ def _cells(leaf: Leaf, jobs: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write all three files."""
     PAGE.write_text(config_page(job_reads()), encoding="utf-8")
     SCHEMA.write_text(schema_text(), encoding="utf-8")
+    READS.write_text(reads_text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

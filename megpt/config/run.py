@@ -15,6 +15,7 @@ from megpt.config.demo import LanguageModelConfig, PhantomConfig
 from megpt.config.generate import AblateConfig, EvaluateConfig, GenerateConfig
 from megpt.config.model import ExportConfig, FitPromptsConfig, ImportConfig, ModelConfig
 from megpt.config.reading import COMMAND_LINE, Layer, keys_of, read_layers, read_override
+from megpt.config.serve import ServeConfig
 from megpt.config.train import TrainConfig
 from megpt.errors import InputError, did_you_mean
 from megpt.settings import (
@@ -81,6 +82,7 @@ class Config(Section):
     import_checkpoint: ImportConfig = ImportConfig()
     export: ExportConfig = ExportConfig()
     ablate: AblateConfig = AblateConfig()
+    serve: Annotated[ServeConfig, Indifferent] = ServeConfig()
 
     _provenance: Provenance = PrivateAttr(default_factory=Provenance)
 
