@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from megpt.errors import InputError, MegptError, did_you_mean
 from megpt.progress import console, log
 from ray_jobs.completion import ASKED, SHELLS
-from ray_jobs.stopping import Terminated, terminable
+from ray_jobs.stopping import Terminated, end_process, terminable
 
 if TYPE_CHECKING:
     from megpt.config import Config
@@ -186,7 +186,8 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         with terminable():
-            return _run(arguments)
+            code = _run(arguments)
+        return end_process(code) if argv is None and arguments[0] == "report" else code
     except (KeyboardInterrupt, Terminated) as stop:
         log("interrupted; run the same command again to resume")
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)

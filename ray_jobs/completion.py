@@ -31,12 +31,19 @@ def script(shell: str) -> str:
 
 
 def answer(parser: ArgumentParser, sections: dict[str, str]) -> None:
-    """Write what fits to where the shell reads it, and end the process.
+    """Write what fits to where the shell reads it, and end the process; arguments as for `completed`."""
+    import argcomplete
+
+    argcomplete.autocomplete(completed(parser, sections))
+
+
+def completed(parser: ArgumentParser, sections: dict[str, str]) -> ArgumentParser:
+    """The parser, which now knows what its arguments may be.
 
     Args:
         sections: job → the section whose settings it takes without the section's name.
     """
-    import argcomplete
+    from argcomplete import FilesCompleter
 
     commands: Any = next(action for action in parser._actions if action.dest == "job")
     for name, job in commands.choices.items():
@@ -46,8 +53,8 @@ def answer(parser: ArgumentParser, sections: dict[str, str]) -> None:
             elif action.nargs == "*" and not action.option_strings:
                 action.completer = _words(name, sections.get(name, ""), paths=action.dest != "overrides")
             elif not action.option_strings:
-                action.completer = argcomplete.FilesCompleter()
-    argcomplete.autocomplete(parser)
+                action.completer = FilesCompleter()
+    return parser
 
 
 def configs(prefix: str, **unused: Any) -> list[str]:

@@ -37,6 +37,8 @@ Every setting of a config file, with its default. `megpt JOB --help` lists those
 - **Changes the result**: with *yes*, another value on an existing output is refused, because it would give other
   results. With *no*, it may change between two starts of a job. *By contents* is a path: it may move, but what it holds
   may not change. Only the `source` or `studies` of `prepare` and `generate` stays where it is and may grow.
+- `eval "$(megpt --completion bash)"` in `~/.bashrc` has TAB complete jobs, settings and their values. For zsh it is
+  `zsh` in place of `bash`, and for fish `megpt --completion fish | source`.
 - Editors that know `yaml-language-server` complete and check a config that begins with
   `# yaml-language-server: $schema=PATH/TO/megpt/configs/schema.json`.
 """

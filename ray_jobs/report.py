@@ -9,6 +9,7 @@ The report goes to standard output, everything else to standard error. Needs no 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,9 @@ class Report:
 
 
 def _written(author: Author, study: Study) -> Prediction:
+    # For a short computation threads that spin while they wait cost more than they gain, and ten times so if the
+    # machine is busy. OpenMP reads it when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with uncollected():
         from megpt.generation.writer import ReportWriter
 

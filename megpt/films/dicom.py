@@ -46,7 +46,7 @@ ELEMENTS: list[Any] = [
 MAX_BITS = 64
 PIXEL_DATA = (0x7FE0, 0x0010)
 # A header has some hundred elements; each takes a few reads, and time: megabytes of empty ones would take minutes.
-MOST_READS = 100_000
+MOST_READS = 50_000
 UNDEFINED = 0xFFFFFFFF
 # VRs whose length takes four bytes, after two that are reserved (PS3.5 7.1.2), as far as pixels may have them.
 LONG_VRS = (b"OB", b"OW", b"UN", b"OD", b"OF", b"OL", b"OV")

@@ -10,6 +10,7 @@ model, and write the reports of all requests together, each in the next free slo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -65,11 +66,14 @@ class Writer:
     async def write(self, study_id: str, films: list[np.ndarray], drafts: bool) -> AsyncGenerator[dict[str, Any], None]:
         """Drafts, then the answer or an error, as `ray_jobs.serve.app.Write`."""
         told: asyncio.Queue[Any] = asyncio.Queue()
-        tell, loop = told.put_nowait, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+
+        def tell(event: Any) -> None:  # called from the model's thread
+            with contextlib.suppress(RuntimeError):  # the replica is ending, and its loop has
+                loop.call_soon_threadsafe(told.put_nowait, event)
+
         pictures = [self.image.fromarray(film) for film in films]
-        request = self.live.submit(
-            Study(study_id), pictures, lambda event: loop.call_soon_threadsafe(tell, event), drafts=drafts
-        )
+        request = self.live.submit(Study(study_id), pictures, tell, drafts=drafts)
         try:
             while isinstance(event := await told.get(), self.draft):
                 yield {"text": event.text, "prompt_id": event.prompt_id}
@@ -140,7 +144,7 @@ def start(author: Author, token: str | None) -> None:
         """Called in the replica."""
         from ray_jobs.serve.app import Service, make_app
 
-        writer = serve.get_deployment_handle(WRITER, app_name=APP)
+        writer: Any = serve.get_deployment_handle(WRITER, app_name=APP)
 
         async def write(study_id: str, films: list[np.ndarray], drafts: bool) -> AsyncGenerator[dict[str, Any], None]:
             async for event in writer.options(stream=True).write.remote(study_id, films, drafts):
@@ -150,6 +154,9 @@ def start(author: Author, token: str | None) -> None:
 
     cpus, gpus = config.cluster.cpus_per_worker, config.cluster.gpus_per_worker
     most, least = config.cluster.max_workers, config.cluster.min_workers
+    replicas: dict[str, Any] = {"num_replicas": most}
+    if least < most:
+        replicas = {"autoscaling_config": {"min_replicas": least, "max_replicas": most}}
     # Requests are refused in the web application, so nothing waits or is refused between it and the model.
     many = 4 * config.serve.max_in_flight
     model: Any = serve.deployment(
@@ -157,18 +164,14 @@ def start(author: Author, token: str | None) -> None:
         max_ongoing_requests=many,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         logging_config=quiet,
-        **(
-            {"num_replicas": most}
-            if most == least
-            else {"autoscaling_config": {"min_replicas": least, "max_replicas": most}}
-        ),
+        **replicas,
     )(Writer)
     web: Any = serve.deployment(
         name=FRONT, max_ongoing_requests=many, ray_actor_options={"num_cpus": 0}, logging_config=quiet
     )(serve.ingress(front)(_Front))
     try:
         serve.run(web.bind(model.bind(author, llm)), name=APP, logging_config=quiet)
-    except RuntimeError as error:
+    except Exception as error:  # Ray Serve raises a plain one, with the worker's as text
         raise known_failure(error) or MegptError(
             "the model cannot be loaded", next="`megpt report FILM checkpoint=…` shows why"
         ) from None

@@ -48,6 +48,7 @@ SURFACE = {
     "import-checkpoint",
     "export",
     "report",
+    "serve",
     "status",
 }
 OPTIONS = {"-h", "--help", "--config", "--limit", "--print-config", "--dry-run", "--debug"}

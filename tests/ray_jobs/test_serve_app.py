@@ -114,6 +114,16 @@ def test_events(url: str) -> None:
     assert len(found[0]["films"]) == 1 and found[0]["films"][0].startswith("/9j/")
 
 
+def test_a_client_that_goes(writer: Writer) -> None:
+    with served(writer) as url:
+        with post(url, png(), headers={"Accept": "text/event-stream"}, stream=True) as answer:
+            assert answer.raw.read(10) == b"event: fil"
+        deadline = time.monotonic() + 30
+        while "megpt_in_flight 0.0" not in requests.get(f"{url}/metrics", timeout=60).text:
+            assert time.monotonic() < deadline
+        assert post(url, png()).status_code == 200
+
+
 def test_films_beyond_max_views(writer: Writer) -> None:
     with served(writer, "data.max_views=1") as url:
         answer = post(url, dicom(1, ViewPosition="LATERAL"), dicom(2, ViewPosition="PA")).json()
