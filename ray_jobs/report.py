@@ -50,7 +50,8 @@ class Report:
             InputError: no film, one that cannot be used, films of several patients or studies, or no checkpoint.
             MegptError: the model fails on the films.
         """
-        study = one_study([View(film, uri=str(Path(film).absolute())) for film in films], config.data)
+        views = [View(film, uri=str(Path(film).absolute())) for film in films]
+        study = one_study(views, config.data, lambda note: log(f"report: {note}"))
         used = len(study.views[: config.data.max_views])
         if used < len(films):
             log(f"report: {len(films) - used} of {len(films)} films are not used: data.max_views={used}")

