@@ -11,10 +11,12 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 LINE_EVERY_S = 10.0
 STEADY_S = 5.0
@@ -27,6 +29,11 @@ def log(message: str) -> None:
     console.print(message, markup=False)
 
 
+def on_terminal() -> bool:
+    """Whether a line may be drawn again: not in a pipe or a log, nor on a terminal without cursor movements."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 class Progress:
     """A bar on a terminal, a line every ten seconds elsewhere. `start` counts work that an earlier run did."""
 
@@ -36,7 +43,10 @@ class Progress:
         self.began = self._last_line = time.monotonic()
         self._first: tuple[float, int] | None = None
         self._bar: Bar | None = None
-        if console.is_terminal:
+        if on_terminal():
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -80,6 +80,11 @@ class Leaf:
         return "; ".join(dict.fromkeys(values for _, values in _kinds(self.schema) if values))
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The words it takes, if it takes words of a list, or true and false."""
+        return tuple(dict.fromkeys(_words(self.schema)))
+
+    @property
     def allowed(self) -> str:
         """Type and range together, as an error names them."""
         return " or ".join(f"{kind} {values}".strip() for kind, values in _kinds(self.schema))
@@ -121,6 +126,17 @@ def _kinds(schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
     else:
         kind = {"string": "text", "boolean": "true or false", "object": "mapping"}
         yield kind.get(schema["type"], schema["type"]), _bounds(schema)
+
+
+def _words(schema: dict[str, Any]) -> Iterator[str]:
+    """The words of each alternative in a JSON schema."""
+    for alternative in schema.get("anyOf", [schema]):
+        if "anyOf" in alternative:
+            yield from _words(alternative)
+        elif alternative.get("type") == "boolean":
+            yield from ("true", "false")
+        else:
+            yield from map(str, alternative.get("enum", [alternative["const"]] if "const" in alternative else []))
 
 
 def _bounds(schema: dict[str, Any]) -> str:

@@ -12,147 +12,39 @@ import importlib
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from megpt import __version__
-from megpt.config import KNOWN_KEYS, Config, help_text, load_config, refuse_unread
-from megpt.config.reference import leaves_text
 from megpt.errors import InputError, MegptError, did_you_mean
 from megpt.places import check, is_address, screen
 from megpt.progress import console, log
-from megpt.settings import Leaf, leaves
-from ray_jobs.extras import require_extras
+from ray_jobs.completion import ASKED, SHELLS
+from ray_jobs.entries import JOBS, find, jobs, own_settings, reads_of
+from ray_jobs.stopping import Terminated, end_process, terminable
+
+if TYPE_CHECKING:
+    from megpt.config import Config
 
 
-class Entry(NamedTuple):
-    """A job of the command line, known without importing it."""
-
-    home: str
-    """module:class"""
-    text: str
-    arguments: tuple[str, ...] = ()
-    """Names of its positional arguments."""
-    several: bool = False
-    """Whether the last of them takes any number of words."""
-    section: str = ""
-    """The section whose settings may be named without it: `full=true` for `export.full=true`."""
-    extras: tuple[str, ...] = ()
-    """Extras of megpt that it needs."""
-
-
-JOBS = {
-    "prepare": Entry(
-        "ray_jobs.prepare:Prepare", "archive → studies/: read, check and shard an archive of films and reports"
-    ),
-    "fit-prompts": Entry(
-        "ray_jobs.fit_prompts:FitPrompts",
-        "studies/ → prompts/: cluster the films, one readable prompt per cluster",
-        extras=("train",),
-    ),
-    "train": Entry(
-        "ray_jobs.train.job:Train", "studies/ + prompts/ → checkpoint/: DeepSpeed ZeRO on Ray Train", extras=("train",)
-    ),
-    "generate": Entry(
-        "ray_jobs.generate.job:Generate", "archive or studies/ + checkpoint/ → predictions/: sharded batch generation"
-    ),
-    "evaluate": Entry(
-        "ray_jobs.evaluate:Evaluate", "predictions/ → metrics.json, per_study.parquet, index.html", extras=("metrics",)
-    ),
-    "compare": Entry(
-        "ray_jobs.compare:Compare",
-        "predictions/ A B … → compare.json, per_study.parquet, index.html: differences, and whether they may be chance",
-        ("paths",),
-        several=True,
-        extras=("metrics",),
-    ),
-    "ablate": Entry(
-        "ray_jobs.ablate.job:Ablate",
-        "train, generate and evaluate variants over seeds; one table and one page",
-        extras=("train", "metrics"),
-    ),
-    "run": Entry(
-        "ray_jobs.run:WholeRun",
-        "archive → everything: prepare, fit-prompts, train, generate, evaluate",
-        extras=("train", "metrics"),
-    ),
-    "demo": Entry(
-        "ray_jobs.demo.job:Demo", "the same on drawn films, in minutes, without a GPU", extras=("train", "metrics")
-    ),
-    "language-model": Entry(
-        "ray_jobs.language_model:LanguageModel",
-        "studies/ → llm/: a small language model, fitted to training reports",
-    ),
-    "pretrained": Entry(
-        "ray_jobs.pretrained:Pretrained",
-        "installed packages → a language model's folder and an encoder's weights, without a hub",
-    ),
-    "import-checkpoint": Entry(
-        "ray_jobs.import_checkpoint:ImportCheckpoint",
-        "a reference .pth → checkpoint/: R2GenGPT and MeGPT weights",
-        ("file",),
-    ),
-    "export": Entry(
-        "ray_jobs.export:Export",
-        "checkpoint/ → a folder to share: self-contained, merged, in another number format",
-        section="export",
-    ),
-    "status": Entry("ray_jobs.status:Status", "what an output folder holds: done, failed, left, rate", ("folder",)),
-    "doctor": Entry("ray_jobs.doctor:Doctor", "look at every node, and at what a job would upload, before a run"),
-}
-GROUP = "megpt.jobs"
-"""Entry points of jobs from elsewhere: NAME = "module:class", a subclass of `ray_jobs.job.Job`."""
 PATHS = ("output", "source", "studies", "prompts", "checkpoint", "predictions", "references", "training", "ids")
 HERE_ONLY = frozenset({"ablate", "demo"})
 """Jobs of many outputs, which resume by what lies in their folders."""
-ALWAYS = ("output", "cluster")
-"""What every job reads that reads any setting."""
 # Set by `ray job submit` in the environment of the command it runs.
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-class Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+class _Print(argparse.Action):
+    """Prints what module:function gives, which takes work, and ends."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        module, _, function = str(self.const).partition(":")
+        print(getattr(importlib.import_module(module), function)(*([values] if values else [])))
+        parser.exit()
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(message, next="megpt --help")
-
-
-def jobs() -> dict[str, Entry]:
-    """All jobs: megpt's own, and those that installed packages add."""
-    return {point.name: Entry(point.value, f"from {point.value}") for point in entry_points(group=GROUP)} | JOBS
-
-
-def find(name: str) -> Any:
-    """The class of a job.
-
-    Raises:
-        InputError: packages of an extra that it needs are not installed.
-    """
-    entry = jobs()[name]
-    module, _, attribute = entry.home.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError:
-        require_extras(f"`megpt {name}`", entry.extras)
-        raise
-
-
-def reads_of(name: str) -> tuple[str, ...]:
-    """The config keys and sections that a job reads."""
-    job = find(name)
-    reads = (*job.reads, *(("options",) if own_settings(name) else ()))
-    return (*ALWAYS, *reads) if reads else ()
-
-
-def own_settings(name: str) -> list[Leaf]:
-    """The settings that a job from another package declares, as `JOB.key`."""
-    return [] if name in JOBS else list(leaves(find(name).settings, f"{name}."))
 
 
 def parser(described: str | None = None) -> argparse.ArgumentParser:
@@ -162,11 +54,20 @@ def parser(described: str | None = None) -> argparse.ArgumentParser:
         described: the job whose help lists its settings.
     """
     top = _Parser(prog="megpt", description="Radiology reports for chest X-rays at archive scale. For research only.")
-    top.add_argument("--version", action="version", version=f"megpt {__version__}")
+    top.add_argument(
+        "--version", action=_Print, nargs=0, const="ray_jobs.version:text", help="version, commit and libraries"
+    )
+    top.add_argument(
+        "--completion",
+        action=_Print,
+        const="ray_jobs.completion:script",
+        choices=SHELLS,
+        help="print the completion of this shell",
+    )
     commands = top.add_subparsers(dest="job", metavar="JOB", required=True, parser_class=_Parser)
     for name, entry in jobs().items():
         text = (find(name).__doc__ if name == described and name not in JOBS else None) or entry.text
-        settings = help_text(reads_of(name)) + "\n" + leaves_text(own_settings(name)) if name == described else ""
+        settings = _settings(name) if name == described else ""
         job = commands.add_parser(
             name,
             help=entry.text,
@@ -185,21 +86,38 @@ def parser(described: str | None = None) -> argparse.ArgumentParser:
         job.add_argument(
             "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
         )
+        if entry.json:
+            job.add_argument("--json", action="store_true", help="print all that is known of the result, as JSON")
         job.add_argument("--debug", action="store_true", help="show tracebacks")
         job.add_argument("overrides", nargs="*", metavar="section.key=value", help="override one setting")
     return top
 
 
+def _settings(name: str) -> str:
+    from megpt.config import help_text
+    from megpt.config.reference import leaves_text
+
+    return help_text(reads_of(name)) + "\n" + leaves_text(own_settings(name))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if ASKED in os.environ:
+        from ray_jobs.completion import answer
+
+        answer(parser(), {name: entry.section for name, entry in jobs().items()})
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     try:
-        with _terminable():
-            return _run(arguments)
+        with terminable():
+            code = _run(arguments)
+        return end_process(code) if argv is None and arguments[0] == "report" else code
     except (KeyboardInterrupt, Terminated) as stop:
         log("interrupted; run the same command again to resume")
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    except BrokenPipeError:  # whoever read the output has read enough, as `megpt … | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except MegptError as error:
         if debug:
             raise
@@ -215,24 +133,6 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"error: unexpected {type(error).__name__}", style="red", markup=False)
         console.print("  next:  the same command with --debug shows where", markup=False)
         return 1
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM inside the block raises Terminated; a second one ends the process at once."""
-
-    def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: list[str]) -> int:
@@ -262,11 +162,14 @@ def _run(arguments: list[str]) -> int:
     _check_output(options.job, config)
     _check_named(options.job, config)
     if not (options.dry_run and config.output is None):  # an estimate needs none
+        from ray_jobs.extras import require_extras
+
         require_extras(f"`megpt {options.job}`", entry.extras)
     positional = [getattr(options, name) for name in entry.arguments]
     if entry.several:
         positional[-1:] = positional[-1]
-    return int(find(options.job).run(config, *positional, dry_run=options.dry_run))
+    more = {"as_json": options.json} if entry.json else {}
+    return int(find(options.job).run(config, *positional, dry_run=options.dry_run, **more))
 
 
 def _is_path(word: str) -> bool:
@@ -276,6 +179,8 @@ def _is_path(word: str) -> bool:
 
 def configure(options: argparse.Namespace) -> Config:
     """The config a command line means."""
+    from megpt.config import KNOWN_KEYS, load_config
+
     section = jobs()[options.job].section
     own = {key.partition(".")[2]: key for key in KNOWN_KEYS if section and key.startswith(f"{section}.")}
     added = own_settings(options.job)
@@ -294,6 +199,8 @@ def configure(options: argparse.Namespace) -> Config:
 
 def _check_named(job: str, config: Config) -> None:
     """Refuse a setting that was named for a job that does not read it."""
+    from megpt.config import refuse_unread
+
     reads = reads_of(job)
     try:
         refuse_unread(job, reads, config.named)

@@ -1,8 +1,9 @@
-"""Writes what is generated from the declarations of the settings and of the jobs: docs/config.md and the JSON schema.
+"""Writes what is generated from the declarations of the settings and of the jobs: docs/config.md, the JSON schema, and
+what each job reads, for the completion of command lines.
 
     python -m ray_jobs.docs          # run it after a change of megpt/config or of what a job reads
 
-tests/test_config_docs.py fails while either file differs from what this would write.
+tests/test_config_docs.py fails while one of them differs from what this would write.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from megpt.config import SHIPPED, Config, json_schema
 from megpt.config.reference import default_text
 from megpt.config.run import SETTINGS
 from megpt.settings import Fingerprinted, Indifferent, Leaf, Section, covers
-from ray_jobs.__main__ import JOBS, reads_of
+from ray_jobs.entries import JOBS, reads_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 SCHEMA = SHIPPED / "schema.json"
+READS = Path(__file__).with_name("reads.json")
 HEAD = """# Settings
 
 <!-- Made by `python -m ray_jobs.docs` from megpt/config; edit the declarations there. -->
@@ -35,6 +37,8 @@ Every setting of a config file, with its default. `megpt JOB --help` lists those
 - **Changes the result**: with *yes*, another value on an existing output is refused, because it would give other
   results. With *no*, it may change between two starts of a job. *By contents* is a path: it may move, but what it holds
   may not change. Only the `source` or `studies` of `prepare` and `generate` stays where it is and may grow.
+- `eval "$(megpt --completion bash)"` in `~/.bashrc` has TAB complete jobs, settings and their values. For zsh it is
+  `zsh` in place of `bash`, and for fish `megpt --completion fish | source`.
 - Editors that know `yaml-language-server` complete and check a config that begins with
   `# yaml-language-server: $schema=PATH/TO/megpt/configs/schema.json`.
 """
@@ -72,16 +76,23 @@ def schema_text() -> str:
     return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
+def reads_text() -> str:
+    """What each job reads, as the file holds it."""
+    return json.dumps(job_reads(), indent=1) + "\n"
+
+
 def _cells(leaf: Leaf, jobs: Mapping[str, Sequence[str]]) -> list[str]:
     readers = [job for job, reads in jobs.items() if any(covers(name, leaf.key) for name in reads)]
-    everyone = [job for job, reads in jobs.items() if reads]
+    others = [job for job, reads in jobs.items() if reads and job not in readers]
+    few = len(others) < 3 < len(readers)
+    who = "all" if not others else f"all but {' and '.join(others)}" if few else ", ".join(readers)
     effect = "no" if Indifferent in leaf.marks else "by contents" if Fingerprinted in leaf.marks else "yes"
     cells = [
         f"`{leaf.key}`",
         leaf.type,
         f"`{default_text(leaf)}`",
         leaf.range,
-        "all" if readers == everyone else ", ".join(readers),
+        who,
         effect,
         leaf.sentence,
     ]
@@ -89,9 +100,10 @@ def _cells(leaf: Leaf, jobs: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write all three files."""
     PAGE.write_text(config_page(job_reads()), encoding="utf-8")
     SCHEMA.write_text(schema_text(), encoding="utf-8")
+    READS.write_text(reads_text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ from megpt.films.decode import UnreadableFilm, load_films
 from megpt.places import place
 from megpt.progress import Progress, console, log
 from megpt.study import Study
+from ray_jobs.imports import uncollected
 from ray_jobs.job import Job, absolute
 from ray_jobs.placement import elsewhere
-from ray_jobs.runtime import quiet, uncollected
+from ray_jobs.runtime import quiet
 
 if TYPE_CHECKING:
     from megpt.model.vision import VisionEncoder

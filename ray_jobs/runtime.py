@@ -9,7 +9,6 @@ A running cluster is joined when `RAY_ADDRESS` names it, which `ray job submit` 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -205,19 +204,3 @@ def require_gpu(config: ClusterConfig) -> None:
         else f"no driver for CUDA {torch.version.cuda}, or no device",
         next="mend or remove the node (`megpt doctor` looks at all of them), then run the same command again",
     )
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """For the large imports of a process that starts: nobody looks for garbage meanwhile.
-
-    Importing torch and transformers makes hundreds of thousands of objects that all stay; looking them through again
-    and again is a sixth of the time it takes.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()

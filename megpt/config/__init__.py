@@ -16,6 +16,7 @@ from megpt.config.model import ExportConfig, FitPromptsConfig, ImportConfig, Mod
 from megpt.config.reading import SHIPPED, shipped_names
 from megpt.config.reference import help_text, json_schema, refuse_unread
 from megpt.config.run import KNOWN_KEYS, Config, load_config
+from megpt.config.serve import ServeConfig
 from megpt.config.train import TrainConfig
 from megpt.settings import Fingerprinted, Fraction, Indifferent, Positive
 
@@ -41,6 +42,7 @@ __all__ = [
     "Positive",
     "PrepareConfig",
     "RunConfig",
+    "ServeConfig",
     "TrainConfig",
     "help_text",
     "json_schema",

@@ -15,6 +15,7 @@ from megpt.config.demo import LanguageModelConfig, PhantomConfig, RunConfig
 from megpt.config.generate import AblateConfig, EvaluateConfig, GenerateConfig
 from megpt.config.model import ExportConfig, FitPromptsConfig, ImportConfig, ModelConfig
 from megpt.config.reading import COMMAND_LINE, Layer, keys_of, read_layers, read_override
+from megpt.config.serve import ServeConfig
 from megpt.config.train import TrainConfig
 from megpt.errors import InputError, did_you_mean
 from megpt.settings import (
@@ -84,6 +85,7 @@ class Config(Section):
     ablate: AblateConfig = AblateConfig()
     options: Annotated[dict[str, dict[str, Any]], Indifferent] = Field(default_factory=dict)
     """Settings of jobs from other packages, by job; on the command line `JOB.key=value` (docs/extending.md)."""
+    serve: Annotated[ServeConfig, Indifferent] = ServeConfig()
 
     _provenance: Provenance = PrivateAttr(default_factory=Provenance)
 

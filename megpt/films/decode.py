@@ -36,6 +36,7 @@ __all__ = [
     "kind_of",
     "load_film",
     "load_films",
+    "opened",
     "read_film",
 ]
 
@@ -66,7 +67,7 @@ def load_film(view: View, *, size: int | None, max_pixels: int) -> Image.Image:
     Raises:
         UnreadableFilm: missing, empty, damaged, too large, of a compression without a decoder, or not a film.
     """
-    film_format, file = _open(view)
+    film_format, file = opened(view)
     with file:
         try:
             if film_format == "dicom":
@@ -113,7 +114,7 @@ def check_film(view: View, *, max_pixels: int) -> None:
     Raises:
         UnreadableFilm: missing, empty, too large, or not a film. Damage after the header is not noticed.
     """
-    film_format, file = _open(view)
+    film_format, file = opened(view)
     with file:
         try:
             if film_format == "dicom":
@@ -134,7 +135,7 @@ def read_film(view: View) -> bytes:
     Raises:
         UnreadableFilm: missing, empty, or not a film by its first bytes.
     """
-    _, file = _open(view)
+    _, file = opened(view)
     with file:
         try:
             return file.read()
@@ -144,8 +145,12 @@ def read_film(view: View) -> bytes:
             raise UnreadableFilm(f"cannot be read ({type(error).__name__})") from None
 
 
-def _open(view: View) -> tuple[str, BinaryIO]:
-    """The film's type, and the open file at its start."""
+def opened(view: View) -> tuple[str, BinaryIO]:
+    """The film's type, and the open file at its start, unpacked as it is read where it is gzipped.
+
+    Raises:
+        UnreadableFilm: missing, empty, or not a film by its first bytes.
+    """
     file: BinaryIO = io.BytesIO(view.data) if view.data is not None else _open_path(view.uri)
     try:
         head = file.read(HEADER_BYTES)

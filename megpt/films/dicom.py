@@ -45,6 +45,8 @@ ELEMENTS: list[Any] = [
 ]
 MAX_BITS = 64
 PIXEL_DATA = (0x7FE0, 0x0010)
+# A header has some hundred elements; each takes a few reads, and time: megabytes of empty ones would take minutes.
+MOST_READS = 50_000
 UNDEFINED = 0xFFFFFFFF
 # VRs whose length takes four bytes, after two that are reserved (PS3.5 7.1.2), as far as pixels may have them.
 LONG_VRS = (b"OB", b"OW", b"UN", b"OD", b"OF", b"OL", b"OV")
@@ -131,13 +133,30 @@ def complete(dataset: Dataset, frame: bytes, stream: Codestream | None) -> None:
 
 def _header(file: BinaryIO) -> Dataset:
     """The picture's elements, with a transfer syntax even without a meta header. `file` is left at the pixels."""
-    dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=ELEMENTS)
+    source: Any = _Impatient(file)
+    dataset = pydicom.dcmread(source, force=True, stop_before_pixels=True, specific_tags=ELEMENTS)
     if not hasattr(dataset, "file_meta"):
         dataset.file_meta = FileMetaDataset()
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     return dataset
+
+
+class _Impatient:
+    """A file that is not read for ever."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._left = file, MOST_READS
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise UnreadableFilm("damaged DICOM (a header without end)")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _refuse(dataset: Dataset, max_pixels: int) -> None:

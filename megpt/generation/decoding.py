@@ -39,7 +39,8 @@ class EngineItem:
 
     `tokens` (N, H) are its visual tokens in the language model's width; `prompt_id` is the number of its prompt.
     `suffix` holds ids that stand after the visual tokens instead of the prompt's own.
-    `length` forces the end token to be exactly token number `length`, for measurements at equal lengths.
+    `length` forces the end token to be exactly token number `length`, for measurements at equal lengths. Sampling
+    draws by `study`, where one study is in flight under several keys.
     """
 
     key: str
@@ -47,6 +48,12 @@ class EngineItem:
     prompt_id: int = 0
     length: int | None = None
     suffix: tuple[int, ...] | None = None
+    study: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What its random numbers depend on."""
+        return self.key if self.study is None else self.study
 
 
 @dataclass(frozen=True, slots=True)

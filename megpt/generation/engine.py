@@ -78,7 +78,7 @@ class GenerationEngine:
         others are not touched by it.
         """
         with slot_attention(self.language_model):
-            yield from _Loop(self, iter(items)).results()
+            yield from Loop(self, iter(items)).results()
 
     # ---- passes through the model ----------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ class GenerationEngine:
         tokens = self.decoding.max_new_tokens + self.poll - 1
         rule = make_rule(self.decoding, self.end, width=tokens, device=self.device, forced=forced)
         longest = self.prompt_length(first, longest=True)
-        self._check_context(longest)
+        self.check_context(longest)
         cache = SlotCache(self.slots, padded(longest + rule.beams * tokens))
         self._prefill_prefix(cache)
         flight = Flight.empty(cache, rule, longest=longest, dtype=self.dtype)
@@ -101,7 +101,7 @@ class GenerationEngine:
     def _suffix(self, item: EngineItem) -> torch.Tensor:
         return torch.as_tensor(item.suffix or self.suffixes[item.prompt_id], dtype=torch.long, device=self.device)
 
-    def _check_context(self, prompt: int) -> None:
+    def check_context(self, prompt: int) -> None:
         most = getattr(self.config, "max_position_embeddings", None)
         window = getattr(self.config, "sliding_window", None)
         total = prompt + self.decoding.max_new_tokens
@@ -163,14 +163,14 @@ class GenerationEngine:
         numbers = None
         if self.decoding.do_sample:
             count = self.decoding.max_new_tokens
-            numbers = torch.stack([uniforms(self.decoding.seed, item.key, count) for item in items]).to(self.device)
+            numbers = torch.stack([uniforms(self.decoding.seed, item.name, count) for item in items]).to(self.device)
         prompts = torch.tensor([start + length for length in lengths], device=self.device)
         flight.put(target, rule.begin(logits, forced, numbers), prompts)
         for row, item, length in zip(rows, items, lengths, strict=True):
             slots.put(row, item, start + length)
 
 
-class _Loop:
+class Loop:
     """One call of `run`: admits, steps, harvests."""
 
     def __init__(self, engine: GenerationEngine, items: Iterator[EngineItem]):
@@ -289,7 +289,7 @@ class _Loop:
         if is_out_of_memory(error):
             self.limit = max(1, len(items) // 2)
         for half in (items[: len(items) // 2], items[len(items) // 2 :]):
-            closed = _Loop(self.engine, iter(half))
+            closed = Loop(self.engine, iter(half))
             closed.limit = max(1, min(self.limit, len(half)))
             self.out.extend(closed.results())
             self.limit = min(self.limit, closed.limit) if is_out_of_memory(error) else self.limit

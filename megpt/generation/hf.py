@@ -150,7 +150,7 @@ class _Draw(LogitsProcessor):
 
     def __init__(self, batch: list[EngineItem], rules: Decoding):
         self.rules = rules
-        self.numbers = torch.stack([uniforms(rules.seed, item.key, rules.max_new_tokens) for item in batch])
+        self.numbers = torch.stack([uniforms(rules.seed, item.name, rules.max_new_tokens) for item in batch])
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         number = self.numbers[:, input_ids.shape[1]].to(scores.device)

@@ -27,7 +27,8 @@ from megpt.generation.predictions import Predictions
 from megpt.places import place
 from megpt.study import Study
 from ray_jobs.failures import known_failure
-from ray_jobs.runtime import require_gpu, uncollected
+from ray_jobs.imports import uncollected
+from ray_jobs.runtime import require_gpu
 
 if TYPE_CHECKING:
     from megpt.generation.writer import Films, Prediction

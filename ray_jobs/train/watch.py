@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from megpt.progress import Progress, console, log
+from megpt.progress import Progress, log, on_terminal
 from megpt.training.log import line
 
 LOOK_EVERY_S = 0.5
@@ -63,7 +63,7 @@ def _follow(tail: Tail, stop: threading.Event) -> None:
             ending = stop.wait(LOOK_EVERY_S)
             for row in tail.rows():
                 log(line(row))
-                if console.is_terminal and "total_steps" in row:
+                if on_terminal() and "total_steps" in row:
                     if bar is None:
                         bar = stack.enter_context(Progress("train", int(row["total_steps"]), unit="steps"))
                     bar.advance(int(row["step"]) - bar.done)

@@ -16,7 +16,8 @@ from megpt.output import write_json, write_text
 from megpt.places import place
 from megpt.training.log import FIGURES
 from ray_jobs import ray_private
-from ray_jobs.runtime import require_gpu, uncollected
+from ray_jobs.imports import uncollected
+from ray_jobs.runtime import require_gpu
 
 ERROR = Path("steps") / "error.json"
 SUMMARY = "summary.json"

@@ -5,6 +5,7 @@
 - 16-bit PNG is scaled by the bits in use, not cut off at 255
 - the shorter side comes out at `size`, never enlarged, and draft decoding stays within two grey levels of a full decode
 - missing, empty, truncated, foreign and pipe-like files are UnreadableFilm with a short reason
+- a DICOM header of endless empty elements is given up
 - a header that claims more pixels than `max_pixels` is refused before anything is decoded; exactly as many are allowed
 - a study gives all its readable films, and fails only when none is
 - random damage never raises anything but UnreadableFilm
@@ -162,6 +163,17 @@ def test_a_bomb_is_refused_by_its_header(data, size):
     text = reason(view, max_pixels=10**6)
     assert text.endswith("more than data.max_pixels") and (size is None or text.startswith(size))
     with pytest.raises(UnreadableFilm, match=r"more than data\.max_pixels"):
+        check_film(view, max_pixels=10**6)
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [b"\0" * 2_000_000, b"\x02\0\x01\0OB\0\0\0\0\0\0" * 200_000, b"\x08\0\x05\0CS\0\0" * 200_000],
+    ids=["commands", "meta", "header"],
+)
+def test_a_header_of_empty_elements_is_not_read_for_minutes(elements):
+    view = View("x", data=bytes(128) + b"DICM" + elements)
+    with pytest.raises(UnreadableFilm, match=r"^damaged DICOM \(a header without end\)$"):
         check_film(view, max_pixels=10**6)
 
 

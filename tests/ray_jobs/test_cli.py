@@ -33,8 +33,9 @@ from megpt.config import load_config
 from megpt.config.reference import settings_read
 from megpt.errors import InputError, TooManyFailed
 from megpt.settings import Indifferent, Section
-from ray_jobs import __main__ as command_line
-from ray_jobs.__main__ import JOBS, Terminated, find, main, parser, reads_of
+from ray_jobs import entries
+from ray_jobs.__main__ import main, parser
+from ray_jobs.entries import JOBS, find, reads_of
 from ray_jobs.job import Job
 
 SURFACE = {
@@ -52,6 +53,8 @@ SURFACE = {
     "pretrained",
     "import-checkpoint",
     "export",
+    "report",
+    "serve",
     "status",
 }
 OPTIONS = {"-h", "--help", "--config", "--limit", "--print-config", "--dry-run", "--debug"}
@@ -83,7 +86,7 @@ class Own(Job):
 def own(monkeypatch: pytest.MonkeyPatch) -> type[Own]:
     """`megpt own`, as an installed package adds it by an entry point."""
     point = EntryPoint("own", f"{__name__}:Own", "megpt.jobs")
-    monkeypatch.setattr(command_line, "entry_points", lambda group: [point] if group == "megpt.jobs" else [])
+    monkeypatch.setattr(entries, "entry_points", lambda group: [point] if group == "megpt.jobs" else [])
     monkeypatch.setitem(sys.modules, __name__, sys.modules[Own.__module__])
     return Own
 
@@ -91,11 +94,13 @@ def own(monkeypatch: pytest.MonkeyPatch) -> type[Own]:
 def test_the_surface() -> None:
     assert set(JOBS) == SURFACE
     positionals = {name: entry.arguments for name, entry in JOBS.items() if entry.arguments}
-    assert positionals == {"import-checkpoint": ("file",), "status": ("folder",), "compare": ("paths",)}
-    assert [name for name, entry in JOBS.items() if entry.several] == ["compare"]
+    several = {"compare": ("paths",), "report": ("films",)}
+    assert positionals == {"import-checkpoint": ("file",), "status": ("folder",), **several}
+    assert [name for name, entry in JOBS.items() if entry.several] == list(several)
     choices = parser()._subparsers._group_actions[0].choices
     for name, sub in choices.items():
-        assert {option for action in sub._actions for option in action.option_strings} == OPTIONS, name
+        more = {"--json"} if name == "report" else set()
+        assert {option for action in sub._actions for option in action.option_strings} == OPTIONS | more, name
         positional = [action.dest for action in sub._actions if not action.option_strings]
         assert positional == [*positionals.get(name, ()), "overrides"]
 

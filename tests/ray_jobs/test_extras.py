@@ -68,7 +68,7 @@ def test_on_the_command_line(
     def absent(module: str) -> None:
         raise ModuleNotFoundError(module)
 
-    monkeypatch.setattr("ray_jobs.__main__.importlib.import_module", absent)
+    monkeypatch.setattr("ray_jobs.entries.importlib.import_module", absent)
     assert main(["evaluate", "output=x", *more]) == 2
     assert capfd.readouterr().err.startswith("error: `megpt evaluate` needs packages that are not installed: scores\n")
 

@@ -37,7 +37,7 @@ RESUMED = "interrupted; run the same command again to resume"
 ENCODER = ["model.vision=test_vit", "model.vision_weights=none", "model.image_size=32"]
 
 
-READ_ONLY = {"status"}
+READ_ONLY = {"status", "report", "serve", "doctor"}
 TOO_MANY, WORKERS = "cluster.cpus_per_worker=1000", ("fit-prompts", "train", "generate", "ablate", "run", "demo")
 RUN = [pytest.param(name, marks=pytest.mark.slow) for name, case in CASES.items() if case.changed[0]]
 every_job = pytest.mark.parametrize("name", CASES)
