@@ -50,16 +50,16 @@ class HFBackend:
 
     @torch.no_grad()
     def _generate(self, batch: list[EngineItem]) -> list[EngineResult]:
-        embeds, mask = self._assemble(batch)
+        embeds, mask = self.assemble(batch)
         output = self.language_model.generate(
             inputs_embeds=embeds,
             attention_mask=mask,
-            generation_config=self._config(),
+            generation_config=self.settings(),
             logits_processor=self._processors(batch),
         )
         return [self._result(item, row) for item, row in zip(batch, output.tolist(), strict=True)]
 
-    def _assemble(self, batch: list[EngineItem]) -> tuple[torch.Tensor, torch.Tensor]:
+    def assemble(self, batch: list[EngineItem]) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompt embeddings (B, T, H), padded on the left, and their mask (B, T)."""
         rows = [torch.cat([self.prefix, item.tokens.to(self.prefix), self.suffixes[item.prompt_id]]) for item in batch]
         longest = max(len(row) for row in rows)
@@ -70,7 +70,8 @@ class HFBackend:
             mask[number, longest - len(row) :] = 1
         return embeds, mask
 
-    def _config(self) -> GenerationConfig:
+    def settings(self) -> GenerationConfig:
+        """The decoding rules, as `generate` takes them."""
         rules = self.decoding
         return GenerationConfig(
             num_beams=rules.num_beams,

@@ -22,6 +22,7 @@ from megpt.generation.decoding import Backend, Decoding, EngineItem, EngineResul
 from megpt.generation.engine import GenerationEngine
 from megpt.generation.faults import halve_until_alone
 from megpt.generation.hf import HFBackend
+from megpt.generation.limits import chosen, longest_prompt
 from megpt.study import Study
 
 Films = list[Image] | UnreadableFilm
@@ -85,6 +86,8 @@ class ReportWriter:
             self.model, self.processor = load(str(checkpoint), generate.precision, device, llm)
         self.batch_size = generate.slots
         decoding = Decoding.from_config(generate, seed)
+        # How long prompts are is known only now; what the class can do was tried when the job began.
+        generate = chosen(generate, self.model.config.text_config, {}, longest_prompt(self.model.config))
         self.backend: Backend
         if generate.backend == "hf":
             self.backend = HFBackend(self.model, decoding, batch_size=generate.slots)

@@ -17,6 +17,7 @@ from megpt.model.modeling import MeGPTForConditionalGeneration
 from megpt.model.processing import MeGPTImageProcessor, MeGPTProcessor
 from megpt.model.projector import reset
 from megpt.model.prompts import PromptBank, tokenise_bank
+from megpt.model.source import check_vocabulary, is_gguf, located, revision_of, weight_files
 from megpt.model.vision import VisionEncoder, load_weights, pixel_statistics
 
 DEFAULTS = TrainConfig()
@@ -73,6 +74,7 @@ def build_model(
     bank = _checked_bank(config, bank, encoder, identity)
     text_model = (language.load_language_model if load_llm else language.blank_language_model)(config.llm, dtype)
     tokenizer = language.load_tokenizer(config.llm)
+    check_vocabulary(tokenizer, text_model.config, config.llm)
     frozen = _frozen(config, identity)
     # Absolute from here on: a relative path means the folder that this process was started in.
     config = config.model_copy(update={"llm": frozen["language_model"]["source"]})
@@ -125,10 +127,11 @@ def _checked_bank(config: ModelConfig, bank: PromptBank | None, encoder: VisionE
 def _frozen(config: ModelConfig, vision: str) -> dict[str, Any]:
     """The parts that a partial checkpoint leaves out: source and fingerprint of each."""
     path = Path(config.llm)
-    source = str(path.absolute()) if path.is_dir() else language.located(config.llm)[0]
-    found = files_fingerprint(language.weight_files(config.llm))
+    local = path.is_dir() or is_gguf(config.llm)
+    source = str(path.absolute()) if local else located(config.llm)[0]
+    found = files_fingerprint(weight_files(config.llm))
     frozen = {"language_model": {"source": source, "fingerprint": found}}
-    if revision := language.revision_of(config.llm):
+    if revision := revision_of(config.llm):
         frozen["language_model"]["revision"] = revision
     # In mode deep the trained encoder is saved, and only the choice of prompts needs the original.
     if config.vision_weights != "none" and (config.mode != "deep" or config.dynamic_prompt):

@@ -32,7 +32,7 @@ from typing import Any
 import ray
 from ray.util.annotations import RayDeprecationWarning
 
-from megpt.config import Config
+from megpt.config import Config, GenerateConfig
 from megpt.data.growth import Intake, choice_of
 from megpt.data.shards import ShardList
 from megpt.data.sources import open_source
@@ -87,6 +87,7 @@ class Generate(Job):
         self.llm = absolute(self.config).model.llm if "model.llm" in self.config.named else None
         self.config = self.config.updated(checkpoint=pinned(str(self.config.checkpoint)))
         rules, self.origins = completed(self.config.generate, local_folder(str(self.config.checkpoint)))
+        rules = with_usable_backend(rules, local_folder(str(self.config.checkpoint)), self.config.data.max_views)
         self.config = self.config.updated(generate=rules.model_dump(mode="json"))
 
     def identity(self) -> dict[str, Any]:
@@ -253,6 +254,16 @@ def checkpoint_fingerprint(config: Config) -> str:
             next="set checkpoint=PATH to an output of `megpt train` or `megpt import-checkpoint`",
         )
     return str(fingerprint(str(config.checkpoint)))
+
+
+def with_usable_backend(rules: GenerateConfig, folder: Path, max_views: int | None) -> GenerateConfig:
+    """The settings with a backend that can write with a checkpoint's language model, tried before anything is read."""
+    from megpt.generation.limits import longest_prompt
+    from megpt.generation.trial import usable
+    from megpt.model.checkpoint.places import read_config
+
+    shape: Any = read_config(folder)
+    return usable(rules, shape.text_config, prompt=longest_prompt(shape, max_views))
 
 
 def _cpu_shares(config: Config) -> tuple[float, float]:

@@ -63,6 +63,7 @@ class Train(Job):
         self.config = started(self.config.with_one_input("studies", "source"))
         check(self.config)
         check_inputs(self.config)
+        self.config = with_usable_backend(self.config)
 
     def identity(self) -> dict[str, Any]:
         # Reports are written for validation alone.
@@ -81,16 +82,20 @@ class Train(Job):
 
     def estimate(self) -> bool:
         """What the run will need: parameters, FLOPs, memory of each GPU."""
+        check(self.config)
+        with_usable_backend(self.config)
+        self._print_estimate()
+        return True
+
+    def _print_estimate(self) -> None:
         from rich.console import Console
 
         from megpt.model.cost.estimate import estimate
 
-        check(self.config)
         Console().print(estimate(self.config).render())
-        return True
 
     def preview(self, folder: Path) -> None:
-        self.estimate()
+        self._print_estimate()
 
     def work(self, folder: Path) -> None:
         """Train, or resume training, to the end.
@@ -177,6 +182,22 @@ def check(config: Config) -> None:
     deepspeed_settings(config.train, world_size=most)
     check_loggers(config.train)
     check_cache(config)
+
+
+def with_usable_backend(config: Config) -> Config:
+    """The config with a backend that can write with its language model, tried before anything is trained.
+
+    Raises:
+        InputError: the language model cannot be used, or no backend can write with it.
+    """
+    from megpt.generation.trial import usable
+    from megpt.model.cost.architectures import language_model_config
+    from megpt.model.language import check_folder
+
+    llm = config.model.llm
+    shape = check_folder(llm) if Path(llm).exists() else language_model_config(llm)
+    generate = usable(config.generate, shape, to_train=True)
+    return config.overridden({"generate.backend": generate.backend})
 
 
 def check_inputs(config: Config) -> None:

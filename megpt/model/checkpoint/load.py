@@ -31,6 +31,8 @@ from megpt.model.checkpoint.fingerprint import (
 from megpt.model.checkpoint.places import check_format, locate, read_config
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.prompts import PromptBank, tokenise_bank
+from megpt.model.source import is_gguf, located
+from megpt.model.source import weight_files as language_model_files
 from megpt.model.vision import VisionEncoder, load_weights
 from megpt.progress import log
 
@@ -157,7 +159,8 @@ def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | 
     named = cast(Any, config.frozen)["language_model"]
     revision = f"@{named['revision']}" if named.get("revision") else ""
     source = llm or named["source"] + revision
-    if not Path(source).is_dir() and not is_hub_id(source):
+    local = Path(source).is_dir() or is_gguf(source)
+    if not local and not is_hub_id(source):
         raise InputError(
             f"the checkpoint's language model is not at {source}",
             where=f"config.json: frozen.language_model, fingerprint {named['fingerprint']}",
@@ -165,12 +168,12 @@ def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | 
             next="name its folder: model.llm=FOLDER on the command line, from_pretrained(…, llm=FOLDER) in Python; "
             "`megpt export checkpoint=… output=… full=true` makes a folder that holds it",
         )
-    _check_frozen("language model", named, files_fingerprint(language.weight_files(source)), source, "llm")
+    _check_frozen("language model", named, files_fingerprint(language_model_files(source)), source, "llm")
     if llm:
         # Where a checkpoint saved from this model will look for it.
-        place, pinned_at = language.located(source)
-        config.llm = str(Path(place).absolute()) if Path(place).is_dir() else place
-        entry = {"source": config.llm, "fingerprint": named["fingerprint"], **pinned_at}
+        place, pinned_at = (str(Path(source).absolute()), {}) if local else located(source)
+        config.llm = place
+        entry = {"source": place, "fingerprint": named["fingerprint"], **pinned_at}
         config.frozen = {**cast(Any, config.frozen), "language_model": entry}
     return language.load_language_model(source, dtype)
 
