@@ -49,7 +49,13 @@ class ModelConfig(Section):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout in front of LoRA's update during training."""
     llm_lora: bool = False
-    """Train LoRA on the language model's attention query and value too, with the same rank and α."""
+    """Train LoRA on the language model too."""
+    llm_lora_targets: tuple[str, ...] | Literal["all-linear"] | None = None
+    """Layers of the language model that get LoRA, by their last name, or `all-linear`; query and value by default."""
+    llm_lora_rank: Positive | None = None
+    """Rank of the language model's LoRA; `lora_rank` by default."""
+    llm_lora_alpha: Positive | None = None
+    """Scale α of the language model's LoRA; `lora_alpha` by default."""
 
 
 class FitPromptsConfig(Section):

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from megpt.errors import InputError
+from megpt.errors import InputError, did_you_mean
 from megpt.model.lora import ADAPTER, PEFT_PREFIX
 from megpt.model.source import as_input_error, check_vocabulary, is_gguf, language_config, located, safe_config
 
@@ -188,23 +188,52 @@ def vocabulary_head(model: Any) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def add_language_adapter(model: Any, *, rank: int, alpha: int, dropout: float) -> None:
-    """LoRA on the language model's query and value, by peft. Raises InputError if peft knows no such layers."""
+def add_language_adapter(
+    model: Any, targets: Sequence[str] | str | None, *, rank: int, alpha: int, dropout: float
+) -> None:
+    """LoRA on the language model, by peft.
+
+    Args:
+        targets: last names of the layers, or `all-linear` (all but the vocabulary projection); None is query and value.
+
+    Raises:
+        InputError: the model has no such layers, or peft cannot adapt them.
+    """
     from peft import LoraConfig
+
+    names = targets if isinstance(targets, str) else _adapted_layers(model, targets)
+    conv1d = any(type(part).__name__ == "Conv1D" for part in model.modules())
+    try:
+        model.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, fan_in_fan_out=conv1d)
+        )
+    except ValueError as error:  # a layer that is no linear one
+        raise InputError(
+            f"model.llm_lora_targets = {targets} cannot be adapted",
+            cause=str(error).partition("\n")[0][:200],
+            next="name linear layers, or set model.llm_lora_targets=all-linear",
+        ) from error
+
+
+def _adapted_layers(model: Any, targets: Sequence[str] | None) -> list[str]:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
+    layers = {name.rsplit(".", 1)[-1]: part for name, part in model.named_modules()}
+    linear = sorted(name for name, part in layers.items() if isinstance(part, nn.Linear) or "Conv1D" in str(type(part)))
     architecture = model.config.model_type
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    targets = ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= names else KNOWN.get(architecture)
+    if targets is None:
+        targets = ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= layers.keys() else KNOWN.get(architecture)
+    elif unknown := [name for name in targets if name not in layers]:
+        raise InputError(
+            f"model.llm_lora_targets: a {architecture} language model has no layer {unknown[0]!r}",
+            next=did_you_mean(unknown[0], linear),
+        )
     if not targets:
         raise InputError(
             f"model.llm_lora: no query and value layers are known in a {architecture} language model",
-            next="set model.llm_lora=false",
+            next=f"name layers in model.llm_lora_targets, of {', '.join(linear)}; or set model.llm_lora=false",
         )
-    conv1d = any(type(part).__name__ == "Conv1D" for part in model.modules())
-    model.add_adapter(
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), fan_in_fan_out=conv1d)
-    )
+    return list(targets)
 
 
 def adapter_tensors(model: Any, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -84,7 +84,10 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         if config.mode == "delta":
             lora.add_adapters(self.vision.trunk, config.vision, rank=rank, alpha=alpha, dropout=dropout)
         if config.llm_lora:
-            language.add_language_adapter(self.language_model, rank=rank, alpha=alpha, dropout=dropout)
+            rank, alpha = config.llm_lora_size
+            language.add_language_adapter(
+                self.language_model, config.llm_lora_targets, rank=rank, alpha=alpha, dropout=dropout
+            )
         self.generation_config = language.greedy_decoding(self.language_model)
         self.language_model.generation_config = self.generation_config
         self._freeze()
