@@ -75,7 +75,7 @@ class HFBackend:
         rules = self.decoding
         return GenerationConfig(
             num_beams=rules.num_beams,
-            do_sample=False,  # sampling is done by a processor that leaves one token, see _Draw
+            do_sample=False,  # sampling is done by a processor that leaves one token, see Draw
             # Given even where they are the defaults, so that a checkpoint's own generation_config has no say.
             early_stopping=False,
             repetition_penalty=1.0,  # a processor of its own, see _processors
@@ -88,7 +88,7 @@ class HFBackend:
         )
 
     def _processors(self, batch: list[EngineItem]) -> LogitsProcessorList:
-        rules, processors = self.decoding, LogitsProcessorList([_RefuseNaN()])
+        rules, processors = self.decoding, LogitsProcessorList([RefuseNaN()])
         if rules.repetition_penalty != 1.0:
             # `generate` makes this one itself, but then skips as many *generated* tokens of a row as the row has
             # left padding: with embeddings as input there are no prompt ids that the padding could stand for.
@@ -96,7 +96,7 @@ class HFBackend:
         if any(item.length for item in batch):
             processors.append(ForceLength([item.length for item in batch], self.end, rules.num_beams))
         if rules.do_sample:
-            processors.append(_Draw(batch, rules))
+            processors.append(Draw(batch, rules))
         return processors
 
     def _result(self, item: EngineItem, row: list[int]) -> EngineResult:
@@ -129,7 +129,7 @@ class ForceLength(LogitsProcessor):
         return scores
 
 
-class _RefuseNaN(LogitsProcessor):
+class RefuseNaN(LogitsProcessor):
     """Ends the call for a batch with a study whose scores are not numbers; the caller then finds out which."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -138,14 +138,17 @@ class _RefuseNaN(LogitsProcessor):
         return scores
 
 
-class _Draw(LogitsProcessor):
+class Draw(LogitsProcessor):
     """Leaves the one token that this study's own random numbers pick, so that greedy search takes it."""
 
     def __init__(self, batch: list[EngineItem], rules: Decoding):
         self.rules = rules
         self.numbers = torch.stack([uniforms(rules.seed, item.key, rules.max_new_tokens) for item in batch])
+        self.prompt: int | None = None
+        """Ids before the first new token: none where the prompt is given as embeddings."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        number = self.numbers[:, input_ids.shape[1]].to(scores.device)
+        self.prompt = input_ids.shape[1] if self.prompt is None else self.prompt
+        number = self.numbers[:, input_ids.shape[1] - self.prompt].to(scores.device)
         token = draw(scores, number, temperature=self.rules.temperature, top_p=self.rules.top_p)
         return torch.full_like(scores, -torch.inf).scatter_(1, token.unsqueeze(1), 0.0)

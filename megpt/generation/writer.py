@@ -71,6 +71,9 @@ class ReportWriter:
         llm: where the language model of the checkpoint is now, if it has moved.
     """
 
+    squares = True
+    """Films come as squares of `film_side` pixels, or with the shorter side at most so long."""
+
     def __init__(
         self,
         checkpoint: str | Path | tuple[Any, Any],
@@ -84,7 +87,7 @@ class ReportWriter:
             self.model, self.processor = checkpoint
         else:
             self.model, self.processor = load(str(checkpoint), generate.precision, device, llm)
-        self.batch_size = generate.slots
+        self.batch_size, self.film_side = generate.slots, self.processor.image_size
         decoding = Decoding.from_config(generate, seed)
         # How long prompts are is known only now; what the class can do was tried when the job began.
         generate = chosen(generate, self.model.config.text_config, {}, longest_prompt(self.model.config))

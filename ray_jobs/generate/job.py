@@ -32,11 +32,11 @@ from typing import Any
 import ray
 from ray.util.annotations import RayDeprecationWarning
 
-from megpt.config import Config, GenerateConfig
+from megpt.config import Config
 from megpt.data.growth import Intake, choice_of
 from megpt.data.shards import ShardList
 from megpt.data.sources import open_source
-from megpt.errors import InputError, MegptError, TooManyFailed, from_json
+from megpt.errors import MegptError, TooManyFailed, from_json
 from megpt.generation.predictions import (
     FAILED,
     LIST,
@@ -45,10 +45,11 @@ from megpt.generation.predictions import (
     remove_leftovers,
     studies_of_split,
 )
-from megpt.model.checkpoint.decoding import completed, described
-from megpt.model.checkpoint.fingerprint import is_hub_id, local_folder, pinned
+from megpt.model.checkpoint.decoding import described
+from megpt.model.checkpoint.fingerprint import pinned
 from megpt.output import SUCCESS
 from megpt.progress import Progress, log
+from ray_jobs.generate.checkpoint import checkpoint_fingerprint, decoding
 from ray_jobs.generate.watch import watched
 from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
 from ray_jobs.job import Job, absolute
@@ -86,8 +87,7 @@ class Generate(Job):
         # Only from the command line: the config of a training run names the language model for training.
         self.llm = absolute(self.config).model.llm if "model.llm" in self.config.named else None
         self.config = self.config.updated(checkpoint=pinned(str(self.config.checkpoint)))
-        rules, self.origins = completed(self.config.generate, local_folder(str(self.config.checkpoint)))
-        rules = with_usable_backend(rules, local_folder(str(self.config.checkpoint)), self.config.data.max_views)
+        rules, self.origins = decoding(self.config, self.llm)
         self.config = self.config.updated(generate=rules.model_dump(mode="json"))
 
     def identity(self) -> dict[str, Any]:
@@ -241,29 +241,6 @@ class Generate(Job):
                 cause="see its column `error`",
                 next="repair those films and run the same command again with retry=failed",
             )
-
-
-def checkpoint_fingerprint(config: Config) -> str:
-    from megpt.model import fingerprint
-
-    folder = Path(str(config.checkpoint))
-    if not (folder / "config.json").is_file() and not is_hub_id(str(config.checkpoint)):
-        raise InputError(
-            f"no checkpoint at {folder}",
-            cause="it has no config.json",
-            next="set checkpoint=PATH to an output of `megpt train` or `megpt import-checkpoint`",
-        )
-    return str(fingerprint(str(config.checkpoint)))
-
-
-def with_usable_backend(rules: GenerateConfig, folder: Path, max_views: int | None) -> GenerateConfig:
-    """The settings with a backend that can write with a checkpoint's language model, tried before anything is read."""
-    from megpt.generation.limits import longest_prompt
-    from megpt.generation.trial import usable
-    from megpt.model.checkpoint.places import read_config
-
-    shape: Any = read_config(folder)
-    return usable(rules, shape.text_config, prompt=longest_prompt(shape, max_views))
 
 
 def _cpu_shares(config: Config) -> tuple[float, float]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OWN_TYPE = "megpt"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 NOT_OF_A_CHECKPOINT = ["steps/*", "*.pt", "*.pth", "*.bin", "*.pkl"]
 """Patterns of files that no checkpoint needs, and that are not downloaded."""
@@ -83,6 +84,8 @@ def fingerprint(folder: str | Path) -> str:
         InputError: no checkpoint folder, or a file of it is missing or damaged.
     """
     folder = local_folder(str(folder))
+    if not is_own(folder):
+        return _foreign(folder)
     prompts = read_prompts(folder)
     config, frozen = _config(folder)
     try:
@@ -100,6 +103,29 @@ def fingerprint(folder: str | Path) -> str:
     if (path := folder / "generation_config.json").exists():
         content["generation"] = _read_fields(path)
     return _short(json.dumps(content, sort_keys=True))
+
+
+def is_own(folder: str | Path) -> bool:
+    """Whether a folder holds a MeGPT checkpoint, and not another model of the hub.
+
+    Raises:
+        InputError: its config.json cannot be read.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("model_type", OWN_TYPE) == OWN_TYPE)
+    except DAMAGE as error:
+        raise damaged(str(path), error) from error
+
+
+def _foreign(folder: Path) -> str:
+    """The fingerprint of a model of the hub: of its weights, and of every other file that transformers may read."""
+    files = [*_others(folder), *(folder / name for name in ("config.json", "generation_config.json"))]
+    content = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+    try:
+        return _short(json.dumps([content, files_fingerprint(weight_files(folder))], sort_keys=True))
+    except DAMAGE as error:
+        raise damaged(f"the weights in {folder}", error) from error
 
 
 def files_fingerprint(files: Sequence[Path]) -> str:
