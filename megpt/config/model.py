@@ -8,12 +8,21 @@ from pydantic import Field
 
 from megpt.settings import Positive, Section
 
+LOCAL_ENCODER = "local-dir:"
+
+
+def divided(vision: str) -> tuple[str, str]:
+    """`local-dir:PLACE` of `model.vision` as its two parts; any other encoder has no first part."""
+    kind = LOCAL_ENCODER if vision.startswith(LOCAL_ENCODER) else ""
+    return kind, vision.removeprefix(kind)
+
 
 class ModelConfig(Section):
     """MeGPT: vision encoder → FEM + DOConv → projector → dynamic prompt → language model."""
 
     vision: str = "swin_base_patch4_window7_224"
-    """The vision encoder, as a timm model name."""
+    """The vision encoder: a timm name, hf-hub:NAME or local-dir:FOLDER of timm or open_clip, or a folder or hub id of a
+    vision model of transformers."""
     vision_weights: str = "pretrained"
     """`pretrained` (timm's own), `none` (drawn from the seed, then saved whole), or a path to a .safetensors file."""
     vision_args: dict[str, Any] = Field(default_factory=dict)
@@ -40,6 +49,8 @@ class ModelConfig(Section):
     """Further modules that follow DOConv on the feature map, in this order: names from the group `megpt.modules`."""
     views: Literal["mean", "concat"] = "mean"
     """Whether the films of a study are averaged or kept in sequence."""
+    frame: Literal["reference", "chat_template", "text"] = "reference"
+    """The text around the image: the reference's, the language model's own chat template, or the prompt alone."""
     dynamic_prompt: bool = True
     """One prompt per image cluster; false uses one fixed instruction."""
     lora_rank: Positive = 16

@@ -75,7 +75,7 @@ class HFBackend:
         rules = self.decoding
         return GenerationConfig(
             num_beams=rules.num_beams,
-            do_sample=False,  # sampling is done by a processor that leaves one token, see Draw
+            do_sample=False,  # sampling is done by a processor that leaves one token, see DrawTokens
             # Given even where they are the defaults, so that a checkpoint's own generation_config has no say.
             early_stopping=False,
             repetition_penalty=1.0,  # a processor of its own, see _processors
@@ -96,7 +96,7 @@ class HFBackend:
         if any(item.length for item in batch):
             processors.append(ForceLength([item.length for item in batch], self.end, rules.num_beams))
         if rules.do_sample:
-            processors.append(Draw(batch, rules))
+            processors.append(DrawTokens(batch, rules))
         return processors
 
     def _result(self, item: EngineItem, row: list[int]) -> EngineResult:
@@ -138,7 +138,7 @@ class RefuseNaN(LogitsProcessor):
         return scores
 
 
-class Draw(LogitsProcessor):
+class DrawTokens(LogitsProcessor):
     """Leaves the one token that this study's own random numbers pick, so that greedy search takes it."""
 
     def __init__(self, batch: list[EngineItem], rules: Decoding):

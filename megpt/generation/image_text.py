@@ -32,7 +32,7 @@ from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm
 from megpt.generation.decoding import Decoding, EngineItem
 from megpt.generation.faults import halve_until_alone
-from megpt.generation.hf import Draw, RefuseNaN
+from megpt.generation.hf import DrawTokens, RefuseNaN
 from megpt.generation.writer import Films, Prediction, failed
 from megpt.model.checkpoint.fingerprint import local_folder
 from megpt.model.prompts import INSTRUCTION
@@ -193,7 +193,7 @@ class ImageTextWriter:
     def _processors(self, studies: list[Study]) -> LogitsProcessorList:
         nothing = torch.empty(0, 0)
         items = [EngineItem(study.study_id, nothing) for study in studies]
-        return LogitsProcessorList([RefuseNaN(), *([Draw(items, self.rules)] if self.rules.do_sample else [])])
+        return LogitsProcessorList([RefuseNaN(), *([DrawTokens(items, self.rules)] if self.rules.do_sample else [])])
 
     def _prediction(self, study: Study, tokens: list[int]) -> Prediction:
         stop = next((n + 1 for n, token in enumerate(tokens) if token in self.ends), None)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from megpt.config import ModelConfig, TrainConfig
+from megpt.config.model import divided
 from megpt.errors import InputError
 from megpt.model import language
 from megpt.model.checkpoint.fingerprint import files_fingerprint, fingerprint_of
@@ -78,6 +79,9 @@ def build_model(
     frozen = _frozen(config, identity)
     # Absolute from here on: a relative path means the folder that this process was started in.
     config = config.model_copy(update={"llm": frozen["language_model"]["source"]})
+    kind, place = divided(config.vision)
+    if Path(place).is_dir():
+        config = config.model_copy(update={"vision": kind + str(Path(place).absolute())})
     if Path(config.vision_weights).is_file():
         config = config.model_copy(update={"vision_weights": str(Path(config.vision_weights).absolute())})
     shape = MeGPTConfig.of(
@@ -85,7 +89,7 @@ def build_model(
         text_model.config,
         l2=l2,
         loss_chunk=loss_chunk,
-        prompts=tokenise_bank(bank, tokenizer),
+        prompts=tokenise_bank(bank, tokenizer, config.frame),
         frozen=frozen,
         tokenizer_fingerprint=language.tokenizer_fingerprint(tokenizer),
     )

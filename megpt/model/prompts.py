@@ -23,6 +23,8 @@ PROMPTS, CENTROIDS = "prompts.yaml", "centroids.safetensors"
 # The reference's frame: `Human: <Img>{visual tokens}</Img> {instruction} \nAssistant:`.
 PREFIX, SUFFIX = "Human: <Img>", "</Img> {text} \nAssistant:"
 INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
+IMAGE_PLACE = "<megpt-image>"
+"""Stands for the visual tokens while a chat template is filled in; never tokenised."""
 TIE = 1e-5
 HEADER = "# One prompt per image cluster. The texts may be edited; the order and number of entries may not.\n"
 
@@ -151,15 +153,44 @@ def check_prompts(texts: Sequence[Any], clusters: int | None) -> None:
         )
 
 
-def tokenise_bank(bank: PromptBank, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The `prompts` entry of config.json: the bank's texts, and the token ids before and after the visual tokens."""
+def tokenise_bank(bank: PromptBank, tokenizer: PreTrainedTokenizerBase, frame: str = "reference") -> dict[str, Any]:
+    """The `prompts` entry of config.json: the bank's texts, and the token ids before and after the visual tokens.
+
+    Raises:
+        InputError: the frame is the tokenizer's chat template, and it has none, or one that drops the text.
+    """
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    suffixes = [tokenizer(SUFFIX.format(text=text), add_special_tokens=False)["input_ids"] for text in bank.texts]
-    return {
-        "texts": list(bank.texts),
-        "prefix": start + list(tokenizer(PREFIX, add_special_tokens=False)["input_ids"]),
-        "suffixes": [list(ids) for ids in suffixes],
-    }
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    if frame == "chat_template":
+        pairs = [chat_frame(tokenizer, text) for text in bank.texts]
+        before, start = pairs[0][0], []  # a template writes its first token itself
+        suffixes = [after for _, after in pairs]
+    elif frame == "text":
+        before, suffixes = "", [f"{text}\n" for text in bank.texts]
+    else:
+        before, suffixes = PREFIX, [SUFFIX.format(text=text) for text in bank.texts]
+    return {"texts": list(bank.texts), "prefix": start + ids(before), "suffixes": [ids(text) for text in suffixes]}
+
+
+def chat_frame(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
+    """What the tokenizer's chat template writes before and after the image of a user's message: image, then text."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            "model.frame=chat_template, and the tokenizer of model.llm has no chat template",
+            next="set model.frame=reference or text, or give a chat model",
+        )
+    messages = [{"role": "user", "content": IMAGE_PLACE + text}]
+    written = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    before, image, after = written.partition(IMAGE_PLACE)
+    if not image or text not in after:
+        raise InputError(
+            "model.frame=chat_template: the chat template of model.llm changes the user's message",
+            next="set model.frame=reference or text",
+        )
+    return before, after
 
 
 def default_text(terms: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from ray_jobs.generate.job import Generate
 
 def config(archive: Path, model: Path, output: Path, *overrides: str) -> Config:
     line = [f"source={archive}", f"checkpoint={model}", f"output={output}", "generate.split=test"]
-    rules = ["generate.shard_size=4", "generate.slots=2", "generate.max_new_tokens=8", "generate.prompt=Report:"]
+    rules = ["generate.shard_size=4", "generate.slots=2", "generate.max_new_tokens=48", "generate.prompt=Report:"]
     return load_config(None, [*line, *rules, "generate.max_failed_fraction=0.5", *overrides])
 
 

@@ -150,7 +150,7 @@ def _own_tokenizer(config: MeGPTConfig, folder: Path) -> PreTrainedTokenizerBase
 def _retokenise(config: MeGPTConfig, bank: PromptBank, own: PreTrainedTokenizerBase | None) -> None:
     """Renew the token ids in `config.prompts` if somebody has edited the texts of the bank."""
     if (config.prompts or {}).get("texts") != list(bank.texts):
-        config.prompts = tokenise_bank(bank, own or language.load_tokenizer(config.llm))
+        config.prompts = tokenise_bank(bank, own or language.load_tokenizer(config.llm), config.frame)
 
 
 def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | None, dtype: torch.dtype) -> Any:
