@@ -29,6 +29,7 @@ from megpt.model.language import hidden_states, vocabulary_head
 from megpt.model.reduced import quiet_transformers, reduced_language_model
 from megpt.progress import log
 
+MORE = "its layers need more than keys, values and a mask"
 STEPS = 3
 PREFIX, SUFFIXES = [3, 4, 5], [[6, 7, 8], [9, 10, 11, 12, 13]]
 VISUAL = 4
@@ -106,8 +107,12 @@ def _tried(config: PreTrainedConfig, beams: int) -> Verdict:
                 return None
             except Disagreement as error:
                 found = str(error)
+            except NotImplementedError as error:  # the engine's own, and names what
+                return f"{MORE}: {error}"
+            except (IndexError, AttributeError) as error:
+                return f"{MORE} ({type(error).__name__})"
             except Exception as error:
-                return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+                return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
         return found
 
     try:

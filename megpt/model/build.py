@@ -77,13 +77,7 @@ def build_model(
     tokenizer = language.load_tokenizer(config.llm)
     check_vocabulary(tokenizer, text_model.config, config.llm)
     frozen = _frozen(config, identity)
-    # Absolute from here on: a relative path means the folder that this process was started in.
-    config = config.model_copy(update={"llm": frozen["language_model"]["source"]})
-    kind, place = divided(config.vision)
-    if Path(place).is_dir():
-        config = config.model_copy(update={"vision": kind + str(Path(place).absolute())})
-    if Path(config.vision_weights).is_file():
-        config = config.model_copy(update={"vision_weights": str(Path(config.vision_weights).absolute())})
+    config = _with_absolute_paths(config, frozen["language_model"]["source"])
     shape = MeGPTConfig.of(
         config,
         text_model.config,
@@ -107,6 +101,17 @@ def build_model(
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     processor = MeGPTProcessor(build_image_processor(encoder), tokenizer)
     return model, processor
+
+
+def _with_absolute_paths(config: ModelConfig, llm: str) -> ModelConfig:
+    """The config with its local paths made absolute: a relative one means the folder that this process started in."""
+    changes = {"llm": llm}
+    kind, place = divided(config.vision)
+    if Path(place).is_dir():
+        changes["vision"] = kind + str(Path(place).absolute())
+    if Path(config.vision_weights).is_file():
+        changes["vision_weights"] = str(Path(config.vision_weights).absolute())
+    return config.model_copy(update=changes)
 
 
 def _checked_bank(config: ModelConfig, bank: PromptBank | None, encoder: VisionEncoder, identity: str) -> PromptBank:

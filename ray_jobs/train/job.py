@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megpt.config import Config
+from megpt.config.model import divided
 from megpt.data.sources import open_source
 from megpt.data.studies import study_files
 from megpt.errors import InputError, MegptError, TooManyFailed
@@ -74,8 +75,10 @@ class Train(Job):
         model = self.config.model
         # Outputs from before runs could start from a checkpoint have no such entry.
         start = {"checkpoint": checkpoint_fingerprint(self.config)} if named_start(self.config) else {}
+        place = divided(model.vision)[1]
+        encoder = {"vision": weights_fingerprint(place)} if Path(place).is_dir() else {}
         return start | {
-            "weights": {key: weights_fingerprint(getattr(model, key)) for key in ("llm", "vision_weights")},
+            "weights": {key: weights_fingerprint(getattr(model, key)) for key in ("llm", "vision_weights")} | encoder,
             "studies": input_fingerprint(self.config),
             "prompts": prompts_fingerprint(self.config),
         }
