@@ -134,9 +134,16 @@ def safe_config(name: str) -> PreTrainedConfig:
 
 def check_vocabulary(tokenizer: Any, config: PreTrainedConfig, name: str) -> None:
     """Raise InputError if a tokenizer has more tokens than the language model's embedding has rows."""
-    tokens = max(tokenizer.get_vocab().values()) + 1
-    # To the tokenizer of a GGUF file transformers adds tokens for unknown text, of which a byte-level one has none.
-    if tokens > config.vocab_size and not is_gguf(name):
+    file, used = Path(name) / "tokenizer.json", {tokenizer.bos_token, tokenizer.eos_token}
+    if file.is_file():
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        words = tree["model"]["vocab"]
+        tokens = 1 + max([len(words) - 1, *(added["id"] for added in tree.get("added_tokens") or ())])
+    else:
+        # Some classes of tokenizers add special tokens as they are loaded, which no text holds.
+        idle = set(tokenizer.all_special_tokens) - used
+        tokens = 1 + max(number for word, number in tokenizer.get_vocab().items() if word not in idle)
+    if tokens > config.vocab_size and not is_gguf(name):  # to whose tokenizer transformers adds its own
         raise InputError(
             f"the tokenizer of model.llm = {name!r} has {tokens} tokens, and its embedding {config.vocab_size} rows",
             cause="tokens were added without rows for them; a prompt or report that holds one could not be embedded",
