@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from megpt.config import ClusterConfig, Config
+from megpt.config.model import divided
 from megpt.errors import InputError
 from megpt.output import RECORD, Output, claim, inspect
 from megpt.places import is_address
@@ -207,4 +208,7 @@ def absolute(config: Config) -> Config:
         # The last four may be a hub id, a word or the name of a shipped file instead of a path.
         if value is not None and not is_address(value) and (key in keys or Path(value).exists()):
             changes[key] = str(Path(value).absolute())
+    kind, place = divided(config.model.vision)
+    if Path(place).is_dir():
+        changes["model.vision"] = kind + str(Path(place).absolute())
     return config.overridden(changes)

@@ -16,6 +16,7 @@ from megpt.config import Config
 from megpt.data import studies as tables
 from megpt.evaluation.baselines import nearest
 from megpt.evaluation.texts import is_blank
+from megpt.model.checkpoint.fingerprint import is_own, local_folder
 from megpt.progress import log
 from ray_jobs.fit_prompts import Encoder, choose, encode
 
@@ -33,7 +34,6 @@ class BothEncoders(Encoder):
         from megpt.model import MeGPTConfig
         from megpt.model.build import build_encoder
         from megpt.model.checkpoint.encoder import SideBySide, load_encoder
-        from megpt.model.checkpoint.fingerprint import local_folder
 
         folder = local_folder(str(self.config.checkpoint))
         weights = self.config.model.vision_weights
@@ -58,6 +58,8 @@ def find_neighbours(config: Config, wanted: set[str]) -> tuple[Reports, dict[str
         return {}, {}
     if not (config.checkpoint and config.studies):
         return {}, {"nearest": "needs the films and the encoder: set studies=PATH and checkpoint=PATH"}
+    if not is_own(local_folder(config.checkpoint)):
+        return {}, {"nearest": "needs the encoder of a MeGPT checkpoint, and this is another model"}
     if "train" not in {split for split, _ in tables.study_files(config.studies)}:
         return {}, {"nearest": "the training split is not in `studies`"}
     queries = _rows_of(config.studies, wanted)

@@ -16,6 +16,8 @@ class GenerateConfig(Section):
     """`engine` for continuous batching, `hf` for plain transformers.generate, the reference."""
     split: Literal["train", "val", "test", "all"] = "all"
     """The split to write reports for; studies without one belong to each. In ablations and the demo, all is test."""
+    prompt: str | None = None
+    """The prompt of a model of the hub, with fields of the study such as {indication}; MeGPT's own are its prompts."""
     num_beams: Positive = 3
     """Beams of the beam search; 1 decodes greedily, or samples."""
     repetition_penalty: float = Field(default=2.0, gt=0)

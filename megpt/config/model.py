@@ -8,12 +8,21 @@ from pydantic import Field
 
 from megpt.settings import Positive, Section
 
+LOCAL_ENCODER = "local-dir:"
+
+
+def divided(vision: str) -> tuple[str, str]:
+    """`local-dir:PLACE` of `model.vision` as its two parts; any other encoder has no first part."""
+    kind = LOCAL_ENCODER if vision.startswith(LOCAL_ENCODER) else ""
+    return kind, vision.removeprefix(kind)
+
 
 class ModelConfig(Section):
     """MeGPT: vision encoder → FEM + DOConv → projector → dynamic prompt → language model."""
 
     vision: str = "swin_base_patch4_window7_224"
-    """The vision encoder, as a timm model name."""
+    """The vision encoder: a timm name, hf-hub:NAME or local-dir:FOLDER of timm or open_clip, or a folder or hub id of a
+    vision model of transformers."""
     vision_weights: str = "pretrained"
     """`pretrained` (timm's own), `none` (drawn from the seed, then saved whole), or a path to a .safetensors file: the
     encoder's, or the `model.safetensors` of a checkpoint that trained it."""
@@ -43,6 +52,8 @@ class ModelConfig(Section):
     """Whether the films of a study are averaged or kept in sequence."""
     global_only: bool = False
     """One token for a film, the mean of its feature map (R2GenGPT's setting of that name), instead of one per cell."""
+    frame: Literal["reference", "chat_template", "text"] = "reference"
+    """The text around the image: the reference's, the language model's own chat template, or the prompt alone."""
     dynamic_prompt: bool = True
     """One prompt per image cluster; false uses one fixed instruction."""
     context: tuple[Literal["indication", "comparison", "technique", "prior_report"], ...] = ()
@@ -56,7 +67,13 @@ class ModelConfig(Section):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout in front of LoRA's update during training."""
     llm_lora: bool = False
-    """Train LoRA on the language model's attention query and value too, with the same rank and α."""
+    """Train LoRA on the language model too."""
+    llm_lora_targets: tuple[str, ...] | Literal["all-linear"] | None = None
+    """Layers of the language model that get LoRA, by their last name, or `all-linear`; query and value by default."""
+    llm_lora_rank: Positive | None = None
+    """Rank of the language model's LoRA; `lora_rank` by default."""
+    llm_lora_alpha: Positive | None = None
+    """Scale α of the language model's LoRA; `lora_alpha` by default."""
 
 
 class FitPromptsConfig(Section):

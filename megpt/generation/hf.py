@@ -51,16 +51,16 @@ class HFBackend:
 
     @torch.no_grad()
     def _generate(self, batch: list[EngineItem]) -> list[EngineResult]:
-        embeds, mask = self._assemble(batch)
+        embeds, mask = self.assemble(batch)
         output = self.language_model.generate(
             inputs_embeds=embeds,
             attention_mask=mask,
-            generation_config=self._config(),
+            generation_config=self.settings(),
             logits_processor=self._processors(batch),
         )
         return [self._result(item, row) for item, row in zip(batch, output.tolist(), strict=True)]
 
-    def _assemble(self, batch: list[EngineItem]) -> tuple[torch.Tensor, torch.Tensor]:
+    def assemble(self, batch: list[EngineItem]) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompt embeddings (B, T, H), padded on the left, and their mask (B, T)."""
         rows = [torch.cat([self.prefix, item.tokens.to(self.prefix), self._suffix(item)]) for item in batch]
         longest = max(len(row) for row in rows)
@@ -78,11 +78,12 @@ class HFBackend:
         embedded: torch.Tensor = self.embed(torch.as_tensor(item.suffix, dtype=torch.long, device=self.device))
         return embedded
 
-    def _config(self) -> GenerationConfig:
+    def settings(self) -> GenerationConfig:
+        """The decoding rules, as `generate` takes them."""
         rules = self.decoding
         return GenerationConfig(
             num_beams=rules.num_beams,
-            do_sample=False,  # sampling is done by a processor that leaves one token, see _Draw
+            do_sample=False,  # sampling is done by a processor that leaves one token, see DrawTokens
             # Given even where they are the defaults, so that a checkpoint's own generation_config has no say.
             early_stopping=False,
             repetition_penalty=1.0,  # a processor of its own, see _processors
@@ -95,7 +96,7 @@ class HFBackend:
         )
 
     def _processors(self, batch: list[EngineItem]) -> LogitsProcessorList:
-        rules, processors = self.decoding, LogitsProcessorList([_RefuseNaN()])
+        rules, processors = self.decoding, LogitsProcessorList([RefuseNaN()])
         if rules.repetition_penalty != 1.0:
             # `generate` makes this one itself, but then skips as many *generated* tokens of a row as the row has
             # left padding: with embeddings as input there are no prompt ids that the padding could stand for.
@@ -103,7 +104,7 @@ class HFBackend:
         if any(item.length for item in batch):
             processors.append(ForceLength([item.length for item in batch], self.end, rules.num_beams))
         if rules.do_sample:
-            processors.append(_Draw(batch, rules))
+            processors.append(DrawTokens(batch, rules))
         return processors
 
     def _result(self, item: EngineItem, row: list[int]) -> EngineResult:
@@ -136,7 +137,7 @@ class ForceLength(LogitsProcessor):
         return scores
 
 
-class _RefuseNaN(LogitsProcessor):
+class RefuseNaN(LogitsProcessor):
     """Ends the call for a batch with a study whose scores are not numbers; the caller then finds out which."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -145,14 +146,17 @@ class _RefuseNaN(LogitsProcessor):
         return scores
 
 
-class _Draw(LogitsProcessor):
+class DrawTokens(LogitsProcessor):
     """Leaves the one token that this study's own random numbers pick, so that greedy search takes it."""
 
     def __init__(self, batch: list[EngineItem], rules: Decoding):
         self.rules = rules
         self.numbers = torch.stack([uniforms(rules.seed, item.name, rules.max_new_tokens) for item in batch])
+        self.prompt: int | None = None
+        """Ids before the first new token: none where the prompt is given as embeddings."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        number = self.numbers[:, input_ids.shape[1]].to(scores.device)
+        self.prompt = input_ids.shape[1] if self.prompt is None else self.prompt
+        number = self.numbers[:, input_ids.shape[1] - self.prompt].to(scores.device)
         token = draw(scores, number, temperature=self.rules.temperature, top_p=self.rules.top_p)
         return torch.full_like(scores, -torch.inf).scatter_(1, token.unsqueeze(1), 0.0)

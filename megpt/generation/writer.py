@@ -22,6 +22,7 @@ from megpt.generation.decoding import Backend, Decoding, EngineItem, EngineResul
 from megpt.generation.engine import GenerationEngine
 from megpt.generation.faults import halve_until_alone
 from megpt.generation.hf import HFBackend
+from megpt.generation.limits import chosen, longest_prompt
 from megpt.model.context import Context, suffix_with
 from megpt.study import Study
 
@@ -71,6 +72,9 @@ class ReportWriter:
         llm: where the language model of the checkpoint is now, if it has moved.
     """
 
+    squares = True
+    """Films come as squares of `film_side` pixels, or with the shorter side at most so long."""
+
     def __init__(
         self,
         checkpoint: str | Path | tuple[Any, Any],
@@ -84,9 +88,12 @@ class ReportWriter:
             self.model, self.processor = checkpoint
         else:
             self.model, self.processor = load(str(checkpoint), generate.precision, device, llm)
-        self.batch_size = generate.slots
+        self.batch_size, self.film_side = generate.slots, self.processor.image_size
         self.context = Context.of(self.model.config, self.processor.tokenizer)
+        self.context_counts = self.context.counts
         decoding = Decoding.from_config(generate, seed)
+        # How long prompts are is known only now; what the class can do was tried when the job began.
+        generate = chosen(generate, self.model.config.text_config, {}, longest_prompt(self.model.config))
         self.backend: Backend
         if generate.backend == "hf":
             self.backend = HFBackend(self.model, decoding, batch_size=generate.slots)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from megpt.config import ModelConfig, TrainConfig
+from megpt.config.model import divided
 from megpt.errors import InputError
 from megpt.model import language
 from megpt.model.checkpoint.fingerprint import files_fingerprint, fingerprint_of
@@ -17,6 +18,7 @@ from megpt.model.modeling import MeGPTForConditionalGeneration
 from megpt.model.processing import MeGPTImageProcessor, MeGPTProcessor
 from megpt.model.projector import reset
 from megpt.model.prompts import PromptBank, tokenise_bank
+from megpt.model.source import check_vocabulary, is_gguf, located, revision_of, weight_files
 from megpt.model.vision import VisionEncoder, load_weights, pixel_statistics
 
 DEFAULTS = TrainConfig()
@@ -73,17 +75,15 @@ def build_model(
     bank = _checked_bank(config, bank, encoder, identity)
     text_model = (language.load_language_model if load_llm else language.blank_language_model)(config.llm, dtype)
     tokenizer = language.load_tokenizer(config.llm)
+    check_vocabulary(tokenizer, text_model.config, config.llm)
     frozen = _frozen(config, identity)
-    # Absolute from here on: a relative path means the folder that this process was started in.
-    config = config.model_copy(update={"llm": frozen["language_model"]["source"]})
-    if Path(config.vision_weights).is_file():
-        config = config.model_copy(update={"vision_weights": str(Path(config.vision_weights).absolute())})
+    config = _with_absolute_paths(config, frozen["language_model"]["source"])
     shape = MeGPTConfig.of(
         config,
         text_model.config,
         l2=l2,
         loss_chunk=loss_chunk,
-        prompts=tokenise_bank(bank, tokenizer, context=bool(config.context)),
+        prompts=tokenise_bank(bank, tokenizer, config.frame, context=bool(config.context)),
         frozen=frozen,
         tokenizer_fingerprint=language.tokenizer_fingerprint(tokenizer),
     )
@@ -102,6 +102,17 @@ def build_model(
     decoding.eos_token_id = language.end_ids(tokenizer, decoding, text_model.config)
     processor = MeGPTProcessor(build_image_processor(encoder), tokenizer)
     return model, processor
+
+
+def _with_absolute_paths(config: ModelConfig, llm: str) -> ModelConfig:
+    """The config with its local paths made absolute: a relative one means the folder that this process started in."""
+    changes = {"llm": llm}
+    kind, place = divided(config.vision)
+    if Path(place).is_dir():
+        changes["vision"] = kind + str(Path(place).absolute())
+    if Path(config.vision_weights).is_file():
+        changes["vision_weights"] = str(Path(config.vision_weights).absolute())
+    return config.model_copy(update=changes)
 
 
 def _checked_bank(config: ModelConfig, bank: PromptBank | None, encoder: VisionEncoder, identity: str) -> PromptBank:
@@ -126,10 +137,11 @@ def _checked_bank(config: ModelConfig, bank: PromptBank | None, encoder: VisionE
 def _frozen(config: ModelConfig, vision: str) -> dict[str, Any]:
     """The parts that a partial checkpoint leaves out: source and fingerprint of each."""
     path = Path(config.llm)
-    source = str(path.absolute()) if path.is_dir() else language.located(config.llm)[0]
-    found = files_fingerprint(language.weight_files(config.llm))
+    local = path.is_dir() or is_gguf(config.llm)
+    source = str(path.absolute()) if local else located(config.llm)[0]
+    found = files_fingerprint(weight_files(config.llm))
     frozen = {"language_model": {"source": source, "fingerprint": found}}
-    if revision := language.revision_of(config.llm):
+    if revision := revision_of(config.llm):
         frozen["language_model"]["revision"] = revision
     # In mode deep the trained encoder is saved, and only the choice of prompts needs the original.
     if config.vision_weights != "none" and (config.mode != "deep" or config.dynamic_prompt):

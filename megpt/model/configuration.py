@@ -62,6 +62,11 @@ class MeGPTConfig(PreTrainedConfig):
         return cls(**config.model_dump(), text_config=text_config.to_dict(), **further)
 
     @property
+    def llm_lora_size(self) -> tuple[int, int]:
+        """Rank and α of the language model's LoRA."""
+        return self.llm_lora_rank or self.lora_rank, self.llm_lora_alpha or self.lora_alpha
+
+    @property
     def longest(self) -> int | None:
         """The longest sequence of tokens that the language model takes; None when its config does not say."""
         value = getattr(self.text_config, "max_position_embeddings", None)

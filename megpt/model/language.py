@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,74 +18,59 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-from transformers.utils.hub import extract_commit_hash
 
 from megpt.errors import InputError, did_you_mean
 from megpt.model.lora import ADAPTER, PEFT_PREFIX
+from megpt.model.source import as_input_error, check_vocabulary, is_gguf, language_config, located, safe_config
 
 MAX_NEW_TOKENS = 100
 
 
-def located(name: str) -> tuple[str, dict[str, Any]]:
-    """The folder or hub id in `name`, and the keywords for its revision: `org/name@revision` names one."""
-    repository, at, revision = name.partition("@")
-    return (repository, {"revision": revision}) if at and revision and not Path(name).exists() else (name, {})
-
-
-@contextlib.contextmanager
-def _as_input_error(name: str) -> Iterator[None]:
-    """Turn the errors of transformers for a model that it cannot load into one InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        path = Path(name)
-        known = [str(p) for p in path.parent.glob("*/") if (p / "config.json").exists()] if path.parent.exists() else []
-        known += cached_models()
-        raise InputError(
-            f"model.llm = {name!r} cannot be loaded",
-            cause=f"no such folder, and no such model in the local cache or on the hub ({type(error).__name__})"
-            if not path.is_dir()
-            else f"the folder is not a complete Hugging Face causal language model ({type(error).__name__})",
-            next=(did_you_mean(name, known) if known else "give the folder of a Hugging Face causal language model")
-            + ("" if path.is_dir() else _download_hint(name)),
-        ) from error
-
-
-def _download_hint(name: str) -> str:
-    repository, options = located(name)
-    if repository.count("/") != 1 or repository.startswith((".", "/", "~")):
-        return ""
-    revision = f" --revision {options['revision']}" if options else ""
-    return f"; for a model of the hub, run `hf download {repository}{revision}` where there is a network"
-
-
-def cached_models() -> list[str]:
-    """Hub ids in this machine's Hugging Face cache."""
-    from huggingface_hub import scan_cache_dir
-
-    try:
-        return sorted(repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "model")
-    except Exception:  # no cache folder, or one with an unknown layout: nothing to suggest
-        return []
-
-
 def load_language_model(name: str, dtype: torch.dtype) -> Any:
-    """The causal language model in `name`, a folder or hub id; safetensors only.
+    """The causal language model in `name`, a folder, hub id or GGUF file; of pickles none.
+
+    Of a model of images and text it is the decoder with its vocabulary projection.
 
     Raises:
         InputError: it cannot be found, or is not a causal language model.
     """
-    with _as_input_error(name):
-        place, options = located(name)
-        return AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
+    place, options = located(name)
+    config = language_config(name)
+    with as_input_error(name):
+        if is_gguf(name):
+            model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
+            del model.config.quantization_config  # a plain model from here on, which can be saved
+            plain = restore_language_model(model.config, model.state_dict(), dtype)
+            plain.generation_config = model.generation_config
+            return plain.eval()
+        if type(AutoConfig.from_pretrained(place, **options)) is type(config):
+            return AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
+        return decoder_of(
+            AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
+        )
+
+
+def decoder_of(whole: Any) -> Any:
+    """The causal language model inside a model of images and text, which shares its weights."""
+    inside = whole.get_decoder()
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(inside.config)
+    for part in whole.modules():
+        if type(part) is type(model):
+            part.generation_config = whole.generation_config
+            return part.eval()
+    if type(inside) is not type(model.base_model):
+        raise ValueError(type(inside).__name__)
+    setattr(model, model.base_model_prefix, inside)
+    model.set_output_embeddings(whole.get_output_embeddings())
+    model.config, model.generation_config = inside.config, whole.generation_config
+    return model.eval()
 
 
 def blank_language_model(name: str, dtype: torch.dtype) -> Any:
@@ -94,8 +80,9 @@ def blank_language_model(name: str, dtype: torch.dtype) -> Any:
         InputError: it cannot be found, or is not a causal language model.
     """
     place, options = located(name)
-    with _as_input_error(name), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place, **options), dtype=dtype)
+    config = language_config(name)
+    with as_input_error(name), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with contextlib.suppress(OSError):  # many language models have none
         model.generation_config = GenerationConfig.from_pretrained(place, **options)
     return model
@@ -108,7 +95,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         InputError: it cannot be found, or has no end token.
     """
     place, options = located(name)
-    with _as_input_error(name):
+    with as_input_error(name):
         tokenizer: Any = AutoTokenizer.from_pretrained(place, **options)  # its type says it may be None
     if tokenizer.eos_token_id is None:
         raise InputError(
@@ -118,6 +105,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_folder(name: str) -> PreTrainedConfig:
+    """The config of a language model on this machine, after a look at its files, which takes a second.
+
+    Raises:
+        InputError: no language model can be taken from it, or its tokenizer does not fit it.
+    """
+    config = safe_config(name)
+    check_vocabulary(load_tokenizer(name), config, name)
+    return config
 
 
 def restore_language_model(config: PreTrainedConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
@@ -170,6 +168,18 @@ def greedy_decoding(model: Any) -> GenerationConfig:
     )
 
 
+def hidden_states(model: Any, embeds: Tensor, mask: Tensor) -> Tensor:
+    """The last hidden states (B, T, H), before the vocabulary projection, of a batch with padding on both sides.
+
+    Args:
+        embeds: (B, T, H). mask: (B, T) long, 0 for padding.
+    """
+    takes = inspect.signature(model.forward).parameters
+    positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if "position_ids" in takes else {}
+    out = model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **positions)
+    return out.last_hidden_state
+
+
 def vocabulary_head(model: Any) -> Callable[[Tensor], Tensor]:
     """The function from hidden states (M, H) to logits (M, vocabulary), with the scaling that some models add."""
     head, config = model.get_output_embeddings(), model.config
@@ -188,23 +198,52 @@ def vocabulary_head(model: Any) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def add_language_adapter(model: Any, *, rank: int, alpha: int, dropout: float) -> None:
-    """LoRA on the language model's query and value, by peft. Raises InputError if peft knows no such layers."""
+def add_language_adapter(
+    model: Any, targets: Sequence[str] | str | None, *, rank: int, alpha: int, dropout: float
+) -> None:
+    """LoRA on the language model, by peft.
+
+    Args:
+        targets: last names of the layers, or `all-linear` (all but the vocabulary projection); None is query and value.
+
+    Raises:
+        InputError: the model has no such layers, or peft cannot adapt them.
+    """
     from peft import LoraConfig
+
+    names = targets if isinstance(targets, str) else _adapted_layers(model, targets)
+    conv1d = any(type(part).__name__ == "Conv1D" for part in model.modules())
+    try:
+        model.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, fan_in_fan_out=conv1d)
+        )
+    except ValueError as error:  # a layer that is no linear one
+        raise InputError(
+            f"model.llm_lora_targets = {targets} cannot be adapted",
+            cause=str(error).partition("\n")[0][:200],
+            next="name linear layers, or set model.llm_lora_targets=all-linear",
+        ) from error
+
+
+def _adapted_layers(model: Any, targets: Sequence[str] | None) -> list[str]:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
+    layers = {name.rsplit(".", 1)[-1]: part for name, part in model.named_modules()}
+    linear = sorted(name for name, part in layers.items() if isinstance(part, nn.Linear) or "Conv1D" in str(type(part)))
     architecture = model.config.model_type
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    targets = ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= names else KNOWN.get(architecture)
+    if targets is None:
+        targets = ["q_proj", "v_proj"] if {"q_proj", "v_proj"} <= layers.keys() else KNOWN.get(architecture)
+    elif unknown := [name for name in targets if name not in layers]:
+        raise InputError(
+            f"model.llm_lora_targets: a {architecture} language model has no layer {unknown[0]!r}",
+            next=did_you_mean(unknown[0], linear),
+        )
     if not targets:
         raise InputError(
             f"model.llm_lora: no query and value layers are known in a {architecture} language model",
-            next="set model.llm_lora=false",
+            next=f"name layers in model.llm_lora_targets, of {', '.join(linear)}; or set model.llm_lora=false",
         )
-    conv1d = any(type(part).__name__ == "Conv1D" for part in model.modules())
-    model.add_adapter(
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), fan_in_fan_out=conv1d)
-    )
+    return list(targets)
 
 
 def adapter_tensors(model: Any, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -251,26 +290,6 @@ def merge_language_adapter(model: Any) -> None:
             setattr(modules[path.rpartition(".")[0]], path.rpartition(".")[2], layer.get_base_layer())
     del model.peft_config
     model._hf_peft_config_loaded = False
-
-
-def weight_files(name: str) -> list[Path]:
-    """The safetensors files of a folder or a cached hub model."""
-    place, options = located(name)
-    with _as_input_error(name):
-        index = cached_file(place, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **options)
-        if index is None:
-            return [Path(str(cached_file(place, SAFE_WEIGHTS_NAME, **options)))]
-        shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-        return [Path(str(cached_file(place, shard, **options))) for shard in shards]
-
-
-def revision_of(name: str) -> str | None:
-    """The commit of a hub model in this machine's cache; None for a folder."""
-    place, options = located(name)
-    if Path(place).is_dir():
-        return None
-    with _as_input_error(name):
-        return extract_commit_hash(str(cached_file(place, "config.json", **options)), None)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

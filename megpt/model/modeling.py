@@ -8,7 +8,6 @@ ids = model.generate(**processor(images=[[film, film]], return_tensors="pt"), ma
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -89,10 +88,12 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         if config.mode == "delta":
             lora.add_adapters(self.vision.trunk, config.vision, rank=rank, alpha=alpha, dropout=dropout)
         if config.llm_lora:
-            language.add_language_adapter(self.language_model, rank=rank, alpha=alpha, dropout=dropout)
+            rank, alpha = config.llm_lora_size
+            language.add_language_adapter(
+                self.language_model, config.llm_lora_targets, rank=rank, alpha=alpha, dropout=dropout
+            )
         self.generation_config = language.greedy_decoding(self.language_model)
         self.language_model.generation_config = self.generation_config
-        self._positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self._freeze()
 
     @classmethod
@@ -280,12 +281,14 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         embeds, mask = self.assemble(visual, context_ids)
         head = language.vocabulary_head(self.language_model)
         if labels is None:
-            first = head(self._hidden(embeds, mask)[:, -1])
+            first = head(language.hidden_states(self.language_model, embeds, mask)[:, -1])
             return MeGPTOutput(l2=visual.l2, logits=first, prompt_id=visual.prompt_id)
         self.check_context(embeds.shape[1], labels.shape[1])
         known = labels != IGNORED_LABEL
         reports = self.get_input_embeddings()(labels.masked_fill(~known, 0)).to(embeds.dtype)
-        hidden = self._hidden(torch.cat((embeds, reports), 1), torch.cat((mask, known.long()), 1))
+        hidden = language.hidden_states(
+            self.language_model, torch.cat((embeds, reports), 1), torch.cat((mask, known.long()), 1)
+        )
         cross_entropy = report_cross_entropy(
             hidden, labels, head, chunk=self.config.loss_chunk, items=num_items_in_batch
         )
@@ -299,12 +302,6 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
             label_loss=label_loss,
             prompt_id=visual.prompt_id,
         )
-
-    def _hidden(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """The language model's last hidden states (B, T, H), before the vocabulary projection."""
-        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if self._positions else {}
-        out = self.language_model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **positions)
-        return out.last_hidden_state
 
 
 AutoModelForImageTextToText.register(MeGPTConfig, MeGPTForConditionalGeneration, exist_ok=True)

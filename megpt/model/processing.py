@@ -79,7 +79,7 @@ class MeGPTImageProcessor(BaseImageProcessor):
         grey = shrink(image if image.mode == "L" else _grey(image), self.image_size)
         grey = to_square(grey, self.image_size)
         values = torch.from_numpy(np.array(grey, dtype=np.float32) / 255.0)
-        mean, std = torch.tensor(self.image_mean).view(3, 1, 1), torch.tensor(self.image_std).view(3, 1, 1)
+        mean, std = torch.tensor(self.image_mean).view(-1, 1, 1), torch.tensor(self.image_std).view(-1, 1, 1)
         return (values[None] - mean) / std
 
 

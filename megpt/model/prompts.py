@@ -25,6 +25,8 @@ PREFIX, SUFFIX = "Human: <Img>", "</Img> {text} \nAssistant:"
 OPENING, CLOSE = SUFFIX[: SUFFIX.index(" \n")], SUFFIX[SUFFIX.index(" \n") :]
 """The suffix in two, between which a study's context stands."""
 INSTRUCTION = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
+IMAGE_PLACE = "<megpt-image>"
+"""Stands for the visual tokens while a chat template is filled in; never tokenised."""
 TIE = 1e-5
 HEADER = "# One prompt per image cluster. The texts may be edited; the order and number of entries may not.\n"
 
@@ -173,21 +175,53 @@ def check_prompts(texts: Sequence[Any], clusters: int | None) -> None:
         )
 
 
-def tokenise_bank(bank: PromptBank, tokenizer: PreTrainedTokenizerBase, *, context: bool = False) -> dict[str, Any]:
+def tokenise_bank(
+    bank: PromptBank, tokenizer: PreTrainedTokenizerBase, frame: str = "reference", *, context: bool = False
+) -> dict[str, Any]:
     """The `prompts` entry of config.json: the bank's texts, and the token ids before and after the visual tokens.
 
     Args:
         context: give the two halves of each suffix too, for studies whose context stands between them.
+
+    Raises:
+        InputError: the frame is the tokenizer's chat template, and it has none, or one that drops the text.
     """
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    suffixes = [ids(SUFFIX.format(text=text)) for text in bank.texts]
-    tree = {"texts": list(bank.texts), "prefix": start + ids(PREFIX), "suffixes": suffixes}
-    halves = {"openings": [ids(OPENING.format(text=text)) for text in bank.texts], "close": ids(CLOSE)}
+    if frame == "chat_template":
+        framed = [chat_frame(tokenizer, text) for text in bank.texts]
+        before, start = framed[0][0], []  # a template writes its first token itself
+        openings, close = [opening for _, opening, _ in framed], framed[0][2]
+    elif frame == "text":
+        before, openings, close = "", list(bank.texts), "\n"
+    else:
+        before, openings, close = PREFIX, [OPENING.format(text=text) for text in bank.texts], CLOSE
+    suffixes = [ids(opening + close) for opening in openings]
+    tree = {"texts": list(bank.texts), "prefix": start + ids(before), "suffixes": suffixes}
+    halves = {"openings": [ids(opening) for opening in openings], "close": ids(close)}
     return tree | halves if context else tree
+
+
+def chat_frame(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str, str]:
+    """What a chat template writes before the image of a user's message, up to its text's end, and after that."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            "model.frame=chat_template, and the tokenizer of model.llm has no chat template",
+            next="set model.frame=reference or text, or give a chat model",
+        )
+    messages = [{"role": "user", "content": IMAGE_PLACE + text}]
+    written = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    before, image, after = written.partition(IMAGE_PLACE)
+    if not image or text not in after:
+        raise InputError(
+            "model.frame=chat_template: the chat template of model.llm changes the user's message",
+            next="set model.frame=reference or text",
+        )
+    end = after.index(text) + len(text)
+    return before, after[:end], after[end:]
 
 
 def default_text(terms: Sequence[str]) -> str:

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from megpt.errors import InputError, did_you_mean
+from megpt.errors import InputError
+from megpt.model.trunks import build_trunk
 
 Layout = dict[str, Any]
 """{"channels": C, "grid": [h, w], "order": "nchw" | "nhwc" | "tokens", "prefix": tokens before the grid's, "idle":
-names of parameters that no feature depends on, such as a classifier's norm}."""
+names of parameters that no feature depends on, such as a classifier's norm, "films": channels of a film, if not 3}."""
 
 CPU_PIXELS = 8 * 224 * 224
 """Pixels of the films that a frozen encoder takes at a time on a CPU. The activations of more do not fit its caches: 32
@@ -49,6 +49,8 @@ class VisionEncoder(nn.Module):
 
     def one_pass(self, pixels: Tensor) -> Tensor:
         """The maps of all films in one forward pass, however many there are."""
+        # Films are grey: an encoder of one channel gets one of the three equal ones.
+        pixels = pixels[:, : self.layout.get("films", 3)]
         # Channels last is the order that convolutions and pooling are fastest in, on the CPU and on tensor cores.
         x = self.trunk.forward_features(pixels.contiguous(memory_format=torch.channels_last))
         if self.layout["order"] == "nhwc":
@@ -59,22 +61,20 @@ class VisionEncoder(nn.Module):
 
 
 def create(name: str, image_size: int | None, arguments: Mapping[str, Any]) -> Any:
-    """The timm model without its head; its weights follow from torch's current seed.
+    """The encoder without its head; its weights follow from torch's current seed.
 
     Raises:
-        InputError: timm does not know the name (the text lists the nearest ones), or refuses the size or arguments.
+        InputError: nobody knows the name (the text lists the nearest ones), or the size or arguments are refused.
     """
-    if not timm.is_model(name.split(".")[0]):
-        raise InputError(f"model.vision = {name!r} is not a timm model", next=did_you_mean(name, timm.list_models()))
     arguments = dict(arguments)
     sized: dict[str, Any] = {"img_size": image_size} if image_size and "img_size" not in arguments else {}
     try:
         try:
-            trunk = timm.create_model(name, pretrained=False, num_classes=0, **sized, **arguments)
+            trunk = build_trunk(name, sized, arguments, pretrained=False)
         except TypeError:
             # Convolutional encoders take any size and have no `img_size`.
-            trunk = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
-    except (TypeError, KeyError, ValueError, AssertionError, RuntimeError) as error:
+            trunk = build_trunk(name, {}, arguments, pretrained=False)
+    except (TypeError, KeyError, ValueError, AssertionError, RuntimeError, OSError) as error:
         raise InputError(
             f"model.vision = {name!r} cannot be built with image_size = {image_size}, vision_args = {arguments}",
             cause=str(error).split("\n")[0] or type(error).__name__,
@@ -104,10 +104,12 @@ def probe(trunk: Any, name: str, image_size: int) -> Layout:
         InputError: the encoder does not take this size, or does not return a grid.
     """
     device = next(trunk.parameters()).device
+    first = next((part for part in trunk.modules() if isinstance(part, nn.Conv2d)), None)
+    films = 1 if first is not None and first.in_channels == 1 else 3
     training = trunk.training
     try:
         with torch.enable_grad():
-            x = trunk.eval().forward_features(torch.zeros(1, 3, image_size, image_size, device=device))
+            x = trunk.eval().forward_features(torch.zeros(1, films, image_size, image_size, device=device))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"model.vision = {name!r} does not take films of {image_size}×{image_size}",
@@ -123,7 +125,7 @@ def probe(trunk: Any, name: str, image_size: int) -> Layout:
             cause=f"it returned {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}",
             next="choose an encoder with one feature map, such as a swin, vit, convnext or resnet",
         )
-    return {**layout, "idle": _idle(x, trunk)}
+    return {**layout, "idle": _idle(x, trunk), **({"films": films} if films != 3 else {})}
 
 
 @torch.enable_grad()  # also for a caller who builds a model inside no_grad
@@ -161,7 +163,7 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
         takes_size = "img_size" not in arguments and encoder.trunk.pretrained_cfg.get("fixed_input_size")
         sized: dict[str, Any] = {"img_size": encoder.image_size} if takes_size else {}
         try:
-            trunk = timm.create_model(name, pretrained=True, num_classes=0, **sized, **dict(arguments))
+            trunk = build_trunk(name, sized, arguments, pretrained=True)
         except Exception as error:
             raise InputError(
                 f"the pretrained weights of model.vision = {name!r} could not be loaded",

@@ -39,7 +39,7 @@ from megpt.config import Config
 from megpt.data.growth import Intake, choice_of
 from megpt.data.shards import ShardList
 from megpt.data.sources import open_source
-from megpt.errors import InputError, MegptError, TooManyFailed, from_json
+from megpt.errors import MegptError, TooManyFailed, from_json
 from megpt.generation.predictions import (
     FAILED,
     LIST,
@@ -48,11 +48,11 @@ from megpt.generation.predictions import (
     remove_leftovers,
     studies_of_split,
 )
-from megpt.model.checkpoint.decoding import completed, described
-from megpt.model.checkpoint.fingerprint import is_hub_id, local_folder, pinned
+from megpt.model.checkpoint.decoding import described
+from megpt.model.checkpoint.fingerprint import is_own, local_folder, pinned
 from megpt.output import SUCCESS
-from megpt.places import place
 from megpt.progress import Progress, log
+from ray_jobs.generate.checkpoint import checkpoint_fingerprint, decoding
 from ray_jobs.generate.watch import watched
 from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
 from ray_jobs.job import Job, absolute
@@ -91,8 +91,9 @@ class Generate(Job):
         # Only from the command line: the config of a training run names the language model for training.
         self.llm = absolute(self.config).model.llm if "model.llm" in self.config.named else None
         self.config = self.config.updated(checkpoint=pinned(str(self.config.checkpoint)))
-        self._check_parts()
-        rules, self.origins = completed(self.config.generate, local_folder(str(self.config.checkpoint)))
+        if is_own(local_folder(str(self.config.checkpoint))):
+            self._check_parts()
+        rules, self.origins = decoding(self.config, self.llm)
         self.config = self.config.updated(generate=rules.model_dump(mode="json"))
 
     def _check_parts(self, *, weights: bool = False) -> None:
@@ -112,7 +113,8 @@ class Generate(Job):
         return {"checkpoint": self.fingerprint, "source": self.source.identity}
 
     def preview(self, folder: Path) -> None:
-        self._check_parts(weights=True)
+        if is_own(local_folder(str(self.config.checkpoint))):
+            self._check_parts(weights=True)
         log(f"generate: decoding: {described(self.config.generate, self.origins)}")
         earlier = Predictions.open(folder)
         left = earlier.left() if earlier else []
@@ -260,19 +262,6 @@ class Generate(Job):
                 cause="see its column `error`",
                 next="repair those films and run the same command again with retry=failed",
             )
-
-
-def checkpoint_fingerprint(config: Config) -> str:
-    from megpt.model import fingerprint
-
-    folder = place(str(config.checkpoint))
-    if not (folder / "config.json").is_file() and not is_hub_id(str(config.checkpoint)):
-        raise InputError(
-            f"no checkpoint at {folder}",
-            cause="it has no config.json",
-            next="set checkpoint=PATH to an output of `megpt train` or `megpt import-checkpoint`",
-        )
-    return str(fingerprint(str(config.checkpoint)))
 
 
 def _cpu_shares(config: Config) -> tuple[float, float]:

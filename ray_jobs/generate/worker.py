@@ -24,6 +24,7 @@ from megpt.errors import MegptError, to_json
 from megpt.films.decode import FORBIDDEN, MISSING, UnreadableFilm, load_films
 from megpt.films.resize import to_square
 from megpt.generation.predictions import Predictions
+from megpt.model.checkpoint.fingerprint import is_own, local_folder
 from megpt.places import place
 from megpt.study import Study
 from ray_jobs.failures import known_failure
@@ -31,7 +32,8 @@ from ray_jobs.imports import uncollected
 from ray_jobs.runtime import require_gpu
 
 if TYPE_CHECKING:
-    from megpt.generation.writer import Films, Prediction
+    from megpt.generation.image_text import ImageTextWriter
+    from megpt.generation.writer import Films, Prediction, ReportWriter
 
 # A shard's films are decoded while the one before it is generated: two calls in flight, one of them on the model.
 CALLS_PER_ACTOR = 2
@@ -43,8 +45,13 @@ CHUNK = 32
 Pixels = list[np.ndarray] | str
 
 
-def decode(listed: list[Listed], *, archive: str, side: int, max_views: int | None, max_pixels: int) -> list[Pixels]:
-    """Films of each study as grey squares (side, side) uint8, or why there are none.
+def decode(
+    listed: list[Listed], *, archive: str, side: int, square: bool, max_views: int | None, max_pixels: int
+) -> list[Pixels]:
+    """Films of each study as grey pictures (h, w) uint8, or why there are none.
+
+    Args:
+        side: the shorter side, at most; with `square`, both.
 
     The films are squared here, before the processor would do it: there are many CPU tasks, but only one engine thread.
 
@@ -55,7 +62,7 @@ def decode(listed: list[Listed], *, archive: str, side: int, max_views: int | No
     for study in with_films(listed):
         try:
             films = load_films(study, size=side, max_views=max_views, max_pixels=max_pixels)
-            decoded.append([np.asarray(to_square(film, side)) for film in films])
+            decoded.append([np.asarray(to_square(film, side) if square else film) for film in films])
         except UnreadableFilm as error:
             decoded.append(str(error.reason))
     if any(isinstance(pixels, str) and pixels.startswith((MISSING, FORBIDDEN)) for pixels in decoded):
@@ -84,13 +91,19 @@ class ShardWorker:
             import torch
             import yaml
 
+            from megpt.generation.image_text import ImageTextWriter
             from megpt.generation.writer import ReportWriter
 
         self.config = Config.model_validate(yaml.safe_load(config))
         require_gpu(self.config.cluster)
         self.predictions, self.archive, self.fingerprint = predictions, archive, fingerprint
         self.model = threading.Lock()
-        self.writer = ReportWriter(str(self.config.checkpoint), self.config.generate, self.config.seed, llm=llm)
+        checkpoint, rules, seed = str(self.config.checkpoint), self.config.generate, self.config.seed
+        self.writer: ReportWriter | ImageTextWriter
+        if is_own(local_folder(checkpoint)):
+            self.writer = ReportWriter(checkpoint, rules, seed, llm=llm)
+        else:
+            self.writer = ImageTextWriter(checkpoint, rules, seed)
         task: Any = decode  # Ray's types know functions without keywords only
         self.decode = ray.remote(task).options(scheduling_strategy="SPREAD", max_retries=RETRIES, **decode_options)
         if self.config.cluster.cpus_per_worker >= 2:  # else Ray's own setting of one thread is right
@@ -116,9 +129,9 @@ class ShardWorker:
             listed = self.predictions.studies(number)
             films = self._films(listed)
             with self.model:
-                self.writer.context.counts.clear()
+                self.writer.context_counts.clear()
                 written = list(self.writer.write(films))
-                context = dict(self.writer.context.counts)
+                context = dict(self.writer.context_counts)
             self.predictions.write_shard(number, self._rows(listed, written))
         return {
             "shard": number,
@@ -156,10 +169,8 @@ class ShardWorker:
 
     def _start(self, chunk: list[Listed]) -> Any:
         data = self.config.data
-        side = self.writer.processor.image_size
-        return self.decode.remote(
-            chunk, archive=self.archive, side=side, max_views=data.max_views, max_pixels=data.max_pixels
-        )
+        films = {"side": self.writer.film_side, "square": self.writer.squares, "max_pixels": data.max_pixels}
+        return self.decode.remote(chunk, archive=self.archive, max_views=data.max_views, **films)
 
     def _decoded(self, chunk: list[Listed], task: Any) -> list[Pixels]:
         """What a task has decoded. A film that kills its process, as broken ones can, costs its own study only."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from megpt.config import Config
+from megpt.config.model import divided
 from megpt.data.cleaning import learnable
 from megpt.data.sources import open_source
 from megpt.data.studies import study_files
@@ -55,6 +56,7 @@ class Train(Job):
         check(self.config)
         check_loggers(self.config.train)
         check_inputs(self.config)
+        self.config = with_usable_backend(self.config)
 
     def identity(self) -> dict[str, Any]:
         # Reports are written for validation alone.
@@ -67,24 +69,30 @@ class Train(Job):
         model = self.config.model
         # Outputs from before runs could start from a checkpoint have no such entry.
         start = {"checkpoint": checkpoint_fingerprint(self.config)} if named_start(self.config) else {}
+        place = divided(model.vision)[1]
+        encoder = {"vision": weights_fingerprint(place)} if Path(place).is_dir() else {}
         return start | {
-            "weights": {key: weights_fingerprint(getattr(model, key)) for key in ("llm", "vision_weights")},
+            "weights": {key: weights_fingerprint(getattr(model, key)) for key in ("llm", "vision_weights")} | encoder,
             "studies": input_fingerprint(self.config),
             "prompts": prompts_fingerprint(self.config),
         }
 
     def estimate(self) -> bool:
         """What the run will need: parameters, FLOPs, memory of each GPU."""
+        check(self.config)
+        with_usable_backend(self.config)
+        self._print_estimate()
+        return True
+
+    def _print_estimate(self) -> None:
         from rich.console import Console
 
         from megpt.model.cost.estimate import estimate
 
-        check(self.config)
         Console().print(estimate(self.config).render())
-        return True
 
     def preview(self, folder: Path) -> None:
-        self.estimate()
+        self._print_estimate()
         if self.longer and self.longer.grows:
             log(f"train: would be {self.longer.sentence()}")
 
@@ -181,6 +189,22 @@ def check(config: Config) -> None:
     deepspeed_settings(config.train, world_size=most)
     learnable(config.data.cleaner)
     check_cache(config)
+
+
+def with_usable_backend(config: Config) -> Config:
+    """The config with a backend that can write with its language model, tried before anything is trained.
+
+    Raises:
+        InputError: the language model cannot be used, or no backend can write with it.
+    """
+    from megpt.generation.trial import usable
+    from megpt.model.cost.architectures import language_model_config
+    from megpt.model.language import check_folder
+
+    llm = config.model.llm
+    shape = check_folder(llm) if Path(llm).exists() else language_model_config(llm)
+    generate = usable(config.generate, shape, to_train=True)
+    return config.overridden({"generate.backend": generate.backend})
 
 
 def check_inputs(config: Config) -> None:

@@ -5,7 +5,8 @@
 - The folder on disk is an ordinary peft adapter: peft loads it onto the bare encoder and computes the same.
 - Merging changes no output; the language model's LoRA likewise, through peft; a merged model saves and loads.
 - Only adapters and projector are trained; prompts are chosen by the encoder without adapters.
-- An encoder without attention is refused.
+- The language model's LoRA goes where it is told, with a rank and alpha of its own.
+- An encoder without attention is refused, and so is a layer that the language model does not have.
 """
 
 from __future__ import annotations
@@ -178,3 +179,35 @@ def test_training_moves_no_study_to_another_prompt(make_model: MakeModel, mode: 
 def test_encoder_without_attention_is_refused(make_model: MakeModel) -> None:
     with pytest.raises(InputError, match=r"model\.mode = delta"):
         make_model("convnext", mode="delta")
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [(None, {"q_proj", "v_proj"}), (["o_proj", "down_proj"], {"o_proj", "down_proj"}), ("all-linear", None)],
+)
+def test_the_language_models_layers_and_size(
+    make_model: MakeModel, targets: Any, layers: set[str] | None, tmp_path: Path
+) -> None:
+    own = {"llm_lora": True, "llm_lora_targets": targets, "llm_lora_rank": 3, "llm_lora_alpha": 6, "lora_rank": 5}
+    model, processor = make_model(mode="delta", **own)
+    found = {n.rsplit(".", 2)[-2]: p for n, p in model.language_model.named_modules() if n.endswith(".lora_A")}
+    every = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert found.keys() == (layers or every)
+    assert all(part["default"].weight.shape[0] == 3 for part in found.values())
+    assert {layer.rank for layer in adapted(model.vision.trunk).values()} == {5}
+    stir(model)
+    inputs = processor(images=[films(1)])
+    expected = model.eval()(**inputs).logits
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = MeGPTForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(again(**inputs).logits, expected)
+    assert torch.allclose(again.merge()(**inputs).logits, expected, atol=1e-5)
+
+
+def test_a_layer_that_the_language_model_does_not_have(make_model: MakeModel) -> None:
+    with pytest.raises(InputError, match="a llama language model has no layer 'k_pro'") as raised:
+        make_model(llm_lora=True, llm_lora_targets=["q_proj", "k_pro"])
+    assert raised.value.next == "did you mean k_proj or o_proj or q_proj?"
+    with pytest.raises(InputError, match="cannot be adapted"):
+        make_model(llm_lora=True, llm_lora_targets=["input_layernorm"])

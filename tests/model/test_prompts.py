@@ -3,22 +3,26 @@
 - Fitted once: the same for any order of the studies; K given, or chosen by silhouette; every cluster has a study.
 - A default text names the terms that set its cluster's reports apart, and none that all share.
 - `assign` is the nearest centre, each row alone; clusters that rounding alone tells apart resolve to the first.
+- The frame around the image is the reference's, the tokenizer's chat template, or none; it travels with a checkpoint.
 - It saves to text that a person can edit; fewer studies than clusters, and features that are not finite, are refused.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 from megpt.config import FitPromptsConfig
 from megpt.errors import InputError
-from megpt.model import PromptBank, fit_prompt_bank
-from megpt.model.prompts import INSTRUCTION
+from megpt.model import MeGPTForConditionalGeneration, PromptBank, fit_prompt_bank
+from megpt.model.prompts import INSTRUCTION, tokenise_bank
 
 REPORTS = (
     "The lungs show a large left pleural effusion.",
@@ -101,3 +105,44 @@ def test_bad_input(tmp_path: Path) -> None:
         PromptBank(texts=("a", " "), centroids=torch.zeros(2, 3))
     with pytest.raises(InputError, match=r"no prompts\.yaml"):
         PromptBank.load(tmp_path)
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def test_the_frame_around_the_image(tiny_llm: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
+    bank = PromptBank(texts=("Describe the heart.", "Report."))
+
+    def framed(frame: str) -> list[str]:
+        found = tokenise_bank(bank, tokenizer, frame)
+        return [tokenizer.decode(found["prefix"]) + "|" + tokenizer.decode(ids) for ids in found["suffixes"]]
+
+    assert framed("reference")[1] == "<s>Human: <Img>|</Img> Report. \nAssistant:"
+    assert framed("text") == ["<s>|Describe the heart.\n", "<s>|Report.\n"]
+    with pytest.raises(InputError, match=r"the tokenizer of model\.llm has no chat template"):
+        framed("chat_template")
+    tokenizer.chat_template = TEMPLATE
+    assert framed("chat_template")[0] == "<s>[user] |Describe the heart.\n[assistant] "
+    tokenizer.chat_template = TEMPLATE.replace("| trim", "| upper")
+    with pytest.raises(InputError, match="changes the user's message"):
+        framed("chat_template")
+
+
+def test_the_frame_travels_with_the_checkpoint(tiny_llm: Path, tmp_path: Path, make_model: Any) -> None:
+    llm = Path(shutil.copytree(tiny_llm, tmp_path / "llm"))
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(llm)
+    model, processor = make_model(llm=str(llm), frame="chat_template")
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    bank = PromptBank.load(tmp_path / "checkpoint")
+    bank.with_texts([f"{text} Briefly." for text in bank.texts]).save(tmp_path / "checkpoint")  # as a person edits it
+    again = MeGPTForConditionalGeneration.from_pretrained(tmp_path / "checkpoint")
+    prefix, suffixes = again.prompt_ids()
+    assert tokenizer.decode(prefix) == "<s>[user] "
+    assert tokenizer.decode(suffixes[0]) == "Describe the heart. Briefly.\n[assistant] "

@@ -57,17 +57,29 @@ def carried(folder: str | Path) -> dict[str, Any]:
         raise damaged(str(path), error) from error
 
 
-def completed(generate: GenerateConfig, folder: str | Path) -> tuple[GenerateConfig, dict[str, str]]:
+PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0, "min_new_tokens": 0}
+"""The decoding of a model of the hub where nobody says otherwise: transformers' own, not the paper's."""
+
+
+def completed(
+    generate: GenerateConfig, folder: str | Path, *, own: bool = True
+) -> tuple[GenerateConfig, dict[str, str]]:
     """The decoding that applies to a job, and the origin of each field: `config`, `checkpoint` or `default`.
 
     A field that the job's config sets keeps that value; the checkpoint's applies to the others, then the default.
 
+    Args:
+        own: a MeGPT checkpoint. A model of the hub samples only where the config asks for it, so that its reports can
+            be written again, and has defaults of its own (`PLAIN`).
+
     Raises:
         InputError: the checkpoint names a value that is out of range, or that contradicts the job's config.
     """
-    found = carried(folder)
+    found, plain = carried(folder), {} if own else PLAIN
+    if not own:
+        found = {name: value for name, value in found.items() if name not in ("do_sample", "temperature", "top_p")}
     set_here = generate.model_fields_set
-    taken = {name: value for name, value in found.items() if name not in set_here}
+    taken = {name: value for name, value in {**plain, **found}.items() if name not in set_here}
     try:
         rules = GenerateConfig.model_validate({**generate.model_dump(exclude_unset=True), **taken})
     except ValidationError as error:
@@ -79,7 +91,7 @@ def completed(generate: GenerateConfig, folder: str | Path) -> tuple[GenerateCon
             cause="the checkpoint's decoding applies where the config sets none",
             next="set both values in the config or on the command line: generate.NAME=VALUE",
         ) from None
-    origins = {name: "config" if name in set_here else "checkpoint" if name in taken else "default" for name in RULES}
+    origins = {name: "config" if name in set_here else "checkpoint" if name in found else "default" for name in RULES}
     return rules, origins
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OWN_TYPE = "megpt"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 NOT_OF_A_CHECKPOINT = ["steps/*", "*.pt", "*.pth", "*.bin", "*.pkl"]
 """Patterns of files that no checkpoint needs, and that are not downloaded."""
@@ -86,6 +87,8 @@ def fingerprint(folder: str | Path) -> str:
         InputError: no checkpoint folder, or a file of it is missing or damaged.
     """
     folder = local_folder(str(folder))
+    if not is_own(folder):
+        return _foreign(folder)
     prompts = read_prompts(folder)
     config, frozen = _config(folder)
     try:
@@ -103,6 +106,29 @@ def fingerprint(folder: str | Path) -> str:
     if (path := folder / "generation_config.json").exists():
         content["generation"] = _read_fields(path)
     return _short(json.dumps(content, sort_keys=True))
+
+
+def is_own(folder: str | Path) -> bool:
+    """Whether a folder holds a MeGPT checkpoint, and not another model of the hub.
+
+    Raises:
+        InputError: its config.json cannot be read.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("model_type", OWN_TYPE) == OWN_TYPE)
+    except DAMAGE as error:
+        raise damaged(str(path), error) from error
+
+
+def _foreign(folder: Path) -> str:
+    """The fingerprint of a model of the hub: of its weights, and of every other file that transformers may read."""
+    files = [*_others(folder), *(folder / name for name in ("config.json", "generation_config.json"))]
+    content = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+    try:
+        return _short(json.dumps([content, files_fingerprint(weight_files(folder))], sort_keys=True))
+    except DAMAGE as error:
+        raise damaged(f"the weights in {folder}", error) from error
 
 
 def files_fingerprint(files: Sequence[Path]) -> str:
@@ -272,6 +298,9 @@ def _file_digests(path: Path, *, by_part: bool = False) -> Digests:
 
     Raises SafetensorError for a damaged file.
     """
+    if path.suffix == ".gguf":  # its tensors are blocks of many formats: the file counts as one
+        with path.open("rb") as file:
+            return ((path.suffix, hashlib.file_digest(file, "sha256").hexdigest()),)
     with safe_open(path, "np"):  # the library's own check of the header against the file
         pass
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -31,6 +31,8 @@ from megpt.model.checkpoint.fingerprint import (
 from megpt.model.checkpoint.places import check_format, locate, read_config
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.prompts import PromptBank, tokenise_bank
+from megpt.model.source import is_gguf, located
+from megpt.model.source import weight_files as language_model_files
 from megpt.model.vision import VisionEncoder, load_weights
 from megpt.progress import log
 
@@ -156,7 +158,7 @@ def _retokenise(config: MeGPTConfig, bank: PromptBank, own: PreTrainedTokenizerB
     """Renew the token ids in `config.prompts` if somebody has edited the texts of the bank."""
     if (config.prompts or {}).get("texts") != list(bank.texts):
         tokenizer = own or language.load_tokenizer(config.llm)
-        config.prompts = tokenise_bank(bank, tokenizer, context=bool(config.context))
+        config.prompts = tokenise_bank(bank, tokenizer, config.frame, context=bool(config.context))
 
 
 def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | None, dtype: torch.dtype) -> Any:
@@ -166,8 +168,9 @@ def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | 
     _check_language_model(source, named)
     if llm:
         # Where a checkpoint saved from this model will look for it.
-        place, pinned_at = language.located(source)
-        config.llm = str(Path(place).absolute()) if Path(place).is_dir() else place
+        local = Path(source).is_dir() or is_gguf(source)
+        place, pinned_at = (str(Path(source).absolute()), {}) if local else located(source)
+        config.llm = place
         entry = {"source": config.llm, "fingerprint": named["fingerprint"], **pinned_at}
         config.frozen = {**cast(Any, config.frozen), "language_model": entry}
     return language.load_language_model(source, dtype)
@@ -189,7 +192,7 @@ def check_parts(folder: Path, llm: str | None = None, *, weights: bool = False) 
     _own_tokenizer(config, folder)
     if "language_model" in config.left_out:
         source = _source(config, llm)
-        if weights and Path(source).is_dir():
+        if weights and (Path(source).is_dir() or is_gguf(source)):
             _check_language_model(source, cast(Any, config.frozen)["language_model"])
 
 
@@ -198,7 +201,8 @@ def _source(config: MeGPTConfig, llm: str | None) -> str:
     named = cast(Any, config.frozen)["language_model"]
     revision = f"@{named['revision']}" if named.get("revision") else ""
     source = llm or named["source"] + revision
-    if not Path(source).is_dir() and not is_hub_id(source):
+    local = Path(source).is_dir() or is_gguf(source)
+    if not local and not is_hub_id(source):
         raise InputError(
             f"the checkpoint's language model is not at {source}",
             where=f"config.json: frozen.language_model, fingerprint {named['fingerprint']}",
@@ -210,7 +214,7 @@ def _source(config: MeGPTConfig, llm: str | None) -> str:
 
 
 def _check_language_model(source: str, named: Mapping[str, str]) -> None:
-    files = language.weight_files(source)
+    files = language_model_files(source)
     try:
         found = files_fingerprint(files)
     except DAMAGE as error:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megpt.config.model import divided
 from megpt.errors import InputError
 from megpt.model.checkpoint.fingerprint import DAMAGE, damaged
 from megpt.model.configuration import FORMAT, MeGPTConfig
@@ -45,6 +46,8 @@ def to_absolute(place: str, folder: Path) -> str:
 def locate(config: MeGPTConfig, folder: Path) -> None:
     """Make the relative paths of a config that was read from `folder` absolute, in place."""
     config.llm = to_absolute(config.llm, folder)
+    kind, place = divided(config.vision)
+    config.vision = kind + to_absolute(place, folder)
     config.vision_weights = to_absolute(config.vision_weights, folder)
     frozen = {part: {**e, "source": to_absolute(e["source"], folder)} for part, e in (config.frozen or {}).items()}
     config.frozen = frozen or config.frozen
@@ -63,7 +66,9 @@ def portable(config: MeGPTConfig, folder: Path) -> Iterator[None]:
         return to_relative(place, folder)
 
     text: Any = config.text_config
-    before = config.llm, config.vision_weights, config.frozen, getattr(text, "_name_or_path", "")
+    before = config.llm, config.vision_weights, config.frozen, getattr(text, "_name_or_path", ""), config.vision
+    kind, place = divided(config.vision)
+    config.vision = kind + to_relative(place, folder)  # its architecture is read there, also where weights are held
     config.llm, config.vision_weights = name(config.llm), name(config.vision_weights)
     if config.frozen:
         config.frozen = {part: {**entry, "source": name(entry["source"])} for part, entry in config.frozen.items()}
@@ -73,6 +78,7 @@ def portable(config: MeGPTConfig, folder: Path) -> Iterator[None]:
         yield
     finally:
         config.llm, config.vision_weights, config.frozen = before[:3]
+        config.vision = before[4]
         if text is not None:
             text._name_or_path = before[3]
 

@@ -122,21 +122,31 @@ def group(name: str) -> str:
 def _take_adapters(model: Any, shape: Any, folder: Path) -> tuple[list[str], list[str]]:
     """Names of the LoRA adapters that were taken, and of those that begin anew."""
     taken, anew = [], []
-    pairs: Iterable[tuple[str, bool, Any, Any]] = (
-        (lora.VISION_ADAPTER, model.config.mode == "delta", lora.load_adapters, lambda: model.vision.trunk),
-        (lora.LANGUAGE_ADAPTER, model.config.llm_lora, language.load_language_adapter, lambda: model.language_model),
+    sizes = [(config.lora_rank, config.lora_alpha) for config in (shape, model.config)]
+    language_sizes = [(*config.llm_lora_size, config.llm_lora_targets) for config in (shape, model.config)]
+    trunk, text = lambda: model.vision.trunk, lambda: model.language_model
+    pairs: Iterable[tuple[str, bool, list[Any], Any, Any]] = (
+        (lora.VISION_ADAPTER, model.config.mode == "delta", sizes, lora.load_adapters, trunk),
+        (lora.LANGUAGE_ADAPTER, model.config.llm_lora, language_sizes, language.load_language_adapter, text),
     )
-    for name, used, load, module in pairs:
+    for name, used, (theirs, ours), load, module in pairs:
         if not used:
             continue
         if not (folder / name).is_dir():
             anew.append(name)
-        elif (shape.lora_rank, shape.lora_alpha) != (model.config.lora_rank, model.config.lora_alpha):
-            anew.append(f"{name} (rank {shape.lora_rank} and alpha {shape.lora_alpha} in the checkpoint)")
+        elif theirs[:2] != ours[:2]:
+            anew.append(f"{name} (rank {theirs[0]} and alpha {theirs[1]} in the checkpoint)")
+        elif theirs != ours and _names(theirs[2]) != _names(ours[2]):
+            anew.append(f"{name} (on other layers in the checkpoint)")
         else:
             load(module(), folder / name)
             taken.append(name)
     return taken, anew
+
+
+def _names(targets: Any) -> Any:
+    """Layers with LoRA as they compare: JSON knows no tuples."""
+    return sorted(targets) if isinstance(targets, list | tuple) else targets
 
 
 def _remarks(model: Any, shape: Any) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from megpt.errors import InputError, did_you_mean
+from megpt.model.source import language_config
 
 
 @cache
@@ -32,15 +33,19 @@ def language_model_config(llm: str) -> PreTrainedConfig:
     Raises:
         InputError: it is not a folder, not described here, and not on the hub or in its cache.
     """
-    if not Path(llm).is_dir() and llm in described():
+    if Path(llm).exists():
+        return language_config(llm)
+    if llm in described():
         fields = dict(described()[llm])
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
     try:
-        return AutoConfig.from_pretrained(llm)
-    except (OSError, ValueError) as error:
+        return language_config(llm)
+    except InputError as error:
+        if not isinstance(error.__cause__, OSError | ValueError):
+            raise
         raise InputError(
             f"model.llm: no architecture for {llm!r}",
             where="looked for as a folder with a config.json, in the descriptions of megpt, and on the hub",
-            cause=f"{type(error).__name__}: the name is mistyped, or the hub cannot be reached",
+            cause=f"{type(error.__cause__).__name__}: the name is mistyped, or the hub cannot be reached",
             next=did_you_mean(llm, list(described())),
         ) from None
