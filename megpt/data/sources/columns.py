@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from megpt.config.data import DataColumnsConfig
@@ -106,14 +107,19 @@ def find_columns(
     for role in TableColumns.model_fields:
         chosen = (wanted or {}).get(role)
         if chosen is not None and chosen not in names:
-            raise InputError(
-                f"{where or 'the table'} has no column {chosen!r}",
-                where=f"data.columns.{role}",
-                cause=f"its columns are: {', '.join(names[:20]) or 'none, the file is empty'}",
-                next=did_you_mean(chosen, names) if names else None,
-            )
+            raise no_column(where or "the table", chosen, names, where=f"data.columns.{role}")
         found[role] = chosen or next((known[alias] for alias in ALIASES[role] if alias in known), None)
     return TableColumns(**found)
+
+
+def no_column(table: str | Path, column: str, names: list[str], *, where: str | None = None) -> InputError:
+    """The error for a column that is not among a table's `names`."""
+    return InputError(
+        f"{table} has no column {column!r}",
+        where=where,
+        cause=f"its columns are: {', '.join(names[:20]) or 'none, the file is empty'}",
+        next=did_you_mean(column, names) if names else None,
+    )
 
 
 def label_columns(names: Iterable[str]) -> dict[str, str]:

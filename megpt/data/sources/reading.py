@@ -21,7 +21,8 @@ import ijson
 
 from megpt.data import encoding as encodings
 from megpt.data.encoding import find_encoding, guess_encoding
-from megpt.errors import InputError, did_you_mean
+from megpt.data.sources.columns import no_column
+from megpt.errors import InputError
 from megpt.progress import log
 
 csv.field_size_limit(min(sys.maxsize, 2**24))
@@ -95,11 +96,7 @@ def csv_rows(path: Path, required: Sequence[str], form: TextForm = TextForm()) -
                 raise InputError(f"{path} has two columns {twice!r}", next="rename one of them")
             for column in required:
                 if column not in names:
-                    raise InputError(
-                        f"{path} has no column {column!r}",
-                        cause=f"its columns are: {', '.join(names[:20]) or 'none, the file is empty'}",
-                        next=did_you_mean(column, names) if names else None,
-                    )
+                    raise no_column(path, column, names)
             for cells in reader:
                 line = reader.line_num
                 if not cells:

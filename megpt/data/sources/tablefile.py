@@ -19,9 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megpt.data.sources.columns import no_column
 from megpt.data.sources.reading import TextForm, csv_header, csv_rows, json_is_list, json_items, open_text
 from megpt.data.studies import READ_ROWS, open_parquet
-from megpt.errors import InputError, did_you_mean
+from megpt.errors import InputError
 
 KINDS = {
     ".csv": "csv",
@@ -100,11 +101,7 @@ class TableFile:
     def _demand(self, required: Sequence[str]) -> None:
         for column in required:
             if column not in self.names:
-                raise InputError(
-                    f"{self.path} has no column {column!r}",
-                    cause=f"its columns are: {', '.join(self.names[:20]) or 'none, it holds nothing'}",
-                    next=did_you_mean(column, self.names) if self.names else None,
-                )
+                raise no_column(self.path, column, self.names)
 
     # --- JSON
 
