@@ -36,8 +36,8 @@ from megpt.settings import Indifferent, Section
 from ray_jobs import entries
 from ray_jobs.__main__ import main, parser
 from ray_jobs.entries import JOBS, find, reads_of
-from ray_jobs.stopping import Terminated
 from ray_jobs.job import Job
+from ray_jobs.stopping import Terminated
 
 SURFACE = {
     "prepare",
