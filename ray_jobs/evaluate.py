@@ -170,7 +170,7 @@ def extras(config: Config, evaluations: Sequence[Evaluation], differences: Seque
     shown = [first.pairs.every[row].study_id for row in spread(worth, config.evaluate.films)]
     prompts, curves = {}, {}
     if config.checkpoint:
-        from megpt.model.checkpoint.fingerprint import local_folder
+        from megpt.model.checkpoint.fetch import local_folder
         from megpt.model.prompts import PROMPTS, read_prompts
 
         checkpoint = local_folder(config.checkpoint)

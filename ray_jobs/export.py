@@ -15,7 +15,8 @@ from typing import Any
 
 from megpt.errors import InputError
 from megpt.model.checkpoint.decoding import carried
-from megpt.model.checkpoint.fingerprint import fingerprint, is_hub_id, local_folder
+from megpt.model.checkpoint.fetch import is_hub_id, local_folder
+from megpt.model.checkpoint.fingerprint import fingerprint
 from megpt.places import place
 from megpt.progress import log
 from ray_jobs.job import Job

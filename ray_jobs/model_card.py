@@ -20,7 +20,7 @@ def into_card(config: Config, models: Sequence[str], metrics: dict[str, Any]) ->
     """
     from megpt.model import fingerprint
     from megpt.model.checkpoint.card import README, UNNAMED, add_scores
-    from megpt.model.checkpoint.fingerprint import is_hub_id
+    from megpt.model.checkpoint.fetch import is_hub_id
 
     place = str(config.checkpoint)
     kept = f"the model card of {place} stays as it is"

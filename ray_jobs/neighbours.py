@@ -16,7 +16,8 @@ from megpt.config import Config
 from megpt.data import studies as tables
 from megpt.evaluation.baselines import nearest
 from megpt.evaluation.texts import is_blank
-from megpt.model.checkpoint.fingerprint import is_own, local_folder
+from megpt.model.checkpoint.fetch import local_folder
+from megpt.model.checkpoint.fingerprint import is_own
 from megpt.progress import log
 from ray_jobs.fit_prompts import Encoder, choose, encode
 

@@ -41,6 +41,8 @@ INDIFFERENT = {
     *("train.loader_workers", "train.max_failures", "train.max_failed_fraction", "train.timeout_s", "train.loggers"),
     *("generate.slots", "generate.decode_workers", "generate.max_failed_fraction"),
     *("evaluate.dataset", "data.options", "options"),
+    *("serve.host", "serve.port", "serve.max_request_mb", "serve.max_films", "serve.max_in_flight"),
+    "serve.max_per_minute",
 }
 FINGERPRINTED = {"source", "studies", "prompts", "checkpoint", "predictions", "references", "training"}
 EVERYTHING = sorted({key.partition(".")[0] for key in KNOWN_KEYS})

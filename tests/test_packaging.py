@@ -31,8 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 UV = Path(sys.executable).with_name("uv")
-ALONE = {"all", "dev", "test", "vllm", "mlflow", "wandb"}
-"""Extras that `all` leaves out: vLLM pins older versions, and the two loggers are services with accounts."""
+ALONE = {"all", "dev", "test", "vllm", "iu", "mlflow", "wandb"}
+"""Extras that `all` leaves out: vLLM pins older versions, `iu` asks for a package that is compiled, and the two loggers
+are services with accounts."""
 
 PERMISSIVE = re.compile(
     r"(apache|bsd|mit|isc|psf|python software foundation|zlib|cc0|bsl-1\.0|cnri-python|hpnd|unlicense|0bsd|freebsd"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from megpt import __version__
 from megpt.config import Config
 from megpt.model.checkpoint.decoding import RULES, completed
-from megpt.model.checkpoint.fingerprint import fingerprint, local_folder
+from megpt.model.checkpoint.fetch import local_folder
+from megpt.model.checkpoint.fingerprint import fingerprint
 from megpt.model.prompts import read_prompts
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from megpt.generation.decoding import Decoding, EngineItem
 from megpt.generation.faults import halve_until_alone
 from megpt.generation.hf import DrawTokens, RefuseNaN
 from megpt.generation.writer import Films, Prediction, failed
-from megpt.model.checkpoint.fingerprint import local_folder
+from megpt.model.checkpoint.fetch import local_folder
 from megpt.model.prompts import INSTRUCTION
 from megpt.study import Study
 

@@ -184,7 +184,7 @@ class _Stream:
 def load(checkpoint: str, precision: str, device: str | torch.device | None, llm: str | None = None) -> tuple[Any, Any]:
     """The model and processor of a checkpoint folder or hub id, ready to generate."""
     from megpt.model import MeGPTForConditionalGeneration, MeGPTProcessor
-    from megpt.model.checkpoint.fingerprint import local_folder
+    from megpt.model.checkpoint.fetch import local_folder
 
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]

@@ -1,7 +1,6 @@
 """MeGPTForConditionalGeneration: films of a study → visual tokens → a frozen language model → a report.
 
 model, processor = build_model(config.model, bank=bank, seed=42)
-out = model(**processor(images=[[film, film]], return_tensors="pt"), labels=labels)     # out.loss
 ids = model.generate(**processor(images=[[film, film]], return_tensors="pt"), max_new_tokens=60)
 """
 
@@ -34,8 +33,7 @@ from megpt.model.vision import VisionEncoder, VisualFeatures, check_films, in_se
 
 @dataclass
 class MeGPTOutput(ModelOutput):
-    """loss = cross_entropy + l2 + label_loss; without labels, the logits (B, vocabulary) of the report's first token.
-    `prompt_id` (B,) is the prompt of each study."""
+    """loss = cross_entropy + l2 + label_loss; without labels the logits (B, vocabulary) of the first token."""
 
     loss: Tensor | None = None
     cross_entropy: Tensor | None = None
@@ -72,9 +70,8 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         bank: PromptBank | None = None,
     ):
         super().__init__(config)
-        self.vision = vision or VisionEncoder(
-            config.vision, config.image_size, config.layout, **(config.vision_args or {})
-        )
+        further = config.vision_args or {}
+        self.vision = vision or VisionEncoder(config.vision, config.image_size, config.layout, **further)
         config.layout, config.image_size = self.vision.layout, self.vision.image_size
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.bank = bank or PromptBank.fixed()
@@ -89,11 +86,9 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
             lora.add_adapters(self.vision.trunk, config.vision, rank=rank, alpha=alpha, dropout=dropout)
         if config.llm_lora:
             rank, alpha = config.llm_lora_size
-            language.add_language_adapter(
-                self.language_model, config.llm_lora_targets, rank=rank, alpha=alpha, dropout=dropout
-            )
-        self.generation_config = language.greedy_decoding(self.language_model)
-        self.language_model.generation_config = self.generation_config
+            targets = config.llm_lora_targets
+            language.add_language_adapter(self.language_model, targets, rank=rank, alpha=alpha, dropout=dropout)
+        self.generation_config = self.language_model.generation_config = language.greedy_decoding(self.language_model)
         self._freeze()
 
     @classmethod
@@ -286,12 +281,10 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         self.check_context(embeds.shape[1], labels.shape[1])
         known = labels != IGNORED_LABEL
         reports = self.get_input_embeddings()(labels.masked_fill(~known, 0)).to(embeds.dtype)
-        hidden = language.hidden_states(
-            self.language_model, torch.cat((embeds, reports), 1), torch.cat((mask, known.long()), 1)
-        )
-        cross_entropy = report_cross_entropy(
-            hidden, labels, head, chunk=self.config.loss_chunk, items=num_items_in_batch
-        )
+        embeds, mask = torch.cat((embeds, reports), 1), torch.cat((mask, known.long()), 1)
+        hidden = language.hidden_states(self.language_model, embeds, mask)
+        chunk = self.config.loss_chunk
+        cross_entropy = report_cross_entropy(hidden, labels, head, chunk=chunk, items=num_items_in_batch)
         label_loss = None
         if self.label_head is not None and observations is not None:
             label_loss = self.label_head(visual, observations, num_studies_in_batch or len(observations))

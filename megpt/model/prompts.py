@@ -140,10 +140,10 @@ def read_prompts(folder: Path) -> dict[str, Any]:
             cause=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             next=f"each entry of {PROMPTS} needs `text: …`; or run `megpt fit-prompts` again",
         ) from error
-    check_prompts(found["texts"], clusters)
-    if clusters is None and len(found["texts"]) > 1:
+    if clusters is None and len(found["texts"]) > 1 and (folder / "config.json").exists():
         # Without clusters the first prompt would be everyone's.
         raise _incomplete(folder, CENTROIDS)
+    check_prompts(found["texts"], clusters)
     return found
 
 

@@ -27,7 +27,7 @@ from torch import nn
 from megpt.config import Config, TrainConfig
 from megpt.model import PromptBank, build_model
 from megpt.model.checkpoint.decoding import carry
-from megpt.model.checkpoint.fingerprint import local_folder
+from megpt.model.checkpoint.fetch import local_folder
 from megpt.model.checkpoint.start import start_from
 from megpt.model.context import Context
 from megpt.places import here, is_address
@@ -183,8 +183,7 @@ def train_loop(
         stored_views=memo.stored_views,
         observations=made.observations if train.label_loss else None,
     )
-    meter = Meter(local_device(), loader)
-    run = Run(config, hooks, schedule, loader, memo, engine, store, meter, step, failed)
+    run = Run(config, hooks, schedule, loader, memo, engine, store, Meter(local_device(), loader), step, failed)
     with (
         workplace(output, store, rank=rank) as folder,
         loader,

@@ -8,7 +8,8 @@ from typing import Any
 from megpt.config import Config, GenerateConfig
 from megpt.errors import InputError
 from megpt.model.checkpoint.decoding import completed
-from megpt.model.checkpoint.fingerprint import is_hub_id, is_own, local_folder
+from megpt.model.checkpoint.fetch import is_hub_id, local_folder
+from megpt.model.checkpoint.fingerprint import is_own
 from megpt.places import place
 
 

@@ -49,7 +49,8 @@ from megpt.generation.predictions import (
     studies_of_split,
 )
 from megpt.model.checkpoint.decoding import described
-from megpt.model.checkpoint.fingerprint import is_own, local_folder, pinned
+from megpt.model.checkpoint.fetch import local_folder, pinned
+from megpt.model.checkpoint.fingerprint import is_own
 from megpt.output import SUCCESS
 from megpt.progress import Progress, log
 from ray_jobs.generate.checkpoint import checkpoint_fingerprint, decoding

@@ -24,7 +24,8 @@ from megpt.errors import MegptError, to_json
 from megpt.films.decode import FORBIDDEN, MISSING, UnreadableFilm, load_films
 from megpt.films.resize import to_square
 from megpt.generation.predictions import Predictions
-from megpt.model.checkpoint.fingerprint import is_own, local_folder
+from megpt.model.checkpoint.fetch import local_folder
+from megpt.model.checkpoint.fingerprint import is_own
 from megpt.places import place
 from megpt.study import Study
 from ray_jobs.failures import known_failure

@@ -35,6 +35,7 @@ from megpt.training.samples import input_fingerprint, weights_fingerprint
 from ray_jobs.failures import PREEMPTED, cause_of, known_failure
 from ray_jobs.job import Job, absolute
 from ray_jobs.train.longer import Longer
+from ray_jobs.train.start import checkpoint_fingerprint, named_start, started
 from ray_jobs.train.validate import check_validation
 from ray_jobs.train.watch import watching
 from ray_jobs.train.worker import SUMMARY, take_error, worker
@@ -139,41 +140,6 @@ class Train(Job):
                 cause="films are missing from the archive, or damaged",
                 next="see the reasons there; the checkpoint is finished and usable",
             )
-
-
-def named_start(config: Config) -> str | None:
-    """The checkpoint that a run starts from: one that the command line names.
-
-    In a file `checkpoint` is the output of `train`, which `generate` reads; a run must not start from itself.
-    """
-    return config.checkpoint if "checkpoint" in config.named else None
-
-
-def checkpoint_fingerprint(config: Config) -> str:
-    from megpt.model import fingerprint
-
-    return str(fingerprint(str(config.checkpoint)))
-
-
-def started(config: Config) -> Config:
-    """The config with what a checkpoint to start from gives it; without one, `checkpoint` is unset.
-
-    Raises:
-        InputError: the checkpoint cannot be read, or is the folder that the run would write.
-    """
-    name = named_start(config)
-    if name is None:
-        return config.updated(checkpoint=None)
-    from megpt.model.checkpoint.fingerprint import is_hub_id, local_folder, pinned
-    from megpt.model.checkpoint.start import inherited
-
-    if not is_hub_id(name) and config.output and place(name).resolve() == place(config.output).resolve():
-        raise InputError(
-            f"checkpoint and output are the same folder, {name}",
-            cause="a run cannot start from what it writes; an unfinished run resumes without checkpoint=",
-            next="leave checkpoint= out; a larger train.max_steps or train.epochs makes a finished run longer",
-        )
-    return inherited(config.updated(checkpoint=pinned(name)), local_folder(name))
 
 
 def check(config: Config) -> None:

@@ -49,9 +49,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def pinned(package: str) -> str:
-    found = re.search(rf"^{package}==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    assert found
-    return found[1]
+    return re.findall(rf"^{package}==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[0]
 
 
 # --- ray up ---------------------------------------------------------------------------------------------------------
@@ -300,8 +298,7 @@ def test_pods_are_what_megpt_needs(name: str) -> None:
     assert cluster["authOptions"]["mode"] == "token"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     images = set()
-    for pod in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
-        spec = pod["template"]["spec"]
+    for spec in (pod["template"]["spec"] for pod in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]):
         volumes = {volume["name"] for volume in spec["volumes"]}
         for container in spec["containers"]:
             images.add(container["image"])
@@ -313,8 +310,8 @@ def test_pods_are_what_megpt_needs(name: str) -> None:
     assert image.rpartition(":")[2] == __version__
     (gpu,) = cluster["workerGroupSpecs"]
     worker, (container,) = gpu["template"]["spec"], gpu["template"]["spec"]["containers"]
-    assert {"name": "GRACE_S", "value": str(worker["terminationGracePeriodSeconds"])} in container["env"]
-    assert container["lifecycle"]
+    grace = {"name": "GRACE_S", "value": str(worker["terminationGracePeriodSeconds"])}
+    assert grace in container["env"] and container["lifecycle"]
     assert gpu["minReplicas"] <= gpu["maxReplicas"]
     assert "nvidia.com/gpu" in gpu["template"]["spec"]["containers"][0]["resources"]["limits"]
 

@@ -24,7 +24,8 @@ from tiny_models import MakeModel, films
 
 from megpt.errors import InputError
 from megpt.model import MeGPTForConditionalGeneration, MeGPTProcessor
-from megpt.model.checkpoint.fingerprint import fingerprint, is_hub_id, local_folder
+from megpt.model.checkpoint.fetch import is_hub_id, local_folder
+from megpt.model.checkpoint.fingerprint import fingerprint
 from megpt.model.checkpoint.push import files_to_push
 
 

@@ -115,7 +115,7 @@ TEMPLATE = (
 
 def test_the_frame_around_the_image(tiny_llm: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llm)
-    bank = PromptBank(texts=("Describe the heart.", "Report."))
+    bank = PromptBank(texts=("Describe the heart.", "Report."), centroids=torch.zeros(2, 3))
 
     def framed(frame: str) -> list[str]:
         found = tokenise_bank(bank, tokenizer, frame)

@@ -45,7 +45,7 @@ LAYOUTS = (
     *(test_layouts.test_rsna, test_layouts.test_rexgradient, test_layouts.test_webdataset),
     *(test_layouts.test_imagefolder_with_a_table_in_each_split, test_layouts.test_parquet_with_films_inside),
     *(test_layouts.test_parquet_with_paths_alone, test_layouts.test_an_archive_inside_the_only_folder),
-    *(test_public_sources.test_r2gen_iu_under_open_i_names),
+    test_public_sources.test_r2gen_iu_under_open_i_names,
     *(test_public_sources.test_iu_from_kaggle, test_public_sources.test_iu_from_open_i),
     *(test_public_sources.test_mimic_dicom_tree, test_public_sources.test_mimic_without_tables),
     *(test_public_sources.test_rexrank_object_and_list, test_public_sources.test_nih),

@@ -17,10 +17,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from megpt.config import Config, load_config
 from megpt.data.studies import write_studies
@@ -197,6 +199,7 @@ def test_prompts_and_curves_of_the_checkpoint(tmp_path: Path) -> None:
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text("{}")
     (checkpoint / "prompts.yaml").write_text("prompts: [{text: Describe the heart.}, {text: Describe the lungs.}]\n")
+    save_file({"centroids": np.zeros((2, 3), np.float32)}, checkpoint / "centroids.safetensors")
     rows = [{"step": step, "loss": 3 / (1 + step), "total_steps": 9} for step in range(3)]
     rows[1]["val_best_metric"] = rows[2]["val_best_metric"] = 0.5
     (checkpoint / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "lo')

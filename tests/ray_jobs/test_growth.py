@@ -41,6 +41,9 @@ class LocalPrepare(Prepare):
 
 
 class LocalGenerate(Generate):
+    def _check_parts(self, *, weights: bool = False) -> None:
+        """There is no model."""
+
     def demand(self) -> None:
         return None
 

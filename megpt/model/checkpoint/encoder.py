@@ -9,7 +9,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from megpt.model import lora
-from megpt.model.checkpoint.fingerprint import DAMAGE, damaged, local_folder, weight_files
+from megpt.model.checkpoint.fetch import local_folder
+from megpt.model.checkpoint.fingerprint import DAMAGE, damaged, weight_files
 from megpt.model.checkpoint.load import restored_encoder
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.vision import VisionEncoder

@@ -19,15 +19,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from megpt.errors import InputError
 from megpt.model import language, lora
-from megpt.model.checkpoint.fingerprint import (
-    DAMAGE,
-    damaged,
-    files_fingerprint,
-    fingerprint_of,
-    is_hub_id,
-    local_folder,
-    weight_files,
-)
+from megpt.model.checkpoint.fetch import is_hub_id, local_folder
+from megpt.model.checkpoint.fingerprint import DAMAGE, damaged, files_fingerprint, fingerprint_of, weight_files
 from megpt.model.checkpoint.places import check_format, locate, read_config
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.prompts import PromptBank, tokenise_bank

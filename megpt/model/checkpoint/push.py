@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from megpt.errors import InputError
-from megpt.model.checkpoint.fingerprint import INDEX, local_folder, weight_files
+from megpt.model.checkpoint.fetch import local_folder
+from megpt.model.checkpoint.fingerprint import INDEX, weight_files
 from megpt.model.checkpoint.places import RELATIVE
 from megpt.model.prompts import CENTROIDS, PROMPTS
 from megpt.progress import log
