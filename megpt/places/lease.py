@@ -135,9 +135,9 @@ def _expires(folder: Path, before: _Held) -> bool:
 def _renew(folder: Path, mine: Path, token: str, stop: threading.Event, lost: Callable[[], None]) -> None:
     while not stop.wait(RENEW_S):
         try:
-            if newest(folder) is None:  # the owner has deleted the folder
+            if (held := newest(folder)) is None:  # the owner has deleted the folder
                 return
-            if not _is_mine(folder, mine, token):
+            if not _names(held, mine, token):
                 lost()
                 return
             _replace(mine, _content(token))
@@ -147,7 +147,11 @@ def _renew(folder: Path, mine: Path, token: str, stop: threading.Event, lost: Ca
 
 def _is_mine(folder: Path, mine: Path, token: str) -> bool:
     held = newest(folder)
-    return held is not None and f"{held.number:06d}" == mine.name and held.content.get("token") == token
+    return held is not None and _names(held, mine, token)
+
+
+def _names(held: _Held, mine: Path, token: str) -> bool:
+    return f"{held.number:06d}" == mine.name and held.content.get("token") == token
 
 
 def _numbered(place: Path) -> list[Path]:
