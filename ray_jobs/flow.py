@@ -58,7 +58,8 @@ class Flow(Job):
 
     def open(self) -> None:
         root = Path(str(self.config.output))
-        paths = {name: str(root / name) for name in ("studies", "prompts", "checkpoint", "predictions")}
+        paths: dict[str, Any] = {name: str(root / name) for name in ("studies", "checkpoint", "predictions")}
+        paths["prompts"] = str(root / "prompts") if self.config.model.dynamic_prompt else None
         self.config = self.config.overridden({**paths, **self.paths(root)})
         check(self.config)
 
