@@ -78,7 +78,8 @@ def test_each_stage_reads_what_was_written_before(archive: Path) -> None:
     assert (generate.source, generate.checkpoint, generate.generate.split) == (None, str(out / "checkpoint"), "test")
     assert evaluate.predictions == str(out / "predictions")
     assert config_of(opened(archive, "generate.split=val"), Generate).generate.split == "val"
-    assert opened(archive, "model.llm=elsewhere").config.model.llm == "elsewhere"
+    other = opened(archive, "model.llm=elsewhere", "model.dynamic_prompt=false").config
+    assert (other.model.llm, other.prompts) == ("elsewhere", None)
 
 
 def test_what_can_be_known_before_it_begins(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
