@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from megpt.config import DataConfig
 from megpt.data.positions import side_of_name
@@ -199,7 +200,9 @@ class FolderSource(Source):
         labels = {shown: 1} if shown else None
         name, patient = utf8_name(study_id), utf8_name(subject or study_id)
         report = report or SectionedReport(None, None, None)
-        return Study(name, patient, views, report.text, report.findings, report.impression, labels, split=split)
+        sections: dict[str, Any] = {s: getattr(report, s) for s in ("indication", "comparison", "technique")}
+        parts = (report.text, report.findings, report.impression)
+        return Study(name, patient, views, *parts, labels, split=split, **sections)
 
     def _view(self, film: str) -> View:
         return self.view(film, image_id=utf8_name(film), position=side_of_name(Path(film).stem).upper())
