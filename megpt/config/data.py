@@ -103,7 +103,7 @@ class DataConfig(Section):
     """DICOM modalities that may be chest films; files of all others are left out and counted by kind."""
     columns: DataColumnsConfig = DataColumnsConfig()
     options: Annotated[dict[str, Any], Indifferent] = Field(default_factory=dict)
-    """Settings that the archive's own format declares (docs/pacs.md has those of `dicomweb`)."""
+    """Settings that the archive's own format declares, and whether they change the result (docs/pacs.md)."""
 
     @field_validator("encoding")
     @classmethod

@@ -84,7 +84,7 @@ class Config(Section):
     export: ExportConfig = ExportConfig()
     ablate: AblateConfig = AblateConfig()
     options: Annotated[dict[str, dict[str, Any]], Indifferent] = Field(default_factory=dict)
-    """Settings of jobs from other packages, by job; on the command line `JOB.key=value` (docs/extending.md)."""
+    """Settings that jobs of other packages declare, by job; on the command line `JOB.key=value` (docs/extending.md)."""
     serve: Annotated[ServeConfig, Indifferent] = ServeConfig()
 
     _provenance: Provenance = PrivateAttr(default_factory=Provenance)
