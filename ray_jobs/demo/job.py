@@ -18,7 +18,6 @@ from megpt.config import Config
 from megpt.demo.costs import PeakMemory, costs_table, measured, read_costs
 from megpt.output import SUCCESS, Output
 from megpt.progress import console, log
-from megpt.training.log import check_loggers
 from ray_jobs.demo.draw import Draw
 from ray_jobs.demo.language_model import LanguageModel
 from ray_jobs.evaluate import HEADLINE, PAGE, Evaluate, read_metrics
@@ -58,7 +57,6 @@ class Demo(Job):
     def open(self) -> None:
         self.config = resolve(self.config)
         check(self.config)
-        check_loggers(self.config.train)
 
     def preview(self, folder: Path) -> None:
         log(f"demo: would run {', '.join(stage.name for stage in STAGES)} under {folder}")

@@ -48,7 +48,6 @@ class Train(Job):
     def open(self) -> None:
         self.config = started(self.config.with_one_input("studies", "source"))
         check(self.config)
-        check_loggers(self.config.train)
         check_inputs(self.config)
 
     def identity(self) -> dict[str, Any]:
@@ -74,7 +73,7 @@ class Train(Job):
 
         from megpt.model.cost.estimate import estimate
 
-        check(self.config)
+        check(self.config.overridden({"train.loggers": []}))  # an estimate logs nothing
         Console().print(estimate(self.config).render())
         return True
 
@@ -174,6 +173,7 @@ def check(config: Config) -> None:
             next="set a larger train.global_batch_size, or fewer cluster.num_workers",
         )
     deepspeed_settings(config.train, world_size=most)
+    check_loggers(config.train)
     check_cache(config)
 
 
