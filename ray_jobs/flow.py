@@ -15,7 +15,6 @@ from megpt.config import Config
 from megpt.demo.costs import PeakMemory, costs_table, measured, read_costs
 from megpt.output import SUCCESS, Output
 from megpt.progress import console, log
-from megpt.training.log import check_loggers
 from ray_jobs.evaluate import HEADLINE, PAGE, Evaluate, read_metrics
 from ray_jobs.fit_prompts import FitPrompts
 from ray_jobs.generate.job import Generate, held_out
@@ -65,7 +64,6 @@ class Flow(Job):
         paths["prompts"] = str(root / "prompts") if self.config.model.dynamic_prompt else None
         self.config = self.config.overridden({**paths, **self.paths(root)})
         check(self.config)
-        check_loggers(self.config.train)
 
     def preview(self, folder: Path) -> None:
         log(f"{self.name}: would run {', '.join(stage.name for stage in self.stages())} under {folder}")

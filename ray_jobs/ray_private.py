@@ -9,8 +9,10 @@ the installed Ray.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ REPORT_LOGGER = "ray.train.v2._internal.execution.context"
 """The module whose logger prints each training report in full; it is named by the module's file."""
 
 
+UTILS = "ray._private.utils"
+"""The module through which Ray sets its handler of SIGTERM."""
 PACKAGING = "ray._private.runtime_env.packaging"
 """The module that walks a working directory for its upload."""
 
@@ -64,6 +68,21 @@ def missing(name: str) -> MegptError:
         cause="megpt uses this private part of Ray, which another version of Ray moved or removed",
         next="install the Ray of constraints.txt",
     )
+
+
+@contextlib.contextmanager
+def without_sigterm_handler() -> Iterator[None]:
+    """`ray.init` in the block leaves SIGTERM as it is: its own handler would end the process with exit code 15."""
+    try:
+        utils: Any = importlib.import_module(UTILS)
+        handler = utils.set_sigterm_handler
+    except (ImportError, AttributeError):
+        raise missing(f"{UTILS}.set_sigterm_handler") from None
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = handler
 
 
 def uploaded(folder: Path) -> list[str]:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -24,6 +22,7 @@ from ray.exceptions import AuthenticationError
 
 from megpt.config import ClusterConfig
 from megpt.errors import InputError, MegptError
+from ray_jobs import ray_private
 
 if TYPE_CHECKING:
     from ray.data import DataContext
@@ -50,7 +49,7 @@ def cluster(config: ClusterConfig | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with _sigterm_kept():
+    with ray_private.without_sigterm_handler():
         if joined():
             _join(worker_environment(config))
         else:
@@ -60,18 +59,6 @@ def cluster(config: ClusterConfig | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """What SIGTERM does stays as it is: ray.init would have it end the process with exit code 15."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if main else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _start_local(tries: int = 2) -> None:

@@ -55,7 +55,6 @@ class Train(Job):
     def open(self) -> None:
         self.config = started(self.config.with_one_input("studies", "source"))
         check(self.config)
-        check_loggers(self.config.train)
         check_inputs(self.config)
         self.config = with_usable_backend(self.config)
 
@@ -80,7 +79,7 @@ class Train(Job):
 
     def estimate(self) -> bool:
         """What the run will need: parameters, FLOPs, memory of each GPU."""
-        check(self.config)
+        check(self.config.overridden({"train.loggers": []}))  # an estimate logs nothing
         with_usable_backend(self.config)
         self._print_estimate()
         return True
@@ -154,6 +153,7 @@ def check(config: Config) -> None:
         )
     deepspeed_settings(config.train, world_size=most)
     learnable(config.data.cleaner)
+    check_loggers(config.train)
     check_cache(config)
 
 

@@ -252,7 +252,8 @@ def test_a_finished_run_is_made_longer(
     dry = run(capfd, "train", "train.max_steps=14", "--dry-run", output="longer")
     wet = run(capfd, "train", "train.max_steps=14", output="longer")
     said = "14 steps instead of 12, from step 12 on; the learning rate goes on at "
-    assert (dry.code, wet.code) == (0, 0) and f"train: would be {said}" in dry.error and f"train: {said}" in wet.error
+    assert (dry.code, wet.code) == (0, 0), dry.error + wet.error
+    assert f"train: would be {said}" in dry.error and f"train: {said}" in wet.error
     logs = [(world / name / "log.jsonl").read_text().splitlines() for name in ("finished-train", "longer")]
     assert logs[1][:12] == logs[0] and [json.loads(row)["step"] for row in logs[1][12:]] == [13, 14]
     assert json.loads((world / "longer/_SUCCESS").read_text())["steps"] == 14
