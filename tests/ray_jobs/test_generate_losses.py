@@ -83,7 +83,7 @@ def expected(archive: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Temp
     found = []
     for number in predictions.left():
         chunk = predictions.studies(number)
-        pixels = decode(chunk, archive=str(archive), side=64, max_views=None, max_pixels=10**8)
+        pixels = decode(chunk, archive=str(archive), side=64, square=True, max_views=None, max_pixels=10**8)
         films = [worker._films(study) for study in pixels]
         pairs = zip((listed.study for listed in chunk), films, strict=True)
         found += [prediction.to_row(model="any") for prediction in writer.write(pairs)]
