@@ -25,7 +25,7 @@ from megpt.places import is_address
 from megpt.progress import log
 from ray_jobs.health import ANSWER_S, Fault, Needs, examine, installed
 from ray_jobs.placement import leave_out
-from ray_jobs.runtime import joined
+from ray_jobs.runtime import joined, wants_gpus
 
 PATHS = ("source", "studies", "prompts", "checkpoint", "predictions", "model.llm", "model.vision_weights")
 
@@ -44,7 +44,7 @@ def needs_of(config: Config, reads: Iterable[str], *, probe: Path | None = None)
         output = output.parent
     precisions = {getattr(config, name).precision for name in ("train", "generate") if name in named}
     return Needs(
-        gpus=bool(config.cluster.gpus_per_worker),
+        gpus=wants_gpus(config.cluster),
         bf16="bf16" in precisions,
         reads=wanted,
         output=None if output is None else str(output),

@@ -170,16 +170,21 @@ def gpus_here() -> int:
     return torch.cuda.device_count()
 
 
+def wants_gpus(config: ClusterConfig) -> bool:
+    """Whether workers are to compute on GPUs. `DS_ACCELERATOR=cpu` says that those of the cluster are names only."""
+    return bool(config.gpus_per_worker) and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
 def require_gpu(config: ClusterConfig) -> None:
     """Check that a worker which was promised a GPU has one: torch would take the CPU without a word.
 
     Raises:
         MegptError: torch cannot use it.
     """
+    if not wants_gpus(config):
+        return
     import torch
 
-    if not config.gpus_per_worker:
-        return
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         if torch.cuda.is_available():

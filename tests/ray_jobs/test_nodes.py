@@ -19,12 +19,17 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
+import torch
 from make_films import gradient, png, write
 from ray_nodes import RayNodes
 
+from megpt.config import Config
+from megpt.errors import MegptError
 from ray_jobs import health
 from ray_jobs.doctor import upload_faults
 from ray_jobs.health import Needs, examine, gpu_faults, installed, within
+from ray_jobs.nodes import needs_of
+from ray_jobs.runtime import require_gpu
 
 A10 = ("A10G", [8, 6], 22 * 2**30, 24 * 2**30)
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,12 +64,22 @@ def test_gpus(gpus, said, promised, bf16, expected):
 
 
 def test_a_promised_gpu_that_this_machine_does_not_have():
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert found(Needs(gpus=True), promised=1)[0].startswith("torch can use 0 GPUs")
     assert found(Needs(gpus=False), promised=1) == []
+
+
+def test_who_wants_gpus(monkeypatch):
+    config = Config().overridden({"cluster.gpus_per_worker": 1})
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    assert needs_of(config, ("generate",)).gpus and not needs_of(Config(), ("generate",)).gpus
+    if not torch.cuda.is_available():
+        with pytest.raises(MegptError, match="promised a GPU, and torch cannot use one there"):
+            require_gpu(config.cluster)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert not needs_of(config, ("generate",)).gpus
+    require_gpu(config.cluster)
 
 
 def test_paths(tmp_path):
