@@ -222,7 +222,7 @@ def test_a_film_that_kills_its_process(archive: Path, tiny_checkpoint: Path, tmp
         shard_size=5,
         intake=Intake(choice=Choice(limit=5)),
     )
-    worker = workers.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", 0.1)
+    worker = workers.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", {"num_cpus": 0.1})
 
     def crash(chunk: list[Listed], **options: Any) -> list[workers.Pixels]:
         if any(listed.study.study_id == "study003" for listed in chunk):
@@ -245,7 +245,7 @@ def test_a_node_that_does_not_see_the_archive(tiny_checkpoint: Path, tmp_path: P
     predictions = Predictions.create(
         tmp_path / "out", open_source(archive, data=settings.data), split="all", shard_size=3
     )
-    worker = workers.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", 0.1)
+    worker = workers.ShardWorker(settings.to_yaml(), predictions, str(archive), "mark", {"num_cpus": 0.1})
     (archive / "1.png").unlink()
     archive.rename(tmp_path / "elsewhere")
     told = from_json(worker._answer(0)["error"])
