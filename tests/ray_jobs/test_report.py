@@ -49,7 +49,9 @@ def said(capfd: pytest.CaptureFixture[str], tiny_checkpoint: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_the_archive_jobs_text(tmp_path: Path, tiny_checkpoint: Path, ray_cluster: None, said: Any) -> None:
+def test_the_archive_jobs_text(
+    tmp_path: Path, tiny_checkpoint: Path, ray_cluster: None, said: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     from ray_jobs.generate.job import Generate
 
     archive = tmp_path / "archive"
@@ -59,6 +61,7 @@ def test_the_archive_jobs_text(tmp_path: Path, tiny_checkpoint: Path, ray_cluste
     alone = dicom(archive, "c.dcm", 3, "1.2.4")
     settings = [f"source={archive}", f"checkpoint={tiny_checkpoint}", f"output={tmp_path / 'out'}", *SHORT]
     Generate.run(load_config(None, [*settings, "generate.num_beams=3"]))
+    capfd.readouterr()
     (table,) = (tmp_path / "out" / "reports").glob("*.parquet")
     rows = {row["study_id"]: row for row in pq.read_table(table).to_pylist()}
     for films, study in (([lateral, frontal], STUDY), ([frontal, lateral], STUDY), ([alone], "1.2.4")):
