@@ -114,7 +114,9 @@ def main(argv: list[str] | None = None) -> int:
         return end_process(code) if argv is None and arguments[0] == "report" else code
     except (KeyboardInterrupt, Terminated) as stop:
         log("interrupted; run the same command again to resume")
-        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        code = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        # Ray Serve's threads would abort an interpreter that takes itself apart.
+        return end_process(code) if argv is None and arguments[0] == "serve" else code
     except BrokenPipeError:  # whoever read the output has read enough, as `megpt … | head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
