@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import socket
-import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -31,6 +30,7 @@ from ray_jobs.imports import uncollected
 from ray_jobs.job import absolute
 from ray_jobs.placement import check_resources, require_resources
 from ray_jobs.runtime import cluster
+from ray_jobs.stopping import deferred
 
 TOKEN = "MEGPT_SERVE_TOKEN"
 LEAST_TOKEN = 16
@@ -114,13 +114,12 @@ class Serve:
         if dry_run:
             check_resources(config.cluster)
             return 0
-        with cluster(config.cluster):
+        with cluster(config.cluster), deferred() as stop:
             require_resources(config.cluster)
             try:
                 start(author, token)
                 log(f"serve: http://{config.serve.host}:{config.serve.port}  (Ctrl-C ends it). {RESEARCH_ONLY}")
-                while True:
-                    time.sleep(LOOK_EVERY_S)
+                while not stop.wait(LOOK_EVERY_S):
                     state = serve.status().applications[APP]
                     if state.status not in ("RUNNING", "DEPLOYING", "UNHEALTHY"):
                         raise MegptError(f"the service has ended: {state.status}", next="see Ray's session folder")
