@@ -37,8 +37,8 @@ def terminable() -> Iterator[None]:
 def deferred() -> Iterator[threading.Event]:
     """SIGTERM and Ctrl-C inside the block set the event, and take effect behind it.
 
-    An exception that a handler raises inside a call of Ray's core aborts the process; so a loop that calls Ray waits for
-    the event instead.
+    An exception that a handler raises inside a call of Ray's core aborts the process, so a loop that calls Ray waits
+    for the event instead.
 
     Raises:
         Terminated, KeyboardInterrupt: at the end of the block, for the signal that came.
