@@ -126,6 +126,7 @@ class Serve:
             finally:
                 log("serve: stopping")
                 serve.shutdown()
+        return 0  # not reached: `deferred` raises what stopped the loop
 
 
 def start(author: Author, token: str | None) -> None:
