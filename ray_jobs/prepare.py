@@ -143,7 +143,7 @@ class Prepare(Job):
         """Have each shard that is left written, by as many tasks as there are cores."""
         quiet(ray.data.DataContext.get_current())
         settings, max_pixels = self.config.prepare, self.config.data.max_pixels
-        shards, place, archive = self.shards, folder.absolute(), Path(self.source.place)
+        shards, place, archive = self.shards, folder.absolute(), self.source.root
 
         def task(row: dict[str, Any]) -> dict[str, Any]:
             result = prepare_shard(place, shards, Shard(**row), settings, archive=archive, max_pixels=max_pixels)

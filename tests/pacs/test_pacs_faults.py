@@ -16,16 +16,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from dicom_exports import film
+from local_jobs import LocalPrepare
 from orthanc_server import Orthanc, Proxy, free_port, needs_orthanc
 
 from megpt.config import DataConfig, load_config
-from megpt.data.prepare import prepare_shard
 from megpt.data.sources import open_source
 from megpt.data.studies import read_studies
 from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.films.decode import UnreadableFilm, load_film
 from megpt.study import View
-from ray_jobs.prepare import Prepare
 
 pytest.importorskip("dicomweb_client")
 from megpt_pacs import client, films
@@ -33,17 +32,6 @@ from megpt_pacs import client, films
 pytestmark = needs_orthanc
 UID = "1.2.826.0.1.3680043.8.498"
 SECRET = "hunter2-token"
-
-
-class LocalPrepare(Prepare):
-    """The job without Ray."""
-
-    def demand(self) -> None:
-        return None
-
-    def work(self, folder: Path) -> None:
-        for shard in self.left:
-            prepare_shard(folder, self.shards, shard, self.config.prepare, archive=folder, max_pixels=10**6)
 
 
 @pytest.fixture(scope="module")

@@ -20,32 +20,20 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 from dicom_exports import film, studies, write_exports
+from local_jobs import LocalPrepare
 from orthanc_server import Orthanc, Proxy, needs_orthanc
 from pydicom import dcmread
 
 from megpt.config import DataConfig, load_config
-from megpt.data.prepare import prepare_shard
 from megpt.data.sources import open_source
 from megpt.data.studies import read_studies
 from megpt.errors import InputError
 from megpt.films.decode import load_film
 from megpt.study import Study
-from ray_jobs.prepare import Prepare
 
 pytest.importorskip("dicomweb_client")
 pytestmark = needs_orthanc
 UID = "1.2.826.0.1.3680043.8.498"
-
-
-class LocalPrepare(Prepare):
-    """The job without Ray."""
-
-    def demand(self) -> None:
-        return None
-
-    def work(self, folder: Path) -> None:
-        for shard in self.left:
-            prepare_shard(folder, self.shards, shard, self.config.prepare, archive=folder, max_pixels=10**6)
 
 
 @pytest.fixture(scope="module")

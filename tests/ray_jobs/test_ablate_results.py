@@ -10,8 +10,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +111,6 @@ def test_the_screen_has_means_and_differences(results: Results) -> None:
     cells = [list(column.cells) for column in table.columns]
     assert cells[0] == ["base", "fem", "lr"]
     assert cells[3][0] == "0.310" and cells[3][1] == "0.310\n-0.010" and cells[3][2].startswith("0.360\n+0.050 ")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield running
-        running.close()
 
 
 @pytest.mark.slow

@@ -19,25 +19,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from local_jobs import LocalPrepare
 from PIL import Image
 
 from megpt.config import Config, load_config
-from megpt.data.prepare import prepare_shard
 from megpt.errors import InputError, TooManyFailed
 from megpt.films.decode import UnreadableFilm, load_films
 from ray_jobs.generate import job as generate_job
 from ray_jobs.generate.job import Generate
-from ray_jobs.prepare import Prepare
-
-
-class LocalPrepare(Prepare):
-    def demand(self) -> None:
-        return None
-
-    def work(self, folder: Path) -> None:
-        for shard in self.left:
-            settings, archive = self.config.prepare, self.source.root
-            prepare_shard(folder, self.shards, shard, settings, archive=archive, max_pixels=10**6)
 
 
 class LocalGenerate(Generate):

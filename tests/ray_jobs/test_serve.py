@@ -116,19 +116,6 @@ def test_fifty_clients(service: Running, tiny_checkpoint: Path, ray_cluster: Non
     assert f'megpt_requests_total{{status="200"}} {CLIENTS:.1f}' in metrics
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield running
-        running.close()
-
-
 WATCH = """() => {
   window.drafts = [];
   new MutationObserver(() => window.drafts.push(document.getElementById("report").textContent))
