@@ -36,6 +36,7 @@ from megpt.data.members import is_member
 from megpt.data.shards import ShardList, ShardListWriter
 from megpt.data.studies import Listed, read_rows
 from megpt.errors import InputError
+from megpt.films.members import from_uri
 from megpt.films.remote import scheme_of
 from megpt.output import reopen
 from megpt.places import stamp
@@ -217,7 +218,7 @@ def film_state(listed: Listed) -> bytes:
 def _stamp(path: str | None) -> bytes:
     if path is None or scheme_of(path):  # a server's film is known by its name alone
         return b""
-    file = path.partition("#")[0] if is_member(path) else path
+    file = path.partition("#")[0] if is_member(path) else from_uri(path)[0]
     try:
         return stamp(file)
     except (OSError, ValueError):
