@@ -75,8 +75,8 @@ def wait_for_notice(cloud: str, server: str) -> float:
         time.sleep(POLL_S)
 
 
-def drain(seconds: float) -> int:
-    """Tell Ray that the node this runs on has so many seconds; returns the exit code of `ray drain-node`."""
+def drain(seconds: float) -> tuple[int, str]:
+    """Tell Ray that the node this runs on has so many seconds; the exit code of `ray drain-node`, and the node's id."""
     import ray
 
     ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
@@ -88,19 +88,23 @@ def drain(seconds: float) -> int:
     command += ["--deadline-remaining-seconds", str(max(1, int(seconds)))]
     code = subprocess.run(command, check=False).returncode
     print(f"spot_watch: node {node}, {seconds:.0f} s left, ray drain-node ended with {code}", flush=True)
-    return code
+    return code, node
 
 
-def busy() -> bool:
-    """Whether an actor or a task of Ray runs in this container, told by the names of the processes."""
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
+def busy(node: str) -> bool:
+    """Whether an actor or a task runs on this node: a process below its raylet that Ray has named after one."""
+    raylets, workers = set[str](), list[str]()
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            name = process.read_bytes().split(b"\0")[0].decode(errors="replace")
-        except OSError:
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            parent = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
+        except OSError:  # it has ended
             continue
-        if name.startswith("ray::") and name not in IDLE:
-            return True
-    return False
+        if f"--node_id={node}" in words:
+            raylets.add(process.name)
+        elif words[0].startswith("ray::") and words[0] not in IDLE:
+            workers.append(parent)
+    return not raylets.isdisjoint(workers)
 
 
 def main() -> int:
@@ -111,13 +115,13 @@ def main() -> int:
     if options.cloud == "kubernetes":
         left = float(os.environ.get("GRACE_S", GRACE_S)) - SPARE_S
         until = time.monotonic() + left
-        code = drain(left)
+        code, node = drain(left)
         # The hook holds SIGTERM back while workers need the time for their checkpoint.
-        while code == 0 and time.monotonic() < until and busy():
+        while code == 0 and time.monotonic() < until and busy(node):
             time.sleep(1)
         return code
     left = wait_for_notice(options.cloud, options.server or {"aws": AWS, "gcp": GCP}[options.cloud])
-    return drain(left - SPARE_S)
+    return drain(left - SPARE_S)[0]
 
 
 if __name__ == "__main__":

@@ -194,9 +194,10 @@ COMMANDS = {
     "train --config phantom --dry-run output=x": (2, 'next:  pip install "megpt[train]"'),
     "evaluate predictions=x output=y": (2, 'next:  pip install "megpt[metrics]"'),
     "prepare source=films output=x --dry-run": (0, "would read 2 studies"),
-    "generate source=films checkpoint=checkpoint output=y --dry-run": (0, "generate: "),
+    "generate source=films checkpoint=checkpoint model.llm=llm output=y --dry-run": (0, "generate: "),
+    "report films/a.png checkpoint=checkpoint model.llm=llm": (0, "not for clinical decisions"),
 }
-"""Command → exit code, and a part of what it says; films/ and checkpoint/ lie where it runs."""
+"""Command → exit code, and a part of what it says; films/, checkpoint/ and llm/ lie where it runs."""
 
 
 @pytest.fixture(scope="module")
@@ -219,19 +220,20 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # a busy machine is no wrong result
-def test_the_wheel_alone(alone: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_wheel_alone(alone: Path, tiny_checkpoint: Path, tiny_llm: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     (tmp_path / "films").mkdir()
     for name in ("a", "b"):
         Image.new("L", (64, 64), 100).save(tmp_path / "films" / f"{name}.png")
     shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    shutil.copytree(tiny_llm, tmp_path / "llm")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     for command, (code, text) in COMMANDS.items():
         words = [str(alone / "megpt"), *command.split()]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == code and text in done.stdout + done.stderr, (command, done.stdout, done.stderr)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "films"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "films", "llm"]
     where = [str(alone / "python"), "-c", "import megpt, ray_jobs; print(megpt.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert found.startswith(str(alone.parent))

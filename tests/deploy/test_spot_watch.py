@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -97,7 +98,25 @@ def test_ray_is_told(metadata: str, ray_nodes: RayNodes) -> None:
     assert told.returncode == 0, told.stdout + told.stderr
     found = re.search(r"node (\w+), (\d+) s left, ray drain-node ended with 0", told.stdout)
     assert found and found[1] == ray_nodes.head and 80 <= int(found[2]) <= 90
-    # a pod without workers does not hold its end back
+
+
+@pytest.mark.slow
+def test_a_pod_waits_for_its_workers(ray_nodes: RayNodes) -> None:
+    """It holds SIGTERM back while they run, and ends at once where none does."""
+    hold = "import ray, time; ray.init(); print('on', flush=True); "
+    hold += "ray.get(ray.remote(lambda: time.sleep(60)).remote())"
+    work = [sys.executable, "-c", hold]
+    with subprocess.Popen(work, env=ray_nodes.environment, stdout=subprocess.PIPE, text=True) as working:
+        assert working.stdout and working.stdout.readline() == "on\n"
+        deadline = time.monotonic() + 60
+        busy = load()["busy"]
+        try:
+            while not busy(ray_nodes.head):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            assert not busy("another node")
+        finally:
+            working.kill()
     hook = [sys.executable, str(WATCH), "kubernetes"]
-    ended = subprocess.run(hook, env=ray_nodes.environment, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(hook, env=ray_nodes.environment, capture_output=True, text=True, timeout=90)
     assert ended.returncode == 0, ended.stdout + ended.stderr
