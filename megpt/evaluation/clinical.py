@@ -115,11 +115,12 @@ class Labeler:
         reports = list(reports)
         cells = np.zeros((3, len(reports), len(CHEXPERT)), dtype=np.int8)
         cells[0] = MISSING
+        foreign = np.zeros(len(reports), dtype=bool)
         for row, report in enumerate(reports):
+            foreign[row] = _is_foreign(report)
             for name, values in self._report(report).items():
                 cells[:, row, _COLUMN[name]] = values
         unread = np.array([max(0, len(report) - LONGEST_REPORT) for report in reports], dtype=np.int32)
-        foreign = np.array([_is_foreign(report) for report in reports], dtype=bool)
         return Findings(cells[0], cells[1], cells[2], unread, foreign)
 
     def mentions(self, report: str) -> list[Mention]:
@@ -190,5 +191,6 @@ def _combined(readings: Sequence[Reading]) -> tuple[int, int, int]:
     return label, functools.reduce(lambda side, one: side | one.side, made, 0), max(one.size for one in made)
 
 
+@functools.lru_cache(maxsize=1)  # asked twice of each report
 def _is_foreign(report: str) -> bool:
     return is_foreign(report[:LONGEST_REPORT].lower())

@@ -8,6 +8,7 @@ already (as a generated one is); ROUGE-L would count a word between them, so run
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from megpt.recipe import UNKNOWN, Recipe, parse_recipe
 
 TOKENIZER = "whitespace"
 """The tokenizer named in metrics.json, unless the recipe has the PTB tokenizer."""
+_LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 MOST_FULL_STOPS = 0.05
 """More words than this that end in a full stop are taken for texts whose stops were not split off."""
 
@@ -105,7 +107,7 @@ class Cleaning:
 
 def is_blank(text: str | None) -> bool:
     """Whether a report says nothing: absent, or without a single letter or digit."""
-    return text is None or not any(c.isalnum() for c in text)
+    return text is None or _LETTER_OR_DIGIT.search(text) is None
 
 
 def scored_text(report: str | None, cleaner: str | Cleaning, *, reference: bool = False) -> str:

@@ -39,6 +39,8 @@ _CERTAIN = 2
 def is_foreign(text: str) -> bool:
     """Whether a lower-case text is written in another language, by its small words, accents and script."""
     words: Sequence[str] = _WORD.findall(text, 0, _READ)
-    foreign = sum(word in _FOREIGN or not word.isascii() for word in words)
-    english = sum(word in _ENGLISH for word in words)
+    foreign = sum(map(_FOREIGN.__contains__, words))
+    if not text.isascii():
+        foreign += sum(not word.isascii() and word not in _FOREIGN for word in words)
+    english = sum(map(_ENGLISH.__contains__, words))
     return foreign > english and (foreign >= _CERTAIN or not english)
