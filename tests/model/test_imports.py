@@ -55,7 +55,7 @@ def test_arrows() -> None:
 def test_loading_is_a_straight_walk() -> None:
     load = FILES["megpt.model.checkpoint.load"]
     helpers = {"megpt.model.configuration", "megpt.model.checkpoint.fingerprint", "megpt.model.lora"}
-    helpers |= {"megpt.model.checkpoint.places", "megpt.model.source"}
+    helpers |= {f"megpt.model.{name}" for name in ("checkpoint.fetch", "checkpoint.places", "source")}
     walk = {f"megpt.model.{name}" for name in ("prompts", "language", "vision")}
     assert imports_of(load) == helpers | walk
     callers = {name for name in FILES if "megpt.model.checkpoint.load" in imports_of(FILES[name])}
