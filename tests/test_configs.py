@@ -154,8 +154,7 @@ def two_cores(name: str) -> dict[str, Any]:
         "fit_prompts.terms": 4,
         "train.lr_vision": 2e-4,
         "train.warmup_steps": 40,
-        "train.balance": "findings",
-        "train.balance_power": 0.75,
+        "model.findings": True,
         "train.label_loss": 2.0,
         "train.save_every": 65,
         "train.keep": 1,
@@ -175,9 +174,9 @@ SMOLLM2 = {
     "model.llm_lora": True,
     "model.lora_alpha": 32,
     "train.precision": "bf16",
-    "train.epochs": 5.0,
+    "train.epochs": 3.0,
     "train.lr": 5e-4,
-    "train.val_every": 325.0,
+    "train.val_every": 195.0,
     "generate.precision": "bf16",
 }
 SHORT = {

@@ -34,6 +34,8 @@ class GenerateConfig(Section):
     """Divides the logits before sampling: below 1 sharpens the distribution (`do_sample`)."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Sample from the smallest set of tokens with at least this probability (`do_sample`)."""
+    findings_threshold: Fraction | None = None
+    """In place of the checkpoint's `model.findings_threshold`."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the model."""
     slots: Annotated[Positive, Indifferent] = 32

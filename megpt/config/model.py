@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from megpt.settings import Positive, Section
+from megpt.settings import Fraction, Positive, Section
 
 LOCAL_ENCODER = "local-dir:"
 
@@ -60,6 +60,12 @@ class ModelConfig(Section):
     """Sections of a study that its prompt holds, in this order; a study's empty ones are left out."""
     context_tokens: Positive = 64
     """Longest section in the prompt, in tokens with its heading; the rest is cut off."""
+    findings: bool = False
+    """Whether a head on the encoder's features tells 13 observations to the language model, a learnt token for each;
+    training teaches it with `train.label_loss`."""
+    findings_threshold: Fraction | None = None
+    """Probability from which an observation is told as present (`findings`); by default the one that gives the best
+    micro-F1 on the validation split at the end of training, and 0.2 where there is none."""
     lora_rank: Positive = 16
     """Rank of LoRA (`mode: delta`, and `llm_lora`)."""
     lora_alpha: Positive = 16

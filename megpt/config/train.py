@@ -52,7 +52,7 @@ class TrainConfig(Section):
     """A study is drawn (f_max / f)^power times as often as one without observations: f is the share of studies with its
     rarest observation, f_max that of the commonest; 1 balances them in full."""
     label_loss: float = Field(default=0, ge=0)
-    """Weight of a second loss: which of 14 observations the report calls present, told from the visual tokens alone."""
+    """Weight of a second loss: which of 13 observations the report states, told by the head of `model.findings`."""
     max_report_tokens: Positive = 100
     """Longest report that is learnt, in tokens (training only: references are never cut for scoring)."""
     loss_chunk: Annotated[Positive, Indifferent] = 256

@@ -17,6 +17,7 @@ import torch
 from PIL.Image import Image
 
 from megpt.config import GenerateConfig
+from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm
 from megpt.generation.decoding import Backend, Decoding, EngineItem, EngineResult
 from megpt.generation.engine import GenerationEngine
@@ -89,6 +90,8 @@ class ReportWriter:
         else:
             self.model, self.processor = load(str(checkpoint), generate.precision, device, llm)
         self.batch_size, self.film_side = generate.slots, self.processor.image_size
+        if generate.findings_threshold is not None:
+            self.model.config.findings_threshold = _told_from(generate.findings_threshold, self.model.config)
         self.context = Context.of(self.model.config, self.processor.tokenizer)
         self.context_counts = self.context.counts
         decoding = Decoding.from_config(generate, seed)
@@ -179,6 +182,16 @@ class _Stream:
         written = result.token_ids[:-1] if result.finish_reason == "stop" else result.token_ids
         text = self.writer.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
         return Prediction(study, text, prompt_id, len(result.token_ids), result.finish_reason)
+
+
+def _told_from(threshold: float, config: Any) -> float:
+    if not config.findings:
+        raise InputError(
+            f"generate.findings_threshold = {threshold:g}: this checkpoint tells no findings",
+            cause="it was trained without model.findings",
+            next="leave the setting out",
+        )
+    return threshold
 
 
 def load(checkpoint: str, precision: str, device: str | torch.device | None, llm: str | None = None) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from megpt.errors import InputError
 from megpt.model import language
 from megpt.model.checkpoint.fingerprint import files_fingerprint, fingerprint_of
 from megpt.model.configuration import MeGPTConfig
+from megpt.model.findings import FINDINGS
 from megpt.model.modeling import MeGPTForConditionalGeneration
 from megpt.model.processing import MeGPTImageProcessor, MeGPTProcessor
 from megpt.model.projector import reset
@@ -91,10 +92,13 @@ def build_model(
         torch.manual_seed(seed)
         model = MeGPTForConditionalGeneration(shape, vision=encoder, language_model=text_model, bank=bank)
     reset(model.projector, seed)
+    if model.findings is not None:
+        reset(model.findings, seed)
     cast(nn.Module, model).to(dtype)
     prefix, suffixes = model.prompt_ids()
     height, width = shape.grid
     most = len(prefix) + max(map(len, suffixes)) + height * width + len(config.context) * config.context_tokens
+    most += len(FINDINGS) if config.findings else 0
     model.check_context(most, 1)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id

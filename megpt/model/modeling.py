@@ -23,8 +23,8 @@ from megpt.model.checkpoint.load import load_model
 from megpt.model.checkpoint.save import Checkpointed
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.context import suffix_with
+from megpt.model.findings import Findings, findings_loss
 from megpt.model.generating import ReportGeneration
-from megpt.model.label_head import LabelHead
 from megpt.model.loss import IGNORED_LABEL, report_cross_entropy
 from megpt.model.projector import Projector
 from megpt.model.prompts import PromptBank
@@ -75,8 +75,10 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         config.layout, config.image_size = self.vision.layout, self.vision.image_size
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.bank = bank or PromptBank.fixed()
-        self.label_head: LabelHead | None = None
-        self.projector = Projector(self.vision.channels, self.get_input_embeddings().embedding_dim, config)
+        width = self.get_input_embeddings().embedding_dim
+        self.projector = Projector(self.vision.channels, width, config)
+        std = getattr(config.text_config, "initializer_range", 0.02)
+        self.findings = Findings(self.vision.channels, width, std=std) if config.findings else None
         # Prompts are chosen by the encoder as it was when they were fitted: a frozen copy if it is trained.
         own = config.mode == "deep" and self.bank.centroids is not None
         self.prompt_encoder = copy.deepcopy(self.vision) if own else None
@@ -103,14 +105,10 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
     def _freeze(self) -> None:
         idle = {f"vision.trunk.{name}" for name in self.vision.layout.get("idle", ())}
         for name, parameter in self.named_parameters():
-            trained = name.startswith("projector.") or ".lora_" in name
+            trained = name.startswith(("projector.", "findings.")) or ".lora_" in name
             trained |= name.startswith("vision.") and self.config.mode == "deep" and name not in idle
             parameter.requires_grad_(trained)
         self.train(self.training)
-
-    def add_label_head(self, *, scale: float, seed: int) -> None:
-        """Learn the observations of each study too, with this weight: `forward` then takes `observations`."""
-        self.label_head = LabelHead(self.get_input_embeddings().embedding_dim, scale=scale, seed=seed).to(self.dtype)
 
     def train(self, mode: bool = True) -> MeGPTForConditionalGeneration:
         """Training mode for the trained parts; frozen parts, and the encoder's batch statistics, stay as they are."""
@@ -145,12 +143,17 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
     # ---- films → tokens --------------------------------------------------------------------------------------------
 
     def encode(
-        self, pixel_values: Tensor | None, view_mask: Tensor | None = None, prompt_id: Tensor | None = None
+        self,
+        pixel_values: Tensor | None,
+        view_mask: Tensor | None = None,
+        prompt_id: Tensor | None = None,
+        observations: Tensor | None = None,
     ) -> VisualFeatures:
         """Films (B, V, 3, S, S) with the mask of real views (B, V) → `VisualFeatures`.
 
         The features of a study depend on its own films alone; padding views have no effect. `prompt_id` (B,) holds
-        prompts that are already known and need not be chosen again, and -1 for the others.
+        prompts that are already known and need not be chosen again, and -1 for the others. `observations` (B, 14) are
+        what the reports state, to be told in place of what the films show (`model.findings`).
 
         Raises:
             InputError: no films, a study without views, NaN pixels, or films of another size.
@@ -167,6 +170,7 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "shallow"):
             maps = self.vision(films)  # (R, C, h, w)
         prompt_id = self._prompt_id(films, maps, view_mask, prompt_id)
+        features = pooled(maps, view_mask) if self.findings is not None else None
         if self.config.global_only:
             maps = maps.mean((2, 3), keepdim=True)
         if self.config.views == "mean":
@@ -175,7 +179,11 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         else:
             flat, l2 = self.projector(maps)  # (R, n, H)
             tokens, mask = in_sequence(flat, view_mask)
-        return VisualFeatures(tokens, mask, prompt_id, l2)
+        if self.findings is None:
+            return VisualFeatures(tokens, mask, prompt_id, l2)
+        logits, told = self.findings(features, self.config.findings_threshold, observations)
+        tokens, mask = torch.cat((told, tokens), 1), F.pad(mask, (told.shape[1], 0), value=True)
+        return VisualFeatures(tokens, mask, prompt_id, l2, logits)
 
     @torch.no_grad()
     def _prompt_id(self, films: Tensor, maps: Tensor, view_mask: Tensor, known: Tensor | None) -> Tensor:
@@ -259,6 +267,7 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         prompt_id: Tensor | None = None,
         observations: Tensor | None = None,
         num_studies_in_batch: float | None = None,
+        label_loss: float = 0.0,
         context_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> MeGPTOutput:
@@ -269,10 +278,11 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
                 step, so that the gradient does not depend on how the step is split. The default is the mean.
             visual: features from `encode`, instead of pixels.
             prompt_id: as in `encode`.
-            observations, num_studies_in_batch: `present` and `studies` of the label head, where there is one.
+            observations, num_studies_in_batch: `stated` and `studies` of `findings_loss`, with `model.findings`.
+            label_loss: its weight.
             context_ids: what is known of each study beside its films, (B, C), from `megpt.model.context`.
         """
-        visual = visual or self.encode(pixel_values, view_mask, prompt_id)
+        visual = visual or self.encode(pixel_values, view_mask, prompt_id, observations)
         embeds, mask = self.assemble(visual, context_ids)
         head = language.vocabulary_head(self.language_model)
         if labels is None:
@@ -285,14 +295,15 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         hidden = language.hidden_states(self.language_model, embeds, mask)
         chunk = self.config.loss_chunk
         cross_entropy = report_cross_entropy(hidden, labels, head, chunk=chunk, items=num_items_in_batch)
-        label_loss = None
-        if self.label_head is not None and observations is not None:
-            label_loss = self.label_head(visual, observations, num_studies_in_batch or len(observations))
+        told = None
+        if visual.findings is not None and observations is not None:
+            studies = num_studies_in_batch or len(observations)
+            told = findings_loss(visual.findings, observations, studies=studies, scale=label_loss)
         return MeGPTOutput(
-            loss=sum((part for part in (visual.l2, label_loss) if part is not None), cross_entropy),
+            loss=sum((part for part in (visual.l2, told) if part is not None), cross_entropy),
             cross_entropy=cross_entropy,
             l2=visual.l2,
-            label_loss=label_loss,
+            label_loss=told,
             prompt_id=visual.prompt_id,
         )
 

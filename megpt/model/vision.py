@@ -204,13 +204,15 @@ def load_weights(encoder: VisionEncoder, name: str, weights: str, arguments: Map
 class VisualFeatures:
     """The films of a batch of studies as the language model gets them.
 
-    tokens (B, N, H); token_mask (B, N) bool, real tokens first; prompt_id (B,) long; l2: the penalty, a scalar.
+    tokens (B, N, H); token_mask (B, N) bool, real tokens first; prompt_id (B,) long; l2: the penalty, a scalar;
+    findings: the logits (B, 13) of `megpt.model.findings`, where the model tells them.
     """
 
     tokens: Tensor
     token_mask: Tensor
     prompt_id: Tensor
     l2: Tensor | None = None
+    findings: Tensor | None = None
 
 
 def check_films(films: Tensor, view_mask: Tensor, size: int) -> None:

@@ -246,6 +246,7 @@ def export(
     samples: Samples,
     failed: dict[str, str],
     origin: tuple[str, str],
+    ready: Callable[[nn.Module, Any], dict[str, Any]] = lambda model, processor: {},
 ) -> dict[str, Any]:
     """Write the Hugging Face folder from the best checkpoint by validation, or else from the newest one.
 
@@ -254,6 +255,7 @@ def export(
         shapes: of the trained parameters, as the model was built (the engine may have changed them).
         failed: study id → reason, of the films that could not be decoded during training.
         origin: path and format of the source of the studies.
+        ready: gets the model, which then holds the weights to be written, and the processor; adds to the summary.
 
     Returns:
         The summary of the run, for `_SUCCESS`.
@@ -266,7 +268,10 @@ def export(
     for key, value in chosen.tensors().items():
         role, name = key.split("/", 1)
         if role in (MASTER, BUFFER):
-            weights[name] = value.to(weights[name].dtype).view(shapes.get(name, value.shape))
+            own = weights[name]
+            weights[name] = value.to(own.dtype).view(shapes.get(name, value.shape))
+            own.detach().copy_(weights[name])
+    more = ready(model, processor)
     scores = {"best_metric": best[1]} if best else None
     model.save_pretrained(output, state_dict=weights, scores=scores)  # pyrefly: ignore[not-callable]
     processor.save_pretrained(output)
@@ -281,6 +286,7 @@ def export(
         "left_out": samples.left_out,
         "missing": len(samples.failed),
         "failed": len(rows),
+        **more,
     }
 
 

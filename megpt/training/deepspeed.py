@@ -130,6 +130,21 @@ def check_cache(config: Config) -> None:
         )
 
 
+def check_findings(config: Config) -> None:
+    """Raise InputError for `model.findings` without the loss that teaches it, or for the loss without the head."""
+    if config.model.findings and not config.train.label_loss:
+        raise InputError(
+            "model.findings needs train.label_loss above 0",
+            cause="nothing else teaches the head which observations the films show",
+            next="set train.label_loss=2, or model.findings=false",
+        )
+    if config.train.label_loss and not config.model.findings:
+        raise InputError(
+            f"train.label_loss = {config.train.label_loss:g} has no effect without model.findings",
+            next="set model.findings=true, or train.label_loss=0",
+        )
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))

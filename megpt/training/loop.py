@@ -35,7 +35,7 @@ from megpt.places.whole import put_tree, staged
 from megpt.progress import log
 from megpt.training.batches import Loader
 from megpt.training.checkpoints import CheckpointStore, export
-from megpt.training.deepspeed import check_cache, zero_stage
+from megpt.training.deepspeed import check_cache, check_findings, zero_stage
 from megpt.training.engine import ensure_process_group, local_device, set_learning_rate, share_machine, whole_model
 from megpt.training.log import Logbook
 from megpt.training.memo import open_memo
@@ -88,8 +88,6 @@ def make_parts(config: Config, observe: Observe | None = None) -> Parts:
         loss_chunk=config.train.loss_chunk,
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
     )
-    if config.train.label_loss:
-        model.add_label_head(scale=config.train.label_loss, seed=config.seed)
     if config.checkpoint:
         start = start_from(model, local_folder(config.checkpoint))
         if dist.get_rank() == 0:
@@ -159,6 +157,7 @@ def train_loop(
             or from those that the run began with.
     """
     check_cache(config)
+    check_findings(config)
     ensure_process_group(config.train.timeout_s)
     share_machine()
     made, hooks, train = parts(), hooks or Hooks(), config.train
@@ -199,6 +198,7 @@ def train_loop(
                     samples=samples,
                     failed=run.failed,
                     origin=training_origin(config),
+                    ready=hooks.exported,
                 )
                 if rank == 0
                 else None
@@ -249,7 +249,8 @@ def take_step(run: Run) -> None:
         tensors = {name: getattr(batch, name) for name in ("pixel_values", "view_mask", "labels")}
         if batch.observations is not None:
             tensors["observations"] = batch.observations
-            whole["num_studies_in_batch"] = len(loader.order.batch(step)) / passes
+            studies = len(loader.order.batch(step)) / passes
+            whole |= {"num_studies_in_batch": studies, "label_loss": run.config.train.label_loss}
         if batch.context_ids is not None:
             tensors["context_ids"] = batch.context_ids
         inputs = {name: tensor.to(run.meter.device, non_blocking=True) for name, tensor in tensors.items()}

@@ -44,10 +44,19 @@ def open_observations(
 def _read(studies: Iterable[Study], section: str, observe: Observe) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
     stream = iter(studies)
     while group := list(islice(stream, BATCH)):
-        told = observe([getattr(study, section) or "" for study in group])
-        for study, row in zip(group, told, strict=True):
-            labels = study.labels
-            yield study.study_id, np.array([labels.get(name) == 1 for name in CHEXPERT]) if labels else row
+        for study, row in zip(group, stated_by(group, section, observe), strict=True):
+            yield study.study_id, row
+
+
+def stated_by(studies: list[Study], section: str, observe: Observe) -> npt.NDArray[np.bool_]:
+    """(N, 14): the archive's own labels of a study, else what its report says."""
+    read = observe([getattr(study, section) or "" for study in studies])
+    return np.stack(
+        [
+            np.array([study.labels.get(name) == 1 for name in CHEXPERT]) if study.labels else row
+            for study, row in zip(studies, read, strict=True)
+        ]
+    )
 
 
 def rarity(present: npt.NDArray[np.bool_], *, power: float) -> npt.NDArray[np.float64]:

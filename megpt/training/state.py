@@ -56,6 +56,7 @@ class Hooks:
     row: called with each log row, on worker 0.
     validate: (model, processor) → scores; every worker calls it, and gets the same scores.
     best: scores → the number that picks the best checkpoint.
+    exported: (model, processor) → more of the run's summary; called on worker 0 with the weights to be exported.
     """
 
     preempted: Callable[[], bool] = lambda: False
@@ -63,6 +64,7 @@ class Hooks:
     row: Callable[[dict[str, float]], None] = lambda figures: None
     validate: Callable[[nn.Module, Any], dict[str, float]] | None = None
     best: Callable[[dict[str, float]], float] = field(default=lambda scores: 0.0)
+    exported: Callable[[nn.Module, Any], dict[str, Any]] = lambda model, processor: {}
 
 
 @dataclass

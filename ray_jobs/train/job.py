@@ -29,7 +29,7 @@ from megpt.model.prompts import CENTROIDS, PROMPTS
 from megpt.output import SUCCESS, Output
 from megpt.places import is_address, place
 from megpt.progress import log
-from megpt.training.deepspeed import check_batch_sizes, check_cache, deepspeed_settings
+from megpt.training.deepspeed import check_batch_sizes, check_cache, check_findings, deepspeed_settings
 from megpt.training.log import check_loggers
 from megpt.training.samples import input_fingerprint, weights_fingerprint
 from ray_jobs.failures import PREEMPTED, cause_of, known_failure
@@ -129,6 +129,12 @@ class Train(Job):
     def tell(self, folder: Path, summary: dict[str, Any]) -> None:
         used, failed = summary["studies"], summary["failed"]
         log(f"{folder}: {summary['steps']} steps on {used} studies, {failed} without a readable film")
+        if found := summary.get("findings"):
+            threshold, n = found["threshold"], found["studies"]
+            chosen = (
+                f"the best on {n} val studies, micro-F1 {found['micro_f1']:.3f}" if n else "no val split to choose on"
+            )
+            log(f"train: findings are told from a probability of {threshold}: {chosen}")
 
     def verdict(self, folder: Path, summary: dict[str, Any]) -> None:
         failed = summary["failed"]
@@ -155,6 +161,7 @@ def check(config: Config) -> None:
     learnable(config.data.cleaner)
     check_loggers(config.train)
     check_cache(config)
+    check_findings(config)
 
 
 def with_usable_backend(config: Config) -> Config:

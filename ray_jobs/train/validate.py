@@ -72,28 +72,29 @@ def write_reports(config: Config, model: Any, processor: Any, studies: Iterator[
     """(study id, report, whole reference) of each study; a study that fails has an empty report and counts."""
     from megpt.generation.writer import ReportWriter
 
-    def films() -> Iterator[tuple[Study, Any]]:
-        for study in studies:
-            try:
-                yield (
-                    study,
-                    load_films(
-                        study,
-                        size=processor.image_size,
-                        max_views=config.data.max_views,
-                        max_pixels=config.data.max_pixels,
-                    ),
-                )
-            except UnreadableFilm as error:
-                yield study, error
-
     writer = ReportWriter((model, processor), config.generate, config.seed)
     written = []
-    for prediction in writer.write(films()):
+    for prediction in writer.write(with_films(config, processor, studies)):
         reference = getattr(prediction.study, config.data.section)
         if reference and clean(reference, config.data.cleaner).strip():
             written.append((prediction.study.study_id, prediction.report or "", reference))
     return written
+
+
+def with_films(config: Config, processor: Any, studies: Iterator[Study]) -> Iterator[tuple[Study, Any]]:
+    for study in studies:
+        try:
+            yield (
+                study,
+                load_films(
+                    study,
+                    size=processor.image_size,
+                    max_views=config.data.max_views,
+                    max_pixels=config.data.max_pixels,
+                ),
+            )
+        except UnreadableFilm as error:
+            yield study, error
 
 
 def score(config: Config, shares: list[list[tuple[str, str, str]]]) -> dict[str, float]:

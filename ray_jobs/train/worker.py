@@ -36,6 +36,7 @@ def worker(arguments: dict[str, Any]) -> None:
     with uncollected():
         from megpt.training.loop import Hooks, make_parts, train_loop
         from megpt.training.samples import drop_samples
+        from ray_jobs.train.threshold import threshold_setter
         from ray_jobs.train.validate import best_score, validator
 
     logging.getLogger(ray_private.report_logger()).setLevel(logging.WARNING)
@@ -46,6 +47,7 @@ def worker(arguments: dict[str, Any]) -> None:
         row=gauges(),
         validate=validator(config) if config.train.val_every is not None else None,
         best=lambda scores: best_score(scores, config.train.best_metric),
+        exported=threshold_setter(config, observe),
     )
     try:
         require_gpu(config.cluster)

@@ -7,8 +7,9 @@
 - observations are the archive's labels, or what its report says, in the samples' order; read once a node
 - the label loss is the mean cross-entropy over studies and observations; rows without labels add nothing, and parts of
   a batch add up to the whole
+- the language model is told what the report states, else what the films show at the threshold
 - a run with all three resumes where it was killed, gives the same curve on two workers under ZeRO-3 and with kept
-  features, and its checkpoint does not hold the head
+  features, and its checkpoint holds the head and the tokens
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from small_runs import make_studies
 from torch import nn
 from training_groups import losses, run_group
 
-from megpt.config import DataConfig, TrainConfig
-from megpt.model.label_head import LabelHead
-from megpt.model.vision import VisualFeatures
+from megpt.config import DataConfig, TrainConfig, load_config
+from megpt.errors import InputError
+from megpt.model import MeGPTForConditionalGeneration
+from megpt.model.findings import FINDINGS, Findings, findings_loss
 from megpt.study import CHEXPERT
+from megpt.training.deepspeed import check_findings
 from megpt.training.engine import parameter_groups, set_learning_rate
 from megpt.training.loop import make_parts, train_loop
 from megpt.training.observations import FILE, open_observations, rarity
@@ -100,27 +103,44 @@ def test_observations_of_the_samples(tmp_path: Path) -> None:
 
 
 def test_the_label_loss() -> None:
-    head = LabelHead(6, scale=2.0, seed=0)
-    tokens, mask = torch.randn(3, 5, 6), torch.ones(3, 5, dtype=torch.bool)
-    mask[1, 3:] = False
-    visual = VisualFeatures(tokens, mask, torch.zeros(3, dtype=torch.long))
-    present = torch.tensor(np.eye(3, 14), dtype=torch.float32)
-    mean = torch.stack([tokens[0].mean(0), tokens[1, :3].mean(0), tokens[2].mean(0)])
-    logits = nn.functional.linear(mean, head.weight, head.bias)
-    expected = 2 * nn.functional.binary_cross_entropy_with_logits(logits, present)
-    torch.testing.assert_close(head(visual, present, 3), expected)
-    parts = [
-        head(VisualFeatures(tokens[rows], mask[rows], visual.prompt_id[rows]), present[rows], 3)
-        for rows in (slice(0, 1), slice(1, 3))
-    ]
+    logits, stated = torch.randn(3, 13), torch.tensor(np.eye(3, 14), dtype=torch.float32)
+    told = stated[:, [column for column, name in enumerate(CHEXPERT) if name != "No Finding"]]
+    expected = 2 * nn.functional.binary_cross_entropy_with_logits(logits, told)
+    torch.testing.assert_close(findings_loss(logits, stated, studies=3, scale=2.0), expected)
+    parts = [findings_loss(logits[rows], stated[rows], studies=3, scale=2.0) for rows in (slice(0, 1), slice(1, 3))]
     torch.testing.assert_close(sum(parts), expected)
-    known = 2 * nn.functional.binary_cross_entropy_with_logits(logits[1:], present[1:])
-    present[0] = torch.nan
-    torch.testing.assert_close(head(visual, present, 2), known)
+    known = 2 * nn.functional.binary_cross_entropy_with_logits(logits[1:], told[1:])
+    stated[0] = torch.nan
+    torch.testing.assert_close(findings_loss(logits, stated, studies=2, scale=2.0), known)
+
+
+def test_what_is_told() -> None:
+    findings = Findings(6, 4)
+    features, absent, present = torch.randn(3, 6), findings.tokens[:, 0], findings.tokens[:, 1]
+    stated = torch.full((3, 14), torch.nan)
+    stated[0] = 0
+    stated[0, EFFUSION] = 1
+    place = FINDINGS.index("Pleural Effusion")
+    logits, tokens = findings(features, 0.5, stated)
+    assert torch.equal(tokens[0, place], present[place])
+    assert torch.equal(tokens[0, :place], absent[:place]) and torch.equal(tokens[0, place + 1 :], absent[place + 1 :])
+    seen = torch.where((logits > 0)[..., None], present, absent)  # nobody knows: what the films show
+    assert torch.equal(tokens[1:], seen[1:]) and not torch.equal(tokens[0], seen[0])
+    assert torch.equal(findings(features, 0.0)[1], present.expand(3, -1, -1))
+    assert torch.equal(findings(features, 1.0)[1], absent.expand(3, -1, -1))
+
+
+def test_the_loss_and_its_head_need_each_other() -> None:
+    with pytest.raises(InputError, match=r"model.findings needs train.label_loss above 0"):
+        check_findings(load_config(overrides=["model.findings=true"]))
+    with pytest.raises(InputError, match=r"train.label_loss = 2 has no effect without model.findings"):
+        check_findings(load_config(overrides=["train.label_loss=2"]))
+    check_findings(load_config(overrides=["model.findings=true", "train.label_loss=2"]))
 
 
 ALL = {
     "train__label_loss": 1.0,
+    "model__findings": True,
     "train__balance": "findings",
     "train__lr_vision": 1e-3,
     "model__mode": "deep",
@@ -150,7 +170,11 @@ def test_a_run_with_all_three(settings, tmp_path: Path) -> None:
     rows = (tmp_path / "one" / "log.jsonl").read_text()
     assert rows.count('"label_loss": ') == 6
     weights = load_file(tmp_path / "one" / "model.safetensors")
-    assert not [name for name in weights if "label_head" in name]
+    assert {name for name in weights if "findings" in name} == {
+        f"findings.{n}" for n in ("head.weight", "head.bias", "tokens")
+    }
+    model = MeGPTForConditionalGeneration.from_pretrained(tmp_path / "one")
+    assert torch.equal(model.findings.tokens, weights["findings.tokens"])
 
     # Back to the checkpoint after three steps: the last three again, to the same weights.
     steps = tmp_path / "resumed" / "steps"

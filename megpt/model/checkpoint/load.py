@@ -76,6 +76,8 @@ def load_model(
         original = restored_encoder("prompt_encoder", config, tensors, vision_weights, folder)
         model.prompt_encoder.load_state_dict(original.state_dict())
     _restore(model.projector, _part(tensors, "projector"), folder)
+    if model.findings is not None:
+        _restore(model.findings, _part(tensors, "findings"), folder)
     if config.mode == "delta":
         lora.load_adapters(model.vision.trunk, folder / lora.VISION_ADAPTER)
     if config.llm_lora:

@@ -141,12 +141,12 @@ class Checkpointed(PreTrainedModel):
 def _held(state: Mapping[str, Tensor], config: MeGPTConfig) -> dict[str, Tensor]:
     """The tensors that go to model.safetensors, with their names there.
 
-    LoRA goes to folders of its own; what only training needs is not held.
+    LoRA goes to folders of its own.
     """
     return {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in state.items()
-        if name.split(".")[0] not in (*config.left_out, "label_head") and ".lora_" not in name
+        if name.split(".")[0] not in config.left_out and ".lora_" not in name
     }
 
 
