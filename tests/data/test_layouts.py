@@ -179,7 +179,7 @@ def test_rsna(tmp_path):
 
 
 def test_rexgradient(tmp_path):
-    for split in ("train", "valid"):
+    for split in ("train", "valid", "test"):
         path = f"deid_png/P{split}/A/studies/1.2/series/3/instances/{split}.png"
         write(tmp_path / path, png())
         entry = {
@@ -190,13 +190,18 @@ def test_rexgradient(tmp_path):
             "Findings": "Clear.\n",
             "Impression": "Normal.",
         }
-        write(tmp_path / f"metadata/{split}_metadata_view_position.json", json.dumps({f"p_{split}": entry}))
+        if split == "test":  # a split without the file of views
+            entry.pop("ImageViewPosition")
+        else:
+            write(tmp_path / f"metadata/{split}_metadata_view_position.json", json.dumps({f"p_{split}": entry}))
+        write(tmp_path / f"metadata/{split}_metadata.json", json.dumps({f"p_{split}": entry}))
     write(tmp_path / "metadata/train_metadata.csv", "id,Findings\np_train,Clear.\n")
     source, studies = read(tmp_path)
     assert source.format == "rexgradient" and readable(studies)
     assert [(s.study_id, s.subject_id, s.split) for s in studies.values()] == [
         ("p_train", "Ptrain", "train"),
         ("p_valid", "Pvalid", "val"),
+        ("p_test", "Ptest", "test"),
     ]
     first = studies["p_train"]
     assert (first.report, first.impression, first.views[0].position) == ("Clear. Normal.", "Normal.", "PA")

@@ -3,6 +3,8 @@
 metadata/train_metadata_view_position.json:
     {"<id>": {"StudyInstanceUid", "PatientID", "ImagePath": ["../deid_png/…"], "ImageViewPosition": ["PA", …],
               "Indication", "Comparison", "Findings", "Impression", …}, …}
+
+Where a split has no such file, its train_metadata.json is read: the same without the views.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
 from megpt.places import is_dir, place
 
-PATTERN = "*_metadata_view_position.json"
+PATTERN, WITHOUT_VIEWS = "*_metadata_view_position.json", "*_metadata.json"
 FOLDERS = ("", "images", "metadata", "data", "data/images")
 
 
@@ -74,13 +76,19 @@ class RexgradientSource(TabularSource):
 
 
 def _files(path: Path, data: DataConfig) -> list[Path]:
-    if data.annotations:
-        given = place(data.annotations)
-        found = [given] if given.is_file() else sorted(given.glob(PATTERN))
-    elif path.is_file():
-        found = [path]
+    place_of = place(data.annotations) if data.annotations else path
+    if place_of.is_file():
+        found = [place_of] if place_of.match(PATTERN) or place_of.match(WITHOUT_VIEWS) else []
     else:
-        found = sorted(path.glob(PATTERN)) or sorted(path.glob(f"metadata/{PATTERN}"))
+        found = _of_splits(place_of) or _of_splits(place_of / "metadata")
     order = ("train", "val", "test", "")
-    wanted = [file for file in found if file.match(PATTERN)]
-    return sorted(wanted, key=lambda file: order.index(split_of_path(file.name)))
+    return sorted(found, key=lambda file: order.index(split_of_path(file.name)))
+
+
+def _of_splits(folder: Path) -> list[Path]:
+    """One file a split. The name without views is a common one: it counts beside films of this archive only."""
+    found = {split_of_path(file.name): file for file in sorted(folder.glob(PATTERN))}
+    if any(is_dir(root / name / "deid_png") for root in (folder, folder.parent) for name in FOLDERS):
+        for file in sorted(folder.glob(WITHOUT_VIEWS)):
+            found.setdefault(split_of_path(file.name), file)
+    return list(found.values())
