@@ -20,7 +20,8 @@ def reason(error: Exception) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a smaller batch may help; torch has no class of its own for the CPU's allocator."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    words = ("not enough memory", "can't allocate memory")  # of torch on Windows and elsewhere
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def release(error: Exception) -> None:

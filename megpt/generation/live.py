@@ -23,8 +23,9 @@ from PIL.Image import Image
 from megpt.errors import InputError
 from megpt.generation.cache import slot_attention
 from megpt.generation.decoding import EngineItem, EngineResult
-from megpt.generation.engine import GenerationEngine, Loop
+from megpt.generation.engine import GenerationEngine
 from megpt.generation.faults import halve_until_alone, reason
+from megpt.generation.loop import Loop
 from megpt.generation.writer import Prediction, ReportWriter, failed
 from megpt.study import Study
 

@@ -17,12 +17,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bare_models import END, SHAPES, Prompted, language_model, studies
 
 from megpt.errors import InputError
 from megpt.generation import Decoding, EngineItem, EngineResult, GenerationEngine, HFBackend
+from megpt.generation.cache import SlotCache
 
 GREEDY = Decoding(max_new_tokens=30)
 PENALISED = Decoding(max_new_tokens=30, repetition_penalty=2.0, min_new_tokens=5)
@@ -191,6 +194,45 @@ def test_out_of_memory_is_survived_with_fewer_slots() -> None:
     model = language_model()
     Fails(model, torch.OutOfMemoryError("CUDA out of memory"), largest_batch=3)
     assert engine(model, PAPER, items, slots=8) == clean
+
+
+CANNOT_ALLOCATE = (
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+)
+
+
+@pytest.mark.parametrize("error", CANNOT_ALLOCATE, ids=["cuda", "cpu"])
+def test_buffers_that_memory_does_not_suffice_for(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    items = studies(14)
+    clean = engine(language_model(), PAPER, items)
+    tried: list[tuple[int, int]] = []
+
+    class Small(SlotCache):
+        def __init__(self, slots: int, width: int):
+            tried.append((slots, width))
+            if slots > 3:
+                raise error
+            super().__init__(slots, width)
+
+    monkeypatch.setattr("megpt.generation.engine.SlotCache", Small)
+    assert engine(language_model(), PAPER, items, slots=8) == clean
+    assert [slots for slots, _ in tried[:3]] == [8, 4, 2]
+
+    # One study is too long even alone: it fails, and the others are written in as many slots as they fit in.
+    giant = replace(items[3], tokens=items[3].tokens.repeat(8, 1))
+    limit = max(width for _, width in tried)
+
+    class Narrow(SlotCache):
+        def __init__(self, slots: int, width: int):
+            if width > limit:
+                raise error
+            super().__init__(slots, width)
+
+    monkeypatch.setattr("megpt.generation.engine.SlotCache", Narrow)
+    found = engine(language_model(), PAPER, [*items[:3], giant, *items[4:]], slots=4)
+    assert found[giant.key].error == "out of memory"
+    assert all(found[item.key] == clean[item.key] for item in items if item.key != giant.key)
 
 
 def test_a_step_that_fails_for_all_but_few_rows_is_survived() -> None:
