@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
@@ -18,14 +18,26 @@ from megpt.generation.decoding import EngineItem, EngineResult
 from megpt.generation.faults import is_out_of_memory, reason, release
 from megpt.generation.slots import Slots
 
-if TYPE_CHECKING:
-    from megpt.generation.engine import GenerationEngine
+
+class Passes(Protocol):
+    """What a loop needs of `GenerationEngine`, which says more."""
+
+    slots: int
+    refill: int
+    poll: int
+    end: tuple[int, ...]
+
+    def open(self, first: EngineItem, *, forced: bool, slots: int | None = None) -> Slots: ...
+
+    def prefill(self, slots: Slots, rows: list[int], items: list[EngineItem]) -> None: ...
+
+    def prompt_length(self, item: EngineItem, *, longest: bool = False) -> int: ...
 
 
 class Loop:
     """Admits, steps, harvests."""
 
-    def __init__(self, engine: GenerationEngine, items: Iterator[EngineItem]):
+    def __init__(self, engine: Passes, items: Iterator[EngineItem]):
         self.engine, self.items = engine, items
         self.exhausted = False
         self.waiting: deque[EngineItem] = deque()

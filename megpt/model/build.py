@@ -91,21 +91,24 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MeGPTForConditionalGeneration(shape, vision=encoder, language_model=text_model, bank=bank)
-    reset(model.projector, seed)
-    if model.findings is not None:
-        reset(model.findings, seed)
+    for part in filter(None, (model.projector, model.findings)):
+        reset(part, seed)
     cast(nn.Module, model).to(dtype)
-    prefix, suffixes = model.prompt_ids()
-    height, width = shape.grid
-    most = len(prefix) + max(map(len, suffixes)) + height * width + len(config.context) * config.context_tokens
-    most += len(FINDINGS) if config.findings else 0
-    model.check_context(most, 1)
+    model.check_context(_longest_prompt(model, config), 1)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     decoding = model.generation_config
     decoding.eos_token_id = language.end_ids(tokenizer, decoding, text_model.config)
     processor = MeGPTProcessor(build_image_processor(encoder), tokenizer)
     return model, processor
+
+
+def _longest_prompt(model: MeGPTForConditionalGeneration, config: ModelConfig) -> int:
+    """Tokens of the longest prompt of a study with one film."""
+    prefix, suffixes = model.prompt_ids()
+    height, width = model.config.grid
+    visual = height * width + (len(FINDINGS) if config.findings else 0)
+    return len(prefix) + visual + max(map(len, suffixes)) + len(config.context) * config.context_tokens
 
 
 def _with_absolute_paths(config: ModelConfig, llm: str) -> ModelConfig:

@@ -10,10 +10,13 @@ Source: diagnosis-driven prompts (Jin et al., "PromptMRG", AAAI 2024), with lear
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megpt.model.vision import VisualFeatures
 from megpt.study import CHEXPERT
 
 FINDINGS = tuple(name for name in CHEXPERT if name != "No Finding")
@@ -23,8 +26,19 @@ THRESHOLD = 0.2
 COLUMNS = [CHEXPERT.index(name) for name in FINDINGS]
 
 
-class Findings(nn.Module):
-    """Features of a study (B, C) → logits of its observations (B, 13) and tokens that say them (B, 13, H).
+class _Words(nn.Embedding):
+    """Embeddings as large as those of the language model's words."""
+
+    def __init__(self, count: int, width: int, std: float):
+        self.std = std
+        super().__init__(count, width)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.std)
+
+
+class FindingsHead(nn.Module):
+    """Features of a study (B, C) → logits of its observations (B, 13), and tokens for them (B, 13, H).
 
     Args:
         channels: C of the encoder. hidden: H of the language model.
@@ -33,18 +47,16 @@ class Findings(nn.Module):
 
     def __init__(self, channels: int, hidden: int, *, std: float = 0.02):
         super().__init__()
-        self.std = std
+        self.scale = 0.0
+        """The weight of `loss` beside that of the text (`train.label_loss`)."""
         self.norm = nn.LayerNorm(channels, elementwise_affine=False)
         self.head = nn.Linear(channels, len(FINDINGS))
-        self.tokens = nn.Parameter(torch.empty(len(FINDINGS), 2, hidden))  # absent, present
-        self.reset_parameters()
+        self.tokens = _Words(2 * len(FINDINGS), hidden, std)  # of each observation: absent, present
 
-    def reset_parameters(self) -> None:
-        """Tokens like those of words; the head draws its own."""
-        nn.init.normal_(self.tokens, std=self.std)
-
-    def forward(self, features: Tensor, threshold: float | None, stated: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (B, 13) float32, and the tokens of what is present (B, 13, H).
+    def forward(
+        self, visual: VisualFeatures, features: Tensor, threshold: float | None, stated: Tensor | None = None
+    ) -> VisualFeatures:
+        """`visual` with its logits (B, 13) float32, and with 13 tokens that say what is present, in front.
 
         Args:
             features: (B, C), the mean of the study's feature maps.
@@ -56,21 +68,25 @@ class Findings(nn.Module):
         if stated is not None:
             known = stated[:, COLUMNS]
             present = torch.where(known.isnan(), present, known > 0)
-        absent, told = self.tokens.unbind(1)
-        return logits, torch.where(present[:, :, None], told, absent)
+        tokens = self.tokens(2 * torch.arange(len(FINDINGS), device=present.device) + present)
+        return replace(
+            visual,
+            tokens=torch.cat((tokens, visual.tokens), 1),
+            token_mask=F.pad(visual.token_mask, (len(FINDINGS), 0), value=True),
+            findings=logits,
+        )
 
+    def loss(self, logits: Tensor, stated: Tensor, studies: float) -> Tensor:
+        """`scale` times the mean binary cross-entropy over studies and observations, a scalar.
 
-def findings_loss(logits: Tensor, stated: Tensor, *, studies: float, scale: float) -> Tensor:
-    """`scale` times the mean binary cross-entropy over studies and observations, a scalar.
-
-    Args:
-        logits: (B, 13). stated: (B, 14) 1 or 0; a row of NaN is a study without labels and adds nothing.
-        studies: divides the sum: the studies of the whole optimizer step.
-    """
-    known = stated[:, COLUMNS]
-    weight = (~known.isnan()).float()
-    losses = F.binary_cross_entropy_with_logits(logits, known.nan_to_num(0), weight=weight, reduction="sum")
-    return scale * losses / (known.shape[1] * studies)
+        Args:
+            logits: (B, 13). stated: (B, 14) 1 or 0; a row of NaN is a study without labels and adds nothing.
+            studies: divides the sum: the studies of the whole optimizer step.
+        """
+        known = stated[:, COLUMNS]
+        weight = (~known.isnan()).float()
+        losses = F.binary_cross_entropy_with_logits(logits, known.nan_to_num(0), weight=weight, reduction="sum")
+        return self.scale * losses / (known.shape[1] * studies)
 
 
 def best_threshold(probabilities: Tensor, stated: Tensor) -> tuple[float, float]:

@@ -17,11 +17,11 @@ WHOLE_LENGTHS = {name: getattr(GenerationConfig(), name) for name in ("min_lengt
 
 
 class ReportGeneration:
-    """The method `generate` of a model with `encode`, `assemble`, `check_context` and a `language_model`."""
+    """The method `generate` of a model with a `config`, `encode`, `assemble` and a `language_model`."""
 
     encode: Any
     assemble: Any
-    check_context: Any
+    config: Any
     language_model: Any
     generation_config: Any
 
@@ -78,3 +78,14 @@ class ReportGeneration:
         if penalty not in (None, 1.0):
             own = RepetitionPenaltyLogitsProcessor(penalty=float(penalty))
             kwargs["logits_processor"] = LogitsProcessorList([own, *(kwargs.get("logits_processor") or [])])
+
+    def check_context(self, prompt: int, report: int) -> None:
+        """Raise InputError when a prompt and a report of these lengths do not fit the language model's context."""
+        longest = self.config.longest
+        if longest is not None and prompt + report > longest:
+            raise InputError(
+                f"the prompt's {prompt} tokens and {report} report tokens exceed the model's context of {longest}",
+                cause="a long text in prompts.yaml, many views with model.views = concat, or a small context",
+                next="shorten the prompts, set model.views=mean, or lower model.context_tokens, max_new_tokens or "
+                "train.max_report_tokens",
+            )

@@ -23,7 +23,7 @@ from megpt.model.checkpoint.load import load_model
 from megpt.model.checkpoint.save import Checkpointed
 from megpt.model.configuration import MeGPTConfig
 from megpt.model.context import suffix_with
-from megpt.model.findings import Findings, findings_loss
+from megpt.model.findings import FindingsHead
 from megpt.model.generating import ReportGeneration
 from megpt.model.loss import IGNORED_LABEL, report_cross_entropy
 from megpt.model.projector import Projector
@@ -78,7 +78,7 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         width = self.get_input_embeddings().embedding_dim
         self.projector = Projector(self.vision.channels, width, config)
         std = getattr(config.text_config, "initializer_range", 0.02)
-        self.findings = Findings(self.vision.channels, width, std=std) if config.findings else None
+        self.findings = FindingsHead(self.vision.channels, width, std=std) if config.findings else None
         # Prompts are chosen by the encoder as it was when they were fitted: a frozen copy if it is trained.
         own = config.mode == "deep" and self.bank.centroids is not None
         self.prompt_encoder = copy.deepcopy(self.vision) if own else None
@@ -179,11 +179,10 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         else:
             flat, l2 = self.projector(maps)  # (R, n, H)
             tokens, mask = in_sequence(flat, view_mask)
-        if self.findings is None:
-            return VisualFeatures(tokens, mask, prompt_id, l2)
-        logits, told = self.findings(features, self.config.findings_threshold, observations)
-        tokens, mask = torch.cat((told, tokens), 1), F.pad(mask, (told.shape[1], 0), value=True)
-        return VisualFeatures(tokens, mask, prompt_id, l2, logits)
+        visual = VisualFeatures(tokens, mask, prompt_id, l2)
+        if self.findings is not None:
+            visual = self.findings(visual, features, self.config.findings_threshold, observations)
+        return visual
 
     @torch.no_grad()
     def _prompt_id(self, films: Tensor, maps: Tensor, view_mask: Tensor, known: Tensor | None) -> Tensor:
@@ -244,17 +243,6 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         mask = torch.stack([F.pad(row.new_ones(len(row)), (longest - len(row), 0)) for row in rows]).long()
         return embeds, mask
 
-    def check_context(self, prompt: int, report: int) -> None:
-        """Raise InputError when a prompt and a report of these lengths do not fit the language model's context."""
-        longest = self.config.longest
-        if longest is not None and prompt + report > longest:
-            raise InputError(
-                f"the prompt's {prompt} tokens and {report} report tokens exceed the model's context of {longest}",
-                cause="a long text in prompts.yaml, many views with model.views = concat, or a small context",
-                next="shorten the prompts, set model.views=mean, or lower model.context_tokens, max_new_tokens or "
-                "train.max_report_tokens",
-            )
-
     # ---- loss --------------------------------------------------------------------------------------------------
 
     def forward(
@@ -267,7 +255,6 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         prompt_id: Tensor | None = None,
         observations: Tensor | None = None,
         num_studies_in_batch: float | None = None,
-        label_loss: float = 0.0,
         context_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> MeGPTOutput:
@@ -278,8 +265,7 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
                 step, so that the gradient does not depend on how the step is split. The default is the mean.
             visual: features from `encode`, instead of pixels.
             prompt_id: as in `encode`.
-            observations, num_studies_in_batch: `stated` and `studies` of `findings_loss`, with `model.findings`.
-            label_loss: its weight.
+            observations, num_studies_in_batch: `stated` and `studies` of `FindingsHead.loss`.
             context_ids: what is known of each study beside its films, (B, C), from `megpt.model.context`.
         """
         visual = visual or self.encode(pixel_values, view_mask, prompt_id, observations)
@@ -296,9 +282,8 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         chunk = self.config.loss_chunk
         cross_entropy = report_cross_entropy(hidden, labels, head, chunk=chunk, items=num_items_in_batch)
         told = None
-        if visual.findings is not None and observations is not None:
-            studies = num_studies_in_batch or len(observations)
-            told = findings_loss(visual.findings, observations, studies=studies, scale=label_loss)
+        if self.findings is not None and visual.findings is not None and observations is not None:
+            told = self.findings.loss(visual.findings, observations, num_studies_in_batch or len(observations))
         return MeGPTOutput(
             loss=sum((part for part in (visual.l2, told) if part is not None), cross_entropy),
             cross_entropy=cross_entropy,

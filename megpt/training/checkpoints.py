@@ -251,7 +251,7 @@ def export(
     """Write the Hugging Face folder from the best checkpoint by validation, or else from the newest one.
 
     Args:
-        model: with all weights in place; the checkpoint's replace those that were trained.
+        model: with all weights in place; those that were trained are overwritten.
         shapes: of the trained parameters, as the model was built (the engine may have changed them).
         failed: study id → reason, of the films that could not be decoded during training.
         origin: path and format of the source of the studies.
@@ -260,20 +260,19 @@ def export(
     Returns:
         The summary of the run, for `_SUCCESS`.
     """
-    best = store.best()
-    chosen = best[0] if best else store.newest()
+    chosen, score = store.best() or (store.newest(), None)
     if chosen is None:
         raise RuntimeError("no whole checkpoint at the end of the run")
     weights = dict(model.state_dict())
     for key, value in chosen.tensors().items():
         role, name = key.split("/", 1)
         if role in (MASTER, BUFFER):
-            own = weights[name]
+            own = weights[name].detach()
             weights[name] = value.to(own.dtype).view(shapes.get(name, value.shape))
-            own.detach().copy_(weights[name])
+            own.copy_(weights[name])
     more = ready(model, processor)
-    scores = {"best_metric": best[1]} if best else None
-    model.save_pretrained(output, state_dict=weights, scores=scores)  # pyrefly: ignore[not-callable]
+    save: Any = model.save_pretrained
+    save(output, state_dict=weights, scores=None if score is None else {"best_metric": score})
     processor.save_pretrained(output)
     rows = [{**row, "source": origin[0], "format": origin[1]} for row in _failed_rows(samples, failed)]
     with write_aside(output / FAILED) as temporary:
@@ -281,7 +280,7 @@ def export(
     return {
         "steps": chosen.meta["total_steps"],
         "checkpoint_step": chosen.step,
-        "best_metric": best[1] if best else None,
+        "best_metric": score,
         "studies": len(samples),
         "left_out": samples.left_out,
         "missing": len(samples.failed),

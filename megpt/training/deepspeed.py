@@ -120,6 +120,12 @@ def check_batch_sizes(train: TrainConfig, world_size: int) -> None:
         )
 
 
+def check_together(config: Config) -> None:
+    """Raise InputError for settings of the model and of its training that exclude each other."""
+    check_cache(config)
+    check_findings(config)
+
+
 def check_cache(config: Config) -> None:
     """Raise InputError for `train.cache_features` in a mode that trains the encoder."""
     if config.train.cache_features and config.model.mode != "shallow":

@@ -35,7 +35,7 @@ from megpt.places.whole import put_tree, staged
 from megpt.progress import log
 from megpt.training.batches import Loader
 from megpt.training.checkpoints import CheckpointStore, export
-from megpt.training.deepspeed import check_cache, check_findings, zero_stage
+from megpt.training.deepspeed import check_together, zero_stage
 from megpt.training.engine import ensure_process_group, local_device, set_learning_rate, share_machine, whole_model
 from megpt.training.log import Logbook
 from megpt.training.memo import open_memo
@@ -88,6 +88,8 @@ def make_parts(config: Config, observe: Observe | None = None) -> Parts:
         loss_chunk=config.train.loss_chunk,
         dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
     )
+    if model.findings is not None:
+        model.findings.scale = config.train.label_loss
     if config.checkpoint:
         start = start_from(model, local_folder(config.checkpoint))
         if dist.get_rank() == 0:
@@ -153,11 +155,9 @@ def train_loop(
 
     Raises:
         MegptError: the loss is not a number, or storage failed.
-        InputError: nothing to train on, an impossible config, or training studies that differ between the workers
-            or from those that the run began with.
+        InputError: nothing to train on, an impossible config, or studies unlike another worker's or an earlier start's.
     """
-    check_cache(config)
-    check_findings(config)
+    check_together(config)
     ensure_process_group(config.train.timeout_s)
     share_machine()
     made, hooks, train = parts(), hooks or Hooks(), config.train
@@ -249,8 +249,7 @@ def take_step(run: Run) -> None:
         tensors = {name: getattr(batch, name) for name in ("pixel_values", "view_mask", "labels")}
         if batch.observations is not None:
             tensors["observations"] = batch.observations
-            studies = len(loader.order.batch(step)) / passes
-            whole |= {"num_studies_in_batch": studies, "label_loss": run.config.train.label_loss}
+            whole["num_studies_in_batch"] = len(loader.order.batch(step)) / passes
         if batch.context_ids is not None:
             tensors["context_ids"] = batch.context_ids
         inputs = {name: tensor.to(run.meter.device, non_blocking=True) for name, tensor in tensors.items()}

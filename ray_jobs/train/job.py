@@ -29,7 +29,7 @@ from megpt.model.prompts import CENTROIDS, PROMPTS
 from megpt.output import SUCCESS, Output
 from megpt.places import is_address, place
 from megpt.progress import log
-from megpt.training.deepspeed import check_batch_sizes, check_cache, check_findings, deepspeed_settings
+from megpt.training.deepspeed import check_batch_sizes, check_together, deepspeed_settings
 from megpt.training.log import check_loggers
 from megpt.training.samples import input_fingerprint, weights_fingerprint
 from ray_jobs.failures import PREEMPTED, cause_of, known_failure
@@ -160,8 +160,7 @@ def check(config: Config) -> None:
     deepspeed_settings(config.train, world_size=most)
     learnable(config.data.cleaner)
     check_loggers(config.train)
-    check_cache(config)
-    check_findings(config)
+    check_together(config)
 
 
 def with_usable_backend(config: Config) -> Config:

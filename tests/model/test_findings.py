@@ -37,7 +37,7 @@ RULES: dict[str, Any] = {"repetition_penalty": 1.5, "min_new_tokens": 3, "max_ne
 def test_alone_and_in_a_batch(make_model: MakeModel, tmp_path: Path, views: str) -> None:
     model, processor = make_model("vit", findings=True, views=views)
     with torch.no_grad():
-        model.findings.tokens.mul_(20)  # loud enough for random weights to listen
+        model.findings.tokens.weight.mul_(20)  # loud enough for random weights to listen
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     loaded = MeGPTForConditionalGeneration.from_pretrained(tmp_path)

@@ -29,7 +29,9 @@ from training_groups import losses, run_group
 from megpt.config import DataConfig, TrainConfig, load_config
 from megpt.errors import InputError
 from megpt.model import MeGPTForConditionalGeneration
-from megpt.model.findings import FINDINGS, Findings, findings_loss
+from megpt.model.findings import FINDINGS, FindingsHead
+from megpt.model.projector import reset
+from megpt.model.vision import VisualFeatures
 from megpt.study import CHEXPERT
 from megpt.training.deepspeed import check_findings
 from megpt.training.engine import parameter_groups, set_learning_rate
@@ -105,29 +107,38 @@ def test_observations_of_the_samples(tmp_path: Path) -> None:
 def test_the_label_loss() -> None:
     logits, stated = torch.randn(3, 13), torch.tensor(np.eye(3, 14), dtype=torch.float32)
     told = stated[:, [column for column, name in enumerate(CHEXPERT) if name != "No Finding"]]
+    head = FindingsHead(6, 4)
+    head.scale = 2.0
     expected = 2 * nn.functional.binary_cross_entropy_with_logits(logits, told)
-    torch.testing.assert_close(findings_loss(logits, stated, studies=3, scale=2.0), expected)
-    parts = [findings_loss(logits[rows], stated[rows], studies=3, scale=2.0) for rows in (slice(0, 1), slice(1, 3))]
+    torch.testing.assert_close(head.loss(logits, stated, 3), expected)
+    parts = [head.loss(logits[rows], stated[rows], 3) for rows in (slice(0, 1), slice(1, 3))]
     torch.testing.assert_close(sum(parts), expected)
     known = 2 * nn.functional.binary_cross_entropy_with_logits(logits[1:], told[1:])
     stated[0] = torch.nan
-    torch.testing.assert_close(findings_loss(logits, stated, studies=2, scale=2.0), known)
+    torch.testing.assert_close(head.loss(logits, stated, 2), known)
 
 
 def test_what_is_told() -> None:
-    findings = Findings(6, 4)
-    features, absent, present = torch.randn(3, 6), findings.tokens[:, 0], findings.tokens[:, 1]
+    head = FindingsHead(6, 4, std=0.5)
+    reset(head, 1)
+    assert 0.4 < head.tokens.weight.std() < 0.6
+    features, (absent, present) = torch.randn(3, 6), head.tokens.weight.view(13, 2, 4).unbind(1)
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    visual = VisualFeatures(torch.randn(3, 2, 4), mask, torch.zeros(3, dtype=torch.long))
     stated = torch.full((3, 14), torch.nan)
     stated[0] = 0
     stated[0, EFFUSION] = 1
     place = FINDINGS.index("Pleural Effusion")
-    logits, tokens = findings(features, 0.5, stated)
+    found = head(visual, features, 0.5, stated)
+    assert torch.equal(found.tokens[:, 13:], visual.tokens) and torch.equal(found.token_mask[:, 13:], mask)
+    assert found.token_mask[:, :13].all() and found.prompt_id is visual.prompt_id
+    tokens = found.tokens[:, :13]
     assert torch.equal(tokens[0, place], present[place])
     assert torch.equal(tokens[0, :place], absent[:place]) and torch.equal(tokens[0, place + 1 :], absent[place + 1 :])
-    seen = torch.where((logits > 0)[..., None], present, absent)  # nobody knows: what the films show
+    seen = torch.where((found.findings > 0)[..., None], present, absent)  # nobody knows: what the films show
     assert torch.equal(tokens[1:], seen[1:]) and not torch.equal(tokens[0], seen[0])
-    assert torch.equal(findings(features, 0.0)[1], present.expand(3, -1, -1))
-    assert torch.equal(findings(features, 1.0)[1], absent.expand(3, -1, -1))
+    assert torch.equal(head(visual, features, 0.0).tokens[:, :13], present.expand(3, -1, -1))
+    assert torch.equal(head(visual, features, 1.0).tokens[:, :13], absent.expand(3, -1, -1))
 
 
 def test_the_loss_and_its_head_need_each_other() -> None:
@@ -171,10 +182,10 @@ def test_a_run_with_all_three(settings, tmp_path: Path) -> None:
     assert rows.count('"label_loss": ') == 6
     weights = load_file(tmp_path / "one" / "model.safetensors")
     assert {name for name in weights if "findings" in name} == {
-        f"findings.{n}" for n in ("head.weight", "head.bias", "tokens")
+        f"findings.{n}" for n in ("head.weight", "head.bias", "tokens.weight")
     }
     model = MeGPTForConditionalGeneration.from_pretrained(tmp_path / "one")
-    assert torch.equal(model.findings.tokens, weights["findings.tokens"])
+    assert torch.equal(model.findings.tokens.weight, weights["findings.tokens.weight"])
 
     # Back to the checkpoint after three steps: the last three again, to the same weights.
     steps = tmp_path / "resumed" / "steps"
