@@ -99,7 +99,7 @@ class Evaluate(Job):
         if not self.pairs.pairs:
             return None
         config = self.config
-        encodes = config.checkpoint and config.studies and config.evaluate.baselines
+        encodes = config.checkpoint and config.studies and config.evaluate.baselines is True
         return config.cluster if encodes else one_cpu(config.cluster)
 
     def preview(self, folder: Path) -> None:

@@ -55,8 +55,8 @@ def find_neighbours(config: Config, wanted: set[str]) -> tuple[Reports, dict[str
     Raises:
         InputError: the checkpoint or the studies/ table cannot be read.
     """
-    if not config.evaluate.baselines:
-        return {}, {}
+    if config.evaluate.baselines is not True:
+        return {}, {"nearest": "left out (evaluate.baselines=texts)"} if config.evaluate.baselines else {}
     if not (config.checkpoint and config.studies):
         return {}, {"nearest": "needs the films and the encoder: set studies=PATH and checkpoint=PATH"}
     if not is_own(local_folder(config.checkpoint)):

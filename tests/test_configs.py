@@ -199,8 +199,12 @@ IU_ABLATION = {
     "model.mode": "shallow",
     "model.llm": "runs/iu_xray_llm",
     "model.vision_weights": "runs/iu_xray_smollm2/checkpoint/model.safetensors",
+    "model.findings": False,
+    "train.label_loss": 0.0,
     "train.cache_features": True,
-    "train.epochs": 4.0,
+    "train.cache_folder": "runs/iu_xray_features",
+    "train.epochs": 2.0,
+    "evaluate.baselines": "texts",
 }
 OURS = {
     "phantom": PHANTOM,

@@ -83,8 +83,9 @@ class EvaluateConfig(Section):
     """Bootstrap resamples behind each interval."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Coverage of the intervals."""
-    baselines: bool = True
-    """Whether to score reports that come from no film too: constant, permuted and nearest ones."""
+    baselines: bool | Literal["texts"] = True
+    """Whether to score reports that come from no film too: constant, permuted and nearest ones; `texts` leaves out the
+    nearest, for which all films are encoded."""
     scores: tuple[str, ...] = ()
     """Further scores by name: radgraph, f1chexbert, green, … of RadEval, or those of an installed package."""
     meteor: bool = True

@@ -61,6 +61,9 @@ class TrainConfig(Section):
     """Recompute the activations of encoder and language model in the backward pass instead of keeping them."""
     cache_features: Annotated[bool, Indifferent] = False
     """Keep the frozen encoder's features after the first epoch (`mode: shallow`)."""
+    cache_folder: Annotated[str | None, Indifferent] = None
+    """Folder on each node's own disk where these features outlive the run, for runs with the same encoder and studies;
+    nobody deletes them. By default they go with the run."""
     save_every: Annotated[Positive | None, Indifferent] = None
     """Steps between checkpoints; once per epoch by default."""
     keep: Annotated[Positive, Indifferent] = 2

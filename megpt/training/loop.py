@@ -164,7 +164,7 @@ def train_loop(
     model, samples, rank, world = made.model, made.samples, dist.get_rank(), dist.get_world_size()
     require_same_on_every_worker(samples)
     shapes = {name: parameter.shape for name, parameter in trainable(model)}
-    memo = open_memo(config, model, samples.num_views, made.folder, zero_stage=zero_stage(train, world))
+    memo = open_memo(config, model, samples, made.folder, zero_stage=zero_stage(train, world))
     order = GlobalOrder(len(samples), train.global_batch_size, config.seed, draw_weights(made, train))
     schedule = Schedule.of(train, order.steps_per_epoch)
     store = CheckpointStore(output / STEPS, keep=train.keep)

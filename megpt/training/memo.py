@@ -1,6 +1,6 @@
 """What a frozen encoder yields for each study, computed once and shared by the workers of a node.
 
-    memo = open_memo(config, parts, zero_stage=2)
+    memo = open_memo(config, model, samples, folder, zero_stage=2)
     memo.stored_views(piece)                    # None, or: these studies need no film and no encoder
     out = memo.forward(engine, batch, inputs)
 
@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from megpt.config import Config
+from megpt.model.checkpoint.fingerprint import fingerprint_of
 from megpt.training.order import Indices
+from megpt.training.samples import Samples, input_fingerprint
 
 if TYPE_CHECKING:
     from megpt.training.batches import MicroBatch
@@ -124,8 +126,9 @@ class PromptMemo(Memo):
         return out
 
 
-def open_memo(config: Config, model: Any, num_views: np.ndarray, folder: Path, *, zero_stage: int) -> Memo:
-    """The memo that a config allows, kept in this node's sample folder under a name of all that its values depend on.
+def open_memo(config: Config, model: Any, samples: Samples, folder: Path, *, zero_stage: int) -> Memo:
+    """The memo that a config allows, kept in this node's sample folder under a name of all that its values depend on;
+    features in `train.cache_folder`, where that is set.
 
     Call it before DeepSpeed takes the model over. Under ZeRO-3 prompts are not remembered: all workers gather a
     frozen encoder together, so none may skip it alone.
@@ -134,11 +137,22 @@ def open_memo(config: Config, model: Any, num_views: np.ndarray, folder: Path, *
     digest = hashlib.sha256(key.encode())
     folder.mkdir(parents=True, exist_ok=True)
     if config.train.cache_features:
+        if config.train.cache_folder is not None:
+            folder, digest = Path(config.train.cache_folder), _films_and_encoder(config, model, samples)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / f"features-{digest.hexdigest()[:16]}.bin"
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        return FeatureCache(path, model.vision, num_views, dtype=dtype)
+        return FeatureCache(path, model.vision, samples.num_views, dtype=dtype)
     centroids = model.bank.centroids
     if centroids is None or config.model.mode == "shallow" or zero_stage == 3:
         return Memo()
     digest.update(centroids.float().cpu().contiguous().numpy().tobytes())
-    return PromptMemo(folder / f"prompts-{digest.hexdigest()[:16]}.bin", len(num_views), len(model.bank.texts))
+    return PromptMemo(folder / f"prompts-{digest.hexdigest()[:16]}.bin", len(samples), len(model.bank.texts))
+
+
+def _films_and_encoder(config: Config, model: Any, samples: Samples) -> Any:
+    """A hash over what the features of films depend on, whatever else differs between two runs."""
+    encoder = [fingerprint_of(model.vision.state_dict()), model.config.vision, model.config.image_size]
+    films = [input_fingerprint(config), samples.fingerprint, config.data.model_dump(mode="json")]
+    key = json.dumps([*encoder, *films, config.train.precision], sort_keys=True, default=str)
+    return hashlib.sha256(key.encode())

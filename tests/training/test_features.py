@@ -2,6 +2,7 @@
 
 - losses and weights are those of the run without the cache, epoch after epoch
 - once all studies are stored, no film is decoded and the encoder does not run
+- in a folder of its own it serves a later run with the same encoder and studies, and no other
 - it is refused in modes that train the encoder; a worker without a share of a step stores nothing
 - validation: every study once, scored once, the same scores on all workers; the best checkpoint is pinned and exported
 """
@@ -51,6 +52,22 @@ def test_equal_results(settings, tmp_path):
     one, other = (load_file(Path(config.output) / "model.safetensors") for config in configs)
     for name, tensor in one.items():
         np.testing.assert_allclose(tensor, other[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_features_that_outlive_their_run(settings, tmp_path):
+    kept = {"train__cache_features": True, "train__cache_folder": str(tmp_path / "kept"), "train__max_steps": 4}
+    first = settings(tmp_path / "first", **kept)
+    again, blank = (settings(tmp_path / name, **kept, model__fem=False) for name in ("again", "blank"))
+    plain = settings(tmp_path / "plain", train__max_steps=4, model__fem=False)
+    other = settings(tmp_path / "other", **kept, seed=7)  # an encoder drawn anew
+    run_group(1, train_each, [first, again, plain, other])
+    one, two = sorted((tmp_path / "kept").glob("*.bin"), key=lambda path: path.stat().st_mtime_ns)
+    np.testing.assert_allclose(losses(tmp_path / "again"), losses(tmp_path / "plain"), rtol=1e-5)
+    assert two.stat().st_size == one.stat().st_size
+    one.write_bytes(bytes(one.stat().st_size))
+    run_group(1, train_each, [blank])
+    assert losses(tmp_path / "blank")[0] != pytest.approx(losses(tmp_path / "plain")[0], rel=1e-5)  # nothing encoded
 
 
 class Encoder:
