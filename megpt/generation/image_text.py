@@ -64,7 +64,8 @@ def load_processor(folder: Path) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except ImportError as error:  # its text names the package
-        raise _unusable(folder, str(error).strip().partition("\n")[0][:200]) from error
+        text = str(error).strip().partition("\n")[0][:200]
+        raise _unusable(folder, text, next="install the package that the cause names") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unusable(folder, "a file of its processor or tokenizer is missing or damaged", error) from error
     processor.tokenizer.padding_side = "left"
@@ -73,11 +74,14 @@ def load_processor(folder: Path) -> Any:
     return processor
 
 
-def _unusable(folder: Path, cause: str, error: Exception | None = None) -> InputError:
+LOADABLE = "give a MeGPT checkpoint, or a folder that AutoModelForImageTextToText loads without trust_remote_code"
+
+
+def _unusable(folder: Path, cause: str, error: Exception | None = None, *, next: str = LOADABLE) -> InputError:
     return InputError(
         f"no reports can be written with {folder}",
         cause=cause + (f" ({type(error).__name__})" if error else ""),
-        next="give a MeGPT checkpoint, or a folder that AutoModelForImageTextToText loads without trust_remote_code",
+        next=next,
     )
 
 
