@@ -26,7 +26,7 @@ from megpt.evaluation.reading.training import find_training
 from megpt.evaluation.texts import Cleaning
 from megpt.output import write_aside, write_json
 from megpt.progress import log
-from ray_jobs.evaluate import PAGE, TABLE, Evaluate, extras, run_on_ray
+from ray_jobs.evaluate import PAGE, TABLE, Evaluate, extras, runner
 from ray_jobs.job import Job
 from ray_jobs.placement import one_cpu
 
@@ -74,6 +74,9 @@ class Compare(Job):
     def demand(self) -> ClusterConfig:
         return one_cpu(self.config.cluster)
 
+    def needs_ray(self) -> bool:
+        return bool(self.config.cluster.gpus_per_worker)
+
     def preview(self, folder: Path) -> None:
         counts = (f"{name} ({len(pairs.pairs)} studies)" for name, pairs in self.systems.items())
         log(f"compare: would compare {', '.join(counts)}")
@@ -86,13 +89,14 @@ class Compare(Job):
 
     def work(self, folder: Path) -> None:
         config = self.config
-        self.found = compare(
-            self.systems, cleaner=self.cleaning, settings=config.evaluate, seed=config.seed, run=run_on_ray
-        )
-        evaluations = self.found.evaluations
-        systems = [System(name, evaluation) for name, evaluation in evaluations.items()]
-        more = extras(config, [*evaluations.values()], self.found.result["comparisons"])
-        write_page(folder / PAGE, systems, more, run=run_on_ray)
+        with runner(self) as run:
+            self.found = compare(
+                self.systems, cleaner=self.cleaning, settings=config.evaluate, seed=config.seed, run=run
+            )
+            evaluations = self.found.evaluations
+            systems = [System(name, evaluation) for name, evaluation in evaluations.items()]
+            more = extras(config, [*evaluations.values()], self.found.result["comparisons"])
+            write_page(folder / PAGE, systems, more, run=run)
         with write_aside(folder / TABLE) as temporary:
             pq.write_table(self.found.table(), temporary, **COMPRESSION)
 

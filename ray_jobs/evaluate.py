@@ -3,45 +3,46 @@
     megpt evaluate --config phantom predictions=runs/demo/predictions studies=runs/demo/studies output=runs/evaluation
     megpt evaluate predictions=results.csv references=annotation.json data.cleaner=r2gen-iu output=runs/evaluation
 
-Scores, labels and marks are cut into Ray tasks. Nothing is written before everything is computed, so a killed job
-starts again from the beginning: minutes at most.
+Scores, labels and marks are cut into tasks, for Ray or for helper processes (ray_jobs/helpers.py). Nothing is written
+before everything is computed, so a killed job starts again from the beginning: minutes at most.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import functools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 
 from megpt.config import ClusterConfig, Config
 from megpt.data.studies import COMPRESSION
 from megpt.data.studies import fingerprint as studies_fingerprint
 from megpt.evaluation.further_scores import check_scores
-from megpt.evaluation.metrics import Evaluation, Runner, Task, evaluate, run_here
+from megpt.evaluation.metrics import Evaluation, Runner, Task, evaluate
 from megpt.evaluation.page import Extras, System, write_page
 from megpt.evaluation.page.curves import training_curves
 from megpt.evaluation.page.films import page_films, spread
 from megpt.evaluation.pairs import fingerprint, read_pairs
 from megpt.evaluation.reading.training import find_training
 from megpt.evaluation.rexrank import write_rexrank
-from megpt.evaluation.scoring import ON_GPU
+from megpt.evaluation.scoring import ON_GPU, run_here
 from megpt.evaluation.table import per_study
 from megpt.evaluation.texts import Cleaning
 from megpt.evaluation.unscored import without_scores
 from megpt.output import write_aside, write_json
 from megpt.progress import Progress, log
+from ray_jobs.helpers import Helpers
 from ray_jobs.job import Job
 from ray_jobs.model_card import into_card
 from ray_jobs.neighbours import find_neighbours
 from ray_jobs.placement import elsewhere, one_cpu
-from ray_jobs.runtime import joined
+from ray_jobs.runtime import cores, joined
 
 METRICS, TABLE, PAGE, REXRANK = "metrics.json", "per_study.parquet", "index.html", "rexrank.json"
 HEADLINE = ("BLEU_1", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "clinical_micro_f1", "clinical_macro_f1")
@@ -98,9 +99,14 @@ class Evaluate(Job):
     def demand(self) -> ClusterConfig | None:
         if not self.pairs.pairs:
             return None
+        return self.config.cluster if self._encodes() else one_cpu(self.config.cluster)
+
+    def _encodes(self) -> bool:
         config = self.config
-        encodes = config.checkpoint and config.studies and config.evaluate.baselines is True
-        return config.cluster if encodes else one_cpu(config.cluster)
+        return bool(config.checkpoint and config.studies and config.evaluate.baselines is True)
+
+    def needs_ray(self) -> bool:
+        return self._encodes() or bool(self.config.cluster.gpus_per_worker)
 
     def preview(self, folder: Path) -> None:
         self._tell_inputs()
@@ -113,9 +119,12 @@ class Evaluate(Job):
 
     def work(self, folder: Path) -> None:
         config, settings = self.config, self.config.evaluate
-        run: Runner = run_here
-        if self.pairs.pairs:
-            run = functools.partial(run_on_ray, gpus=config.cluster.gpus_per_worker)
+        if not self.pairs.pairs:
+            self.evaluation = without_scores(self.pairs, cleaner=self.cleaning, settings=settings, seed=config.seed)
+            self.evaluation.metrics["inputs"] = self.taken
+            write(self.evaluation, folder, config, run_here)
+            return
+        with runner(self) as run:
             neighbours, notes = find_neighbours(config, {pair.study_id for pair in self.pairs.pairs})
             self.evaluation = evaluate(
                 self.pairs,
@@ -127,10 +136,8 @@ class Evaluate(Job):
                 neighbours=neighbours,
                 notes=notes,
             )
-        else:
-            self.evaluation = without_scores(self.pairs, cleaner=self.cleaning, settings=settings, seed=config.seed)
-        self.evaluation.metrics["inputs"] = self.taken
-        write(self.evaluation, folder, config, run)
+            self.evaluation.metrics["inputs"] = self.taken
+            write(self.evaluation, folder, config, run)
 
     def finish(self, folder: Path) -> dict[str, Any]:
         write_json(folder / METRICS, self.evaluation.metrics)
@@ -192,14 +199,37 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / METRICS).read_text(encoding="utf-8")))
 
 
+@contextlib.contextmanager
+def runner(job: Job) -> Iterator[Runner]:
+    """What runs the tasks of a job: Ray, or the helper processes of a job that does without."""
+    if not job.in_process:
+        yield functools.partial(run_on_ray, gpus=job.config.cluster.gpus_per_worker)
+        return
+    with Helpers(_call, cores()) as helpers:
+        yield functools.partial(_run_in, helpers)
+
+
+def _run_in(helpers: Helpers, tasks: Sequence[Task]) -> Iterator[Any]:
+    """`run_on_ray`, without Ray."""
+    started = [helpers.start(*task) for task in tasks]
+    with Progress("evaluate", total=len(tasks), unit="parts") as progress:
+        for task in started:
+            while not task.done():
+                concurrent.futures.wait([task], timeout=1)
+                progress.advance(sum(other.done() for other in started) - progress.done)
+            yield task.result()
+
+
 def run_on_ray(tasks: Sequence[Task], *, gpus: float = 0) -> Iterator[Any]:
     """Run tasks on the cluster, a few at a time; their results in order, each as soon as it is asked for and there.
 
     Args:
         gpus: GPUs of a task that one helps.
     """
+    import ray
+
     # A local cluster says it has more CPUs than the machine: more Java programs at once than cores would only swap.
-    slots = int(ray.cluster_resources().get("CPU", 1)) if joined() else os.cpu_count() or 1
+    slots = int(ray.cluster_resources().get("CPU", 1)) if joined() else cores()
     call = ray.remote(num_cpus=1)(_call)
     waiting = list(enumerate(tasks))[::-1]
     running: dict[Any, int] = {}

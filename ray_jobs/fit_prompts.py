@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
 from rich.table import Table
 
 from megpt.config import Config
@@ -133,6 +132,8 @@ def encode(
         encoder: the actor; by default the one of `config.model`.
         name: of the progress bar.
     """
+    import ray.data
+
     quiet(ray.data.DataContext.get_current())
     items = [{"path": path, "rows": np.array(rows)} for path, rows in units]
     pool = ray.data.ActorPoolStrategy(

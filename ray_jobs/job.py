@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +38,7 @@ from megpt.settings import Section, identity_of, read_section
 from ray_jobs.failures import known_failure
 from ray_jobs.nodes import needs_of, vet
 from ray_jobs.placement import check_resources, require_resources
-from ray_jobs.runtime import cluster
+from ray_jobs.runtime import alone, cluster
 
 
 class Job:
@@ -55,6 +56,9 @@ class Job:
     staged: ClassVar[bool] = True
     """Whether an output at an address is made in a folder of this machine and put there at the end. A job that does
     without (False) opens nothing there but by `megpt.places`, writes by `write_aside`, and resumes."""
+
+    in_process = False
+    """Whether the work of this start runs in the command's own process, without Ray."""
 
     settings: ClassVar[type[Section]] = Section
     """The settings of a job from another package: a config has them under `options.NAME`, a command as `NAME.key`."""
@@ -118,16 +122,23 @@ class Job:
     def _produce(self, output: Output, left: bool) -> dict[str, Any]:
         with staged(output.path) if self.staged else contextlib.nullcontext(output.path) as folder:
             if left:
-                demand = self.demand()
-                with cluster(self.config.cluster) if demand else contextlib.nullcontext():
-                    if demand:
-                        vet(needs_of(self.config, self.reads, probe=output.path / RECORD), self.config.cluster)
-                        require_resources(demand)
+                with self._workplace(output.path / RECORD):
                     self.work(folder)
             summary = self.finish(folder)
         output.finish(**summary)
         self.tidy(output.path)
         return summary
+
+    @contextlib.contextmanager
+    def _workplace(self, probe: Path) -> Iterator[None]:
+        """Where the work is done: a cluster with room for it, or this process."""
+        demand = self.demand()
+        self.in_process = demand is not None and not self.needs_ray() and alone(demand)
+        with cluster(self.config.cluster) if demand and not self.in_process else contextlib.nullcontext():
+            if demand:
+                vet(needs_of(self.config, self.reads, probe=probe), self.config.cluster)
+                require_resources(demand)
+            yield
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on: the settings that change it, and the content of the inputs."""
@@ -161,6 +172,13 @@ class Job:
     def demand(self) -> ClusterConfig | None:
         """The resources that must be free before the work begins; None for a job that needs no cluster."""
         return self.config.cluster
+
+    def needs_ray(self) -> bool:
+        """Whether the work needs Ray even where one worker of this machine is all that is asked for.
+
+        The `work` of a job that does not looks at `in_process`.
+        """
+        return True
 
     def plan(self, folder: Path) -> bool:
         """Decide what to do; returns whether any of it is left."""

@@ -10,14 +10,12 @@ looked at by its first worker, which asks torch for its GPU (`ray_jobs.runtime.r
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from megpt.config import ClusterConfig, Config
 from megpt.errors import MegptError
@@ -25,7 +23,7 @@ from megpt.places import is_address
 from megpt.progress import log
 from ray_jobs.health import ANSWER_S, Fault, Needs, examine, installed
 from ray_jobs.placement import leave_out
-from ray_jobs.runtime import joined, wants_gpus
+from ray_jobs.runtime import gpus_here, joined, started, wants_gpus
 
 PATHS = ("source", "studies", "prompts", "checkpoint", "predictions", "model.llm", "model.vision_weights")
 
@@ -70,6 +68,9 @@ class NodeReport:
 
 def examined(needs: Needs) -> list[NodeReport]:
     """Ask every living node of the cluster that this process is connected to, all at once."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     versions, task = installed(), ray.remote(num_cpus=0, max_retries=0)(examine)
     asked = {}
@@ -101,6 +102,14 @@ def examined(needs: Needs) -> list[NodeReport]:
     return sorted(reports, key=lambda report: report.name)
 
 
+def _examined_here(needs: Needs) -> NodeReport:
+    """Look at the GPUs of this machine, for a job that does without Ray."""
+    report = NodeReport("", socket.gethostname(), gpus=gpus_here())
+    of_gpus = replace(needs, reads={}, output=None, probe=None)
+    report.facts, report.faults = examine(of_gpus, report.gpus, installed(), time.time())
+    return report
+
+
 def vet(needs: Needs, config: ClusterConfig) -> None:
     """Leave out the nodes that are not as a job needs them, and say which and why.
 
@@ -111,7 +120,7 @@ def vet(needs: Needs, config: ClusterConfig) -> None:
     """
     if not (joined() or needs.gpus):
         return
-    reports = examined(needs)
+    reports = examined(needs) if started() else [_examined_here(needs)]
     bad = [report for report in reports if report.faults]
     for line in (line for report in bad for line in report.lines()):
         log(line)

@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 import os
 import time
-from typing import Any
-
-import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from typing import TYPE_CHECKING, Any
 
 from megpt.config import ClusterConfig
 from megpt.errors import InputError
 from megpt.progress import log
-from ray_jobs.runtime import cluster, gpus_here, joined, local_cpus
+from ray_jobs.runtime import cluster, cores, gpus_here, joined, local_cpus, started
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
 
 LOOK_EVERY_S = 1.0
+# The share of a worker's CPUs that is left to the tasks that decode for it.
+DECODE_SHARE = 0.1
 _left_out: set[str] = set()
 """Ids of nodes that this command does not use."""
 
@@ -51,9 +53,30 @@ def worker_slots(config: ClusterConfig) -> int:
 
 def _nodes(config: ClusterConfig) -> list[dict[str, float]]:
     """CPUs and GPUs of each living node; of this machine, where no Ray has been started."""
-    if ray.is_initialized():
+    if started():
+        import ray
+
         return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in _left_out]
     return [{"CPU": local_cpus(), "GPU": gpus_here() if config.gpus_per_worker else 0}]
+
+
+def cpu_shares(config: ClusterConfig) -> tuple[float, float]:
+    """Logical CPUs of an actor that generates, and of a task that decodes for one.
+
+    A worker's `cluster.cpus_per_worker` hold the actor and one of its tasks at least: were these to ask for CPUs of
+    their own, then actors that fill a cluster would wait for ever for films.
+    """
+    import ray
+
+    cpus = config.cpus_per_worker
+    task = cpus * DECODE_SHARE
+    if not joined():
+        # A local cluster counts more CPUs than there are cores: not more tasks at once than cores.
+        actors = min(config.max_workers, worker_slots(config))
+        left = ray.cluster_resources().get("CPU", 0.0) - actors * (cpus - task)
+        task = max(task, left / cores())
+    # Ray counts in ten-thousandths.
+    return math.floor(cpus * (1 - DECODE_SHARE) * 1e4) / 1e4, max(math.floor(task * 1e4), 1) / 1e4
 
 
 def require_resources(config: ClusterConfig) -> None:
@@ -70,6 +93,8 @@ def require_resources(config: ClusterConfig) -> None:
         if worker_slots(config) < config.min_workers:
             raise _cannot_hold(config)
         return
+    from ray.util.placement_group import remove_placement_group
+
     group = _demand(config)
     try:
         if group.wait(min(2 * LOOK_EVERY_S, config.wait_s)):
@@ -108,6 +133,8 @@ def one_cpu(config: ClusterConfig) -> ClusterConfig:
 
 
 def _demand(config: ClusterConfig) -> PlacementGroup:
+    from ray.util.placement_group import placement_group
+
     bundle = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
     selector = elsewhere().get("label_selector")
     return placement_group(

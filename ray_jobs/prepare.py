@@ -1,10 +1,11 @@
-"""An archive becomes a studies/ table: every film checked, shrunk once, and sharded, on Ray Data.
+"""An archive becomes a studies/ table: every film checked, shrunk once, and sharded, on all cores or all nodes.
 
     megpt prepare --config configs/phantom.yaml source=/data/mimic-cxr-jpg output=runs/studies
 
-The archive's studies are streamed into a shard list on disk (megpt/data/shards.py). Each task of Ray Data takes one
-shard of it and writes that shard's files (megpt/data/prepare.py). Only shards' names and counts pass through Ray, so
-memory does not depend on the archive. A killed job is resumed by the same command, which prepares the shards that are
+The archive's studies are streamed into a shard list on disk (megpt/data/shards.py). Each task takes one shard of it and
+writes that shard's files (megpt/data/prepare.py): a task of Ray Data on a cluster, of a helper process
+(ray_jobs/helpers.py) where there is none. Only shards' names and counts come back, so memory does not depend on the
+archive. A killed job is resumed by the same command, which prepares the shards that are
 left, and takes up the studies that the archive has got since (megpt/data/growth.py).
 
 OUT/data/split=…/part-*.parquet, README.md, failed.parquet, films_failed.parquet, run.json and _SUCCESS.
@@ -12,20 +13,19 @@ OUT/data/split=…/part-*.parquet, README.md, failed.parquet, films_failed.parqu
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
-import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import ray.data
-
-from megpt.config import ClusterConfig
+from megpt.config import ClusterConfig, PrepareConfig
 from megpt.data.growth import Intake, choice_of
 from megpt.data.listing import line
 from megpt.data.prepare import (
@@ -49,9 +49,10 @@ from megpt.data.superseded import drop_superseded, failed_ids
 from megpt.errors import InputError, TooManyFailed
 from megpt.output import write_json
 from megpt.progress import Progress, log
+from ray_jobs.helpers import Helpers
 from ray_jobs.job import Job
 from ray_jobs.placement import elsewhere, one_cpu
-from ray_jobs.runtime import joined, quiet
+from ray_jobs.runtime import cores, joined, quiet
 
 RUN_JSON = "run.json"
 PACKAGES = ("megpt", "ray", "pyarrow", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm")
@@ -80,6 +81,9 @@ class Prepare(Job):
 
     def demand(self) -> ClusterConfig:
         return one_cpu(self.config.cluster)
+
+    def needs_ray(self) -> bool:
+        return False
 
     def preview(self, folder: Path) -> None:
         shards = ShardList.load(folder / LIST)
@@ -141,22 +145,30 @@ class Prepare(Job):
 
     def work(self, folder: Path) -> None:
         """Have each shard that is left written, by as many tasks as there are cores."""
+        done = self.shards.studies - sum(shard.studies for shard in self.left)
+        counts = self._prepared(folder.absolute())
+        with Progress("prepare", self.shards.studies, start=done) as progress, contextlib.closing(counts):
+            for row in counts:
+                progress.advance(int(row["studies"]), int(row["failed"]))
+
+    def _prepared(self, folder: Path) -> Generator[dict[str, Any], None, None]:
+        """Have the shards written; the counts of each, as they come."""
+        task = functools.partial(
+            _prepare, folder, self.shards, self.config.prepare, self.source.root, self.config.data.max_pixels
+        )
+        if self.in_process:
+            with Helpers(task, min(cores(), len(self.left))) as helpers:
+                yield from helpers.unordered((asdict(shard),) for shard in self.left)
+            return
+        import ray.data
+
         quiet(ray.data.DataContext.get_current())
-        settings, max_pixels = self.config.prepare, self.config.data.max_pixels
-        shards, place, archive = self.shards, folder.absolute(), self.source.root
-
-        def task(row: dict[str, Any]) -> dict[str, Any]:
-            result = prepare_shard(place, shards, Shard(**row), settings, archive=archive, max_pixels=max_pixels)
-            return {"studies": result["studies"], "failed": result["failed"]}
-
         # One row a block: otherwise a small list is one block, and one worker does everything.
         rows = ray.data.from_items([asdict(shard) for shard in self.left], override_num_blocks=len(self.left))
         # A local cluster claims more CPUs than the machine has, and decoding is nothing but CPU work.
-        tasks = None if joined() else ray.data.TaskPoolStrategy(size=os.cpu_count() or 1)
-        done = shards.studies - sum(shard.studies for shard in self.left)
-        with Progress("prepare", shards.studies, start=done) as progress:
-            for row in rows.map(task, compute=tasks, num_cpus=1, **elsewhere()).iter_rows():
-                progress.advance(int(row["studies"]), int(row["failed"]))
+        tasks = None if joined() else ray.data.TaskPoolStrategy(size=cores())
+        # Ray Data wants a function, which a partial is not.
+        yield from rows.map(lambda row: task(row), compute=tasks, num_cpus=1, **elsewhere()).iter_rows()
 
     def finish(self, folder: Path) -> dict[str, Any]:
         """failed.parquet and run.json."""
@@ -235,3 +247,11 @@ class Prepare(Job):
                 cause="see its column `reason`; the studies are in the table with their other films",
                 next="go on with the table as it is, or run again with a larger prepare.max_failed_films_fraction",
             )
+
+
+def _prepare(
+    folder: Path, shards: ShardList, settings: PrepareConfig, archive: Path, max_pixels: int, row: dict[str, Any]
+) -> dict[str, Any]:
+    """The task: one shard, as a row, and the counts that come back."""
+    mark = prepare_shard(folder, shards, Shard(**row), settings, archive=archive, max_pixels=max_pixels)
+    return {"studies": mark["studies"], "failed": mark["failed"]}

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from megpt.errors import MegptError
 
 STATES = "ray.train.v2._internal.execution.controller.state"
@@ -62,6 +60,8 @@ def __getattr__(name: str) -> Any:
 
 
 def missing(name: str) -> MegptError:
+    import ray
+
     return MegptError(
         f"Ray {ray.__version__} has no {name}",
         where="ray_jobs/ray_private.py",

@@ -1,4 +1,4 @@
-"""Joining the cluster that is there, or starting one on this machine.
+"""Joining the cluster that is there, or starting one on this machine; Ray itself is imported when one is needed.
 
     with cluster(config.cluster):
         ...
@@ -17,12 +17,8 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import ray
-from ray.exceptions import AuthenticationError
-
 from megpt.config import ClusterConfig
 from megpt.errors import InputError, MegptError
-from ray_jobs import ray_private
 
 if TYPE_CHECKING:
     from ray.data import DataContext
@@ -46,9 +42,13 @@ def cluster(config: ClusterConfig | None = None) -> Iterator[None]:
     Raises:
         InputError: `RAY_ADDRESS` names a cluster that does not answer, refuses the token, or runs other versions.
     """
-    if ray.is_initialized():
+    if started():
         yield
         return
+    import ray
+
+    from ray_jobs import ray_private
+
     with ray_private.without_sigterm_handler():
         if joined():
             _join(worker_environment(config))
@@ -63,6 +63,8 @@ def cluster(config: ClusterConfig | None = None) -> Iterator[None]:
 
 def _start_local(tries: int = 2) -> None:
     """A local cluster; tried again where a busy machine did not start it within the 30 s that Ray allows."""
+    import ray
+
     for left in reversed(range(tries)):
         try:
             ray.init(
@@ -81,8 +83,24 @@ def _start_local(tries: int = 2) -> None:
                 raise
 
 
+def started() -> bool:
+    """Whether this process is connected to a cluster already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def alone(config: ClusterConfig) -> bool:
+    """Whether a job may do without Ray: it asks for one worker, and no cluster is around."""
+    return config.ray == "auto" and config.max_workers == 1 and not joined() and not started()
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def local_cpus() -> int:
-    return max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
+    return max(MIN_LOGICAL_CPUS, cores())
 
 
 def quiet(context: DataContext) -> None:
@@ -103,6 +121,9 @@ def joined() -> bool:
 
 
 def _join(environment: dict[str, str]) -> None:
+    import ray
+    from ray.exceptions import AuthenticationError
+
     address = os.environ["RAY_ADDRESS"]
     answered = _knock(address)
     try:

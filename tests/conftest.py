@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,10 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # which have that of the process that started them
+    # What commands remember of this machine is neither read from its user's cache nor left there.
+    os.environ["MEGPT_CACHE"] = tempfile.mkdtemp(prefix="megpt-cache-")
+    atexit.register(shutil.rmtree, os.environ["MEGPT_CACHE"], ignore_errors=True)
 
 from ray_nodes import RayNodes
 from small_runs import make_studies

@@ -74,7 +74,7 @@ def test_where_nothing_is_near_the_section_is_listed() -> None:
     text = refused("cluster.xyzzy=1")
     assert text.endswith(
         "known names: cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.num_workers, cluster.on_bad_node, "
-        "cluster.wait_s"
+        "cluster.ray, cluster.wait_s"
     )
 
 

@@ -33,6 +33,7 @@ INDIFFERENT = {
         "cluster.gpus_per_worker",
         "cluster.cpus_per_worker",
         "cluster.wait_s",
+        "cluster.ray",
         "cluster.on_bad_node",
     ),
     *("prepare.max_failed_fraction", "prepare.max_failed_films_fraction"),

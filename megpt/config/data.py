@@ -25,6 +25,8 @@ class ClusterConfig(Section):
     """Logical CPUs of one worker."""
     wait_s: float = Field(default=300, ge=0)
     """Seconds to wait for workers that the cluster cannot place, at the start or after a lost node, before an error."""
+    ray: Literal["auto", "always"] = "auto"
+    """Whether Ray is started even for what one worker of this machine can do (`always`), or only where it must be."""
     on_bad_node: Literal["skip", "stop"] = "skip"
     """What to do about a node that is not as the job needs it: go on without it, or end."""
 

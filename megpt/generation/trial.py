@@ -5,13 +5,15 @@
 A small model of the class computes a few tokens in four ways, which must agree to rounding: the plain forward pass
 over a whole sequence, without padding or cache; the pass that training makes, over a padded batch; the engine's, step
 by step with beams that share one cache; and that of `transformers.generate`. A class that ignores the mask, keeps a
-state that cannot be shared, or needs token ids shows here, in about a second, and not after the training.
+state that cannot be shared, or needs token ids shows here, in about a second, and not after the training. The verdict
+is remembered (megpt/places/remembered.py): the next command does not pay for it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from megpt.generation.hf import HFBackend
 from megpt.generation.limits import chosen, model_class
 from megpt.model.language import hidden_states, vocabulary_head
 from megpt.model.reduced import quiet_transformers, reduced_language_model
+from megpt.places.remembered import recall, remember, software
 from megpt.progress import log
 
 MORE = "its layers need more than keys, values and a mask"
@@ -86,15 +89,34 @@ def verdict(config: PreTrainedConfig, beams: int) -> Verdict:
     """
     key = (type(config), config.to_json_string(use_diff=False), beams)
     if key not in _KNOWN:
-        _KNOWN[key] = _tried(config, beams)
+        _KNOWN[key] = _recalled(config, beams)
     return _KNOWN[key]
 
 
 _KNOWN: dict[tuple[type[PreTrainedConfig], str, int], Verdict] = {}
 
 
-def _tried(config: PreTrainedConfig, beams: int) -> Verdict:
+def _recalled(config: PreTrainedConfig, beams: int) -> Verdict:
+    """What an earlier command has found, or what is found now."""
+    home = type(config).__module__
+    if not home.startswith("transformers."):
+        return _tried(config, beams)[0]  # nothing is known of the code of other classes
+    fields = json.loads(config.to_json_string(use_diff=False))
+    fields.pop("_name_or_path", None)
+    depends = [f"{home}.{type(config).__name__}", fields, beams, software("generation", "model")]
+    try:
+        return Verdict(**recall("trial", depends))
+    except TypeError:  # nothing, or not what was written
+        found, certain = _tried(config, beams)
+        if certain:
+            remember("trial", depends, asdict(found))
+        return found
+
+
+def _tried(config: PreTrainedConfig, beams: int) -> tuple[Verdict, bool]:
+    """The verdict, and whether the next trial would come to the same."""
     models: list[_Tried] = []
+    unforeseen: list[Exception] = []
 
     def fault(check: Callable[[_Tried], None]) -> str | None:
         """Why a check fails; None when it passes with either seed: two experts may tie by chance."""
@@ -112,18 +134,20 @@ def _tried(config: PreTrainedConfig, beams: int) -> Verdict:
             except (IndexError, AttributeError) as error:
                 return f"{MORE} ({type(error).__name__})"
             except Exception as error:
+                unforeseen.append(error)  # too little memory, for instance
                 return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
         return found
 
     try:
         with torch.no_grad(), quiet_transformers():
-            return Verdict(
+            found = Verdict(
                 fault(check_training),
                 fault(lambda model: check_engine(model, beams)),
                 fault(lambda model: check_hf(model, beams)),
             )
+            return found, not unforeseen
     except InputError as error:
-        return Verdict(untried=error.cause)
+        return Verdict(untried=error.cause), False
 
 
 class _Tried:

@@ -2,6 +2,8 @@
 
 A model of images and text is taken for its decoder: MeGPT has an encoder of its own, and LoRA in a tower that sees no
 film would train nothing.
+
+The classes of transformers, which import torch, are imported after a first look, so that a mistyped name costs no time.
 """
 
 from __future__ import annotations
@@ -11,13 +13,12 @@ import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-from transformers.utils.hub import extract_commit_hash
+from typing import TYPE_CHECKING, Any
 
 from megpt.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 BITSANDBYTES = "bitsandbytes"
 
@@ -88,6 +89,9 @@ def language_config(name: str) -> PreTrainedConfig:
         raise InputError(
             f"model.llm = {name!r} is a GGUF file", cause="reading one needs the package gguf", next="pip install gguf"
         )
+    look_at(name)
+    from transformers import AutoConfig
+
     place, options = located(name)
     with as_input_error(name):
         config: PreTrainedConfig = AutoConfig.from_pretrained(place, **options)
@@ -101,8 +105,20 @@ def language_config(name: str) -> PreTrainedConfig:
     return decoder_config(config, name)
 
 
+def look_at(name: str) -> None:
+    """Raise InputError for a name where there is no model, as `language_config` would, without torch."""
+    place, options = located(name)
+    if not Path(place).is_file() and not is_gguf(name):
+        from transformers.utils import CONFIG_NAME, cached_file
+
+        with as_input_error(name):
+            cached_file(place, CONFIG_NAME, **options)
+
+
 def decoder_config(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
     """A language model's config itself, or that of the decoder inside a model of images and text."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     text = config.get_text_config(decoder=True)
     if text is config or type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return text
@@ -119,7 +135,7 @@ def safe_config(name: str) -> PreTrainedConfig:
     Raises:
         InputError: as for `language_config`, or there are weights as pickles only.
     """
-    config = language_config(name)
+    look_at(name)
     folder = Path(name)
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and (pickles := sorted(folder.glob("*.bin"))):
         raise InputError(
@@ -129,7 +145,7 @@ def safe_config(name: str) -> PreTrainedConfig:
             next=f'convert a folder that you trust: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{name}').save_pretrained('{name}-safetensors')\", then copy its tokenizer files",
         )
-    return config
+    return language_config(name)
 
 
 def check_vocabulary(tokenizer: Any, config: PreTrainedConfig, name: str) -> None:
@@ -156,6 +172,8 @@ def weight_files(name: str) -> list[Path]:
     """The safetensors files of a folder or a cached hub model, or the GGUF file itself."""
     if is_gguf(name):
         return [Path(name)]
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
     place, options = located(name)
     with as_input_error(name):
         index = cached_file(place, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False, **options)
@@ -167,6 +185,9 @@ def weight_files(name: str) -> list[Path]:
 
 def revision_of(name: str) -> str | None:
     """The commit of a hub model in this machine's cache; None for a folder or a file."""
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
+
     place, options = located(name)
     if Path(place).is_dir():
         return None

@@ -7,6 +7,8 @@ actors, each with the model on its GPU or share of one; an actor asks CPU tasks 
 ahead of itself, writes the reports, and then the shard's one file. Nothing else passes through the object store, so
 memory depends neither on the archive nor on the shard's size.
 
+With one worker and no cluster around, all this happens in the command's own process (ray_jobs/generate/here.py).
+
 Why a kill at any moment is safe: a shard's file gets its name, by a rename, only when all of its rows are in it. A
 process that is killed before that has done nothing, and one that is killed after it has done everything. If two actors
 write the same shard, because one of them was believed lost, they write the same rows to the same file. Shards without a
@@ -28,14 +30,12 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray.util.annotations import RayDeprecationWarning
+from typing import TYPE_CHECKING, Any
 
 from megpt import places
-from megpt.config import Config
+from megpt.config import Config, GenerateConfig
 from megpt.data.growth import Intake, choice_of
 from megpt.data.shards import ShardList
 from megpt.data.sources import open_source
@@ -53,17 +53,16 @@ from megpt.model.checkpoint.fetch import local_folder, pinned
 from megpt.model.checkpoint.fingerprint import is_own
 from megpt.output import SUCCESS
 from megpt.progress import Progress, log
-from ray_jobs.generate.checkpoint import checkpoint_fingerprint, decoding
-from ray_jobs.generate.watch import watched
-from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
+from ray_jobs.generate.checkpoint import check_weights, checkpoint_fingerprint, decoding
 from ray_jobs.job import Job, absolute
-from ray_jobs.placement import elsewhere, worker_slots
-from ray_jobs.runtime import joined, quiet
+from ray_jobs.placement import cpu_shares, elsewhere
+from ray_jobs.runtime import quiet
+
+if TYPE_CHECKING:
+    import ray.data
 
 # Consecutive passes that may end without a new shard, as when actors die faster than they write.
 FRUITLESS_PASSES = 3
-# The share of a worker's CPUs that is left to the tasks that decode for it.
-DECODE_SHARE = 0.1
 
 
 def held_out(config: Config) -> Config:
@@ -92,18 +91,15 @@ class Generate(Job):
         # Only from the command line: the config of a training run names the language model for training.
         self.llm = absolute(self.config).model.llm if "model.llm" in self.config.named else None
         self.config = self.config.updated(checkpoint=pinned(str(self.config.checkpoint)))
-        if is_own(local_folder(str(self.config.checkpoint))):
-            self._check_parts()
-        rules, self.origins = decoding(self.config, self.llm)
+        rules, self.origins = self._decoding()
         self.config = self.config.updated(generate=rules.model_dump(mode="json"))
 
-    def _check_parts(self, *, weights: bool = False) -> None:
-        from megpt.model import MeGPTProcessor
-        from megpt.model.checkpoint.load import check_parts
+    def _decoding(self) -> tuple[GenerateConfig, dict[str, str]]:
+        return decoding(self.config, self.llm)
 
-        folder = local_folder(str(self.config.checkpoint))
-        check_parts(folder, self.llm, weights=weights)
-        MeGPTProcessor.from_pretrained(folder)
+    def _check_weights(self) -> None:
+        if is_own(checkpoint := local_folder(str(self.config.checkpoint))):
+            check_weights(checkpoint, self.llm)
 
     def identity(self) -> dict[str, Any]:
         # The language model is checked against the checkpoint's hash, so its place does not count.
@@ -114,8 +110,7 @@ class Generate(Job):
         return {"checkpoint": self.fingerprint, "source": self.source.identity}
 
     def preview(self, folder: Path) -> None:
-        if is_own(local_folder(str(self.config.checkpoint))):
-            self._check_parts(weights=True)
+        self._check_weights()
         log(f"generate: decoding: {described(self.config.generate, self.origins)}")
         earlier = Predictions.open(folder)
         left = earlier.left() if earlier else []
@@ -142,6 +137,9 @@ class Generate(Job):
                 return first.shards.studies
         with self._intake(folder) as intake:
             return sum(1 for _ in intake.studies(studies_of_split(self.source, self.config.generate.split)))
+
+    def needs_ray(self) -> bool:
+        return False
 
     def plan(self, folder: Path) -> bool:
         remove_leftovers(folder)
@@ -175,8 +173,7 @@ class Generate(Job):
         missing, fruitless, studies = self.predictions.left(), 0, self.predictions.shards.studies
         with Progress("generate", studies, start=studies - self.predictions.count(missing)) as progress:
             while missing:
-                written = self._pass(missing)
-                with contextlib.closing(watched(written, self.config.cluster)) as rows:
+                with contextlib.closing(self._written(missing)) as rows:
                     for row in rows:
                         if row["error"]:
                             raise from_json(str(row["error"]))
@@ -196,10 +193,26 @@ class Generate(Job):
             cut = f"a section of {n['cut']} was cut to the model's context_tokens"
             log(f"generate: {n['without']} of {n['studies']} studies have no context for the prompt; {cut}")
 
+    def _written(self, missing: list[int]) -> Generator[dict[str, Any], None, None]:
+        """Have shards written; a row of counts each, as they come."""
+        if not self.in_process:
+            from ray_jobs.generate.watch import watched
+
+            return watched(self._pass(missing), self.config.cluster)
+        from ray_jobs.generate.here import written_here
+
+        named = {"archive": self.source.place, "fingerprint": self.fingerprint, "llm": self.llm}
+        return written_here(absolute(self.config), self.predictions, missing, **named)
+
     def _pass(self, missing: list[int]) -> ray.data.Dataset:
         """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""
+        import ray.data
+        from ray.util.annotations import RayDeprecationWarning
+
+        from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
+
         config = absolute(self.config)
-        cpus, decode_cpus = _cpu_shares(config)
+        cpus, decode_cpus = cpu_shares(config.cluster)
         pool = ray.data.ActorPoolStrategy(
             min_size=min(config.cluster.min_workers, len(missing)),
             max_size=min(config.cluster.max_workers, len(missing)),
@@ -263,20 +276,3 @@ class Generate(Job):
                 cause="see its column `error`",
                 next="repair those films and run the same command again with retry=failed",
             )
-
-
-def _cpu_shares(config: Config) -> tuple[float, float]:
-    """Logical CPUs of an actor, and of a task that decodes for one.
-
-    A worker's `cluster.cpus_per_worker` hold the actor and one of its tasks at least: were these to ask for CPUs of
-    their own, then actors that fill a cluster would wait for ever for films.
-    """
-    cpus = config.cluster.cpus_per_worker
-    task = cpus * DECODE_SHARE
-    if not joined():
-        # A local cluster counts more CPUs than there are cores: not more tasks at once than cores.
-        actors = min(config.cluster.max_workers, worker_slots(config.cluster))
-        left = ray.cluster_resources().get("CPU", 0.0) - actors * (cpus - task)
-        task = max(task, left / (os.cpu_count() or 1))
-    # Ray counts in ten-thousandths.
-    return math.floor(cpus * (1 - DECODE_SHARE) * 1e4) / 1e4, max(math.floor(task * 1e4), 1) / 1e4

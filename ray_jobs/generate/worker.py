@@ -1,6 +1,6 @@
 """The generate job's actor, which has the model and writes a shard's file, and its decoding task.
 
-Neither needs torch when it is imported: many processes run the task, and each starts soon.
+Neither needs torch or Ray when it is imported: many processes run the task, and each starts soon.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
 from PIL import Image
 
 from megpt.config import Config
@@ -75,8 +74,11 @@ class ShardWorker:
     """Ray Data's actor: shard numbers in, one row of counts a shard out; the reports go to the shard's file.
 
     It is called from two threads. The lock lets one of them use the model; the other waits with its first films
-    decoded, or writes its file.
+    decoded, or writes its file. `ray_jobs.generate.here` does the same without Ray.
     """
+
+    device: str | None = None
+    """The model's: by default the first GPU that the process sees, or else the CPU."""
 
     def __init__(
         self,
@@ -102,13 +104,19 @@ class ShardWorker:
         checkpoint, rules, seed = str(self.config.checkpoint), self.config.generate, self.config.seed
         self.writer: ReportWriter | ImageTextWriter
         if is_own(local_folder(checkpoint)):
-            self.writer = ReportWriter(checkpoint, rules, seed, llm=llm)
+            self.writer = ReportWriter(checkpoint, rules, seed, device=self.device, llm=llm)
         else:
-            self.writer = ImageTextWriter(checkpoint, rules, seed)
-        task: Any = decode  # Ray's types know functions without keywords only
-        self.decode = ray.remote(task).options(scheduling_strategy="SPREAD", max_retries=RETRIES, **decode_options)
+            self.writer = ImageTextWriter(checkpoint, rules, seed, device=self.device)
+        self.decode = self._decoder(decode_options)
         if self.config.cluster.cpus_per_worker >= 2:  # else Ray's own setting of one thread is right
             torch.set_num_threads(int(self.config.cluster.cpus_per_worker))
+
+    def _decoder(self, options: dict[str, Any]) -> Any:
+        """What decodes."""
+        import ray
+
+        task: Any = decode  # Ray's types know functions without keywords only
+        return ray.remote(task).options(scheduling_strategy="SPREAD", max_retries=RETRIES, **options)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = [self._answer(int(number)) for number in batch["shard"]]
@@ -127,8 +135,7 @@ class ShardWorker:
         began, context = time.monotonic(), {}
         # A shard whose actor died between the rename and the reply is not done again.
         if not self.predictions.path(number).is_file():
-            listed = self.predictions.studies(number)
-            films = self._films(listed)
+            listed, films = self._begun(number)
             with self.model:
                 self.writer.context_counts.clear()
                 written = list(self.writer.write(films))
@@ -141,6 +148,11 @@ class ShardWorker:
             "seconds": time.monotonic() - began,
             "context": json.dumps(context),
         }
+
+    def _begun(self, number: int) -> tuple[list[Listed], Iterator[tuple[Study, Films]]]:
+        """A shard's studies, and their films, which are being decoded from now on."""
+        listed = self.predictions.studies(number)
+        return listed, self._films(listed)
 
     def _rows(self, listed: list[Listed], predictions: list[Prediction]) -> Iterator[dict[str, Any]]:
         """In the list's order, so that the same shard gives the same file."""
@@ -168,22 +180,35 @@ class ShardWorker:
 
         return stream()
 
-    def _start(self, chunk: list[Listed]) -> Any:
-        data = self.config.data
-        films = {"side": self.writer.film_side, "square": self.writer.squares, "max_pixels": data.max_pixels}
-        return self.decode.remote(chunk, archive=self.archive, max_views=data.max_views, **films)
+    def _how(self) -> dict[str, Any]:
+        """How the model wants its films: the keywords of `decode`."""
+        data, writer = self.config.data, self.writer
+        films = {"side": writer.film_side, "square": writer.squares, "max_pixels": data.max_pixels}
+        return {"archive": self.archive, "max_views": data.max_views, **films}
 
-    def _decoded(self, chunk: list[Listed], task: Any) -> list[Pixels]:
-        """What a task has decoded. A film that kills its process, as broken ones can, costs its own study only."""
+    def _start(self, chunk: list[Listed]) -> Any:
+        """Have films decoded; returns what `_result` waits for."""
+        return self.decode.remote(chunk, **self._how())
+
+    def _result(self, task: Any) -> list[Pixels] | None:
+        """What a task has decoded; None where its process died."""
+        import ray
+
         try:
             decoded: list[Pixels] = ray.get(task)
             return decoded
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError:
-            if len(chunk) == 1:
-                return ["decoding it ends the process"]
-            return [self._decoded([entry], self._start([entry]))[0] for entry in chunk]
+            return None
+
+    def _decoded(self, chunk: list[Listed], task: Any) -> list[Pixels]:
+        """What a task has decoded. A film that kills its process, as broken ones can, costs its own study only."""
+        if (decoded := self._result(task)) is not None:
+            return decoded
+        if len(chunk) == 1:
+            return ["decoding it ends the process"]
+        return [self._decoded([entry], self._start([entry]))[0] for entry in chunk]
 
 
 def _films(pixels: Pixels) -> Films:

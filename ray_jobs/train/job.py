@@ -25,9 +25,11 @@ from megpt.data.sources import open_source
 from megpt.data.studies import study_files
 from megpt.errors import InputError, MegptError, TooManyFailed
 from megpt.model.checkpoint.decoding import carried
+from megpt.model.checkpoint.state import folder_state
 from megpt.model.prompts import CENTROIDS, PROMPTS
 from megpt.output import SUCCESS, Output
 from megpt.places import is_address, place
+from megpt.places.remembered import recall, remember, software
 from megpt.progress import log
 from megpt.training.deepspeed import check_batch_sizes, check_together, deepspeed_settings
 from megpt.training.log import check_loggers
@@ -169,13 +171,27 @@ def with_usable_backend(config: Config) -> Config:
     Raises:
         InputError: the language model cannot be used, or no backend can write with it.
     """
-    from megpt.generation.trial import usable
+    llm, backend = config.model.llm, config.generate.backend
+    settings, state = [backend, config.generate.num_beams, config.generate.max_new_tokens], folder_state(llm)
+    # What passed without a word passes again as long as nothing has changed, and torch need not be imported for it.
+    depends = [settings, state, software("generation", "model")]
+    if state and recall("language model to train", depends):
+        return config.overridden({"generate.backend": backend})
     from megpt.model.cost.architectures import language_model_config
-    from megpt.model.language import check_folder
+    from megpt.model.source import look_at
 
-    llm = config.model.llm
-    shape = check_folder(llm) if Path(llm).exists() else language_model_config(llm)
+    if Path(llm).exists():
+        look_at(llm)
+        from megpt.model.language import check_folder
+
+        shape = check_folder(llm)
+    else:
+        shape = language_model_config(llm)
+    from megpt.generation.trial import usable, verdict
+
     generate = usable(config.generate, shape, to_train=True)
+    if state and generate.backend == backend and not verdict(shape, generate.num_beams).untried:
+        remember("language model to train", depends, True)
     return config.overridden({"generate.backend": generate.backend})
 
 

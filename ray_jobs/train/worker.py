@@ -5,10 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import ray.train
-from ray.util.metrics import Gauge
+from typing import TYPE_CHECKING, Any
 
 from megpt.config import Config
 from megpt.errors import InputError, MegptError, from_json, to_json
@@ -18,6 +15,9 @@ from megpt.training.log import FIGURES
 from ray_jobs import ray_private
 from ray_jobs.imports import uncollected
 from ray_jobs.runtime import require_gpu
+
+if TYPE_CHECKING:
+    from ray.util.metrics import Gauge
 
 ERROR = Path("steps") / "error.json"
 SUMMARY = "summary.json"
@@ -29,6 +29,8 @@ def worker(arguments: dict[str, Any]) -> None:
     An error that a restart cannot mend (NaN, a bad input, a full disk) is written down, and the group ends: the
     command that watches raises it. Anything else is left to Ray Train's restarts.
     """
+    import ray.train
+
     config = Config.model_validate(arguments["config"])
     output = place(str(config.output))
     if (output / ERROR).exists():
@@ -72,6 +74,8 @@ def observe(reports: list[str]) -> Any:
 
 def gauges() -> Callable[[dict[str, float]], None]:
     """Sets `megpt_train_NAME` for each figure of a log row: Ray exports them to Prometheus and its dashboard."""
+    from ray.util.metrics import Gauge
+
     made: dict[str, Gauge] = {}
 
     def show(row: dict[str, float]) -> None:

@@ -22,15 +22,19 @@ import pytest
 from local_jobs import LocalPrepare
 from PIL import Image
 
-from megpt.config import Config, load_config
+from megpt.config import Config, GenerateConfig, load_config
 from megpt.errors import InputError, TooManyFailed
 from megpt.films.decode import UnreadableFilm, load_films
+from megpt.model.checkpoint.decoding import completed
 from ray_jobs.generate import job as generate_job
 from ray_jobs.generate.job import Generate
 
 
 class LocalGenerate(Generate):
-    def _check_parts(self, *, weights: bool = False) -> None:
+    def _decoding(self) -> tuple[GenerateConfig, dict[str, str]]:
+        return completed(self.config.generate, str(self.config.checkpoint))
+
+    def _check_weights(self) -> None:
         """There is no model."""
 
     def demand(self) -> None:

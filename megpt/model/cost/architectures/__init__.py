@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoConfig, PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from megpt.errors import InputError, did_you_mean
 from megpt.model.source import language_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @cache
@@ -36,6 +37,8 @@ def language_model_config(llm: str) -> PreTrainedConfig:
     if Path(llm).exists():
         return language_config(llm)
     if llm in described():
+        from transformers import AutoConfig
+
         fields = dict(described()[llm])
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
     try:

@@ -1,0 +1,95 @@
+"""The generate job in its command's own process, where one worker of this machine is all that is asked for.
+
+The same shards, rules and files as on Ray. The main thread has the model, so Ctrl-C and SIGTERM stop it at once; films
+are decoded by helper processes (ray_jobs/helpers.py), one shard ahead. A kill at any moment is as harmless as on Ray,
+since a shard's file appears whole or not at all; a shortage of memory ends the command, not an actor of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future
+from itertools import pairwise
+from typing import Any
+
+from megpt.config import Config
+from megpt.data.studies import Listed
+from megpt.generation.predictions import Predictions
+from megpt.study import Study
+from ray_jobs.generate.worker import Pixels, ShardWorker, decode
+from ray_jobs.helpers import HelperDied, Helpers
+from ray_jobs.imports import uncollected
+from ray_jobs.runtime import cores, worker_environment
+
+
+def written_here(
+    config: Config, predictions: Predictions, shards: list[int], *, archive: str, fingerprint: str, llm: str | None
+) -> Generator[dict[str, Any], None, None]:
+    """Have shards written; a row of counts each, as `ShardWorker` gives it.
+
+    Args:
+        config: with absolute paths.
+    """
+    os.environ.update(worker_environment(config.cluster))
+    with Helpers(decode, min(cores(), 1 + config.generate.decode_workers)) as helpers:
+        helpers.warm()  # while torch is imported and the model read
+        with uncollected():
+            import torch
+        threads = torch.get_num_threads()
+        try:
+            worker = LocalWorker(config, predictions, shards, archive, fingerprint, llm, helpers)
+            yield from worker.written()
+        finally:
+            torch.set_num_threads(threads)
+
+
+class LocalWorker(ShardWorker):
+    """Writes shards one after another, in the order in which it is given them.
+
+    Args:
+        helpers: of `decode`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        predictions: Predictions,
+        shards: list[int],
+        archive: str,
+        fingerprint: str,
+        llm: str | None,
+        helpers: Helpers,
+    ):
+        import torch
+
+        # A worker that asks for no GPU gets none from Ray either, and the same number of threads: the texts are equal.
+        self.device = None if config.cluster.gpus_per_worker else "cpu"
+        self.helpers, self.shards, self.following = helpers, shards, dict(pairwise(shards))
+        self.ahead: dict[int, tuple[list[Listed], Iterator[tuple[Study, Any]]]] = {}
+        torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+        super().__init__(config.to_yaml(), predictions, archive, fingerprint, {}, llm)
+
+    def written(self) -> Iterator[dict[str, Any]]:
+        """The shards, one after another; a row of counts each, or the error that ended it."""
+        for shard in self.shards:
+            yield self._answer(shard)
+
+    def _decoder(self, options: dict[str, Any]) -> Helpers:
+        return self.helpers
+
+    def _begun(self, number: int) -> tuple[list[Listed], Iterator[tuple[Study, Any]]]:
+        """As in any worker; the films of the next shard are begun behind those of this one."""
+        taken = self.ahead.pop(number, None) or super()._begun(number)
+        if (following := self.following.get(number)) is not None:
+            self.ahead[following] = super()._begun(following)
+        return taken
+
+    def _start(self, chunk: list[Listed]) -> Future[list[Pixels]]:
+        return self.helpers.start(chunk, **self._how())
+
+    def _result(self, task: Future[list[Pixels]]) -> list[Pixels] | None:
+        try:
+            return task.result()
+        except HelperDied:
+            return None
