@@ -88,6 +88,20 @@ def ray_cluster() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cluster is around, also where an earlier test of this process has started the session's."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray_jobs.runtime.started", lambda: False)
+
+
+@pytest.fixture(params=["ray", "here"])
+def in_both_places(request: pytest.FixtureRequest) -> str:
+    """A job's work on Ray, and in processes of this machine."""
+    request.getfixturevalue("ray_cluster" if request.param == "ray" else "without_ray")
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer Llama of random weights with a byte-level BPE tokenizer, as a Hugging Face folder."""

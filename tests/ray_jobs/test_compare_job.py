@@ -30,7 +30,7 @@ def folders(tmp_path: Path) -> tuple[str, str]:
 
 @pytest.mark.slow
 def test_compare(
-    folders: tuple[str, str], tmp_path: Path, ray_cluster: None, capfd: pytest.CaptureFixture[str]
+    folders: tuple[str, str], tmp_path: Path, in_both_places: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first, second = folders
     out = tmp_path / "out"

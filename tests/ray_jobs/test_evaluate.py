@@ -74,7 +74,7 @@ def config(tmp_path: Path, *more: str) -> Config:
 
 
 @pytest.mark.slow
-def test_three_files(tmp_path: Path, ray_cluster: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_three_files(tmp_path: Path, in_both_places: str, capfd: pytest.CaptureFixture[str]) -> None:
     rows = [row(i) for i in range(8)]
     rows[1] |= {"report": None, "error": "film is truncated", "finish_reason": "error"}
     rows[2] |= {"reference": None}
@@ -101,7 +101,7 @@ def test_three_files(tmp_path: Path, ray_cluster: None, capfd: pytest.CaptureFix
 
 
 @pytest.mark.slow
-def test_limit_and_no_studies(tmp_path: Path, ray_cluster: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_limit_and_no_studies(tmp_path: Path, without_ray: None, capfd: pytest.CaptureFixture[str]) -> None:
     predictions(tmp_path / "predictions", [row(i) for i in range(8)])
     assert Evaluate.run(config(tmp_path, "limit=3")) == 0
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
@@ -151,7 +151,7 @@ def test_references_of_other_studies(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_anyones_file(tmp_path: Path, ray_cluster: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_anyones_file(tmp_path: Path, without_ray: None, capfd: pytest.CaptureFixture[str]) -> None:
     """A CSV, R2Gen's annotation for truth and training, a recipe: one command, with the submission to ReXrank."""
     entries = {split: [{"id": f"{split}{i}", "report": TEXTS[i % 4]} for i in range(8)] for split in ("train", "test")}
     (tmp_path / "annotation.json").write_text(json.dumps(entries))

@@ -49,7 +49,7 @@ def config(source: Path, output: Path, *more: str):
     return load_config(None, [f"source={source}", f"output={output}", *settings])
 
 
-def test_an_archive_with_broken_films(tmp_path, ray_cluster, capfd):
+def test_an_archive_with_broken_films(tmp_path, in_both_places, capfd):
     source, out = make_archive(tmp_path / "archive", 20), tmp_path / "out"
     assert Prepare.run(config(source, out)) == 0
     studies = list(read_studies(out))
@@ -83,7 +83,7 @@ def test_an_archive_with_broken_films(tmp_path, ray_cluster, capfd):
     assert json.loads((out / "run.json").read_text())["counts"]["studies"] == 21
 
 
-def test_the_number_of_failures_allowed(tmp_path, ray_cluster, capfd):
+def test_the_number_of_failures_allowed(tmp_path, without_ray, capfd):
     source, out = make_archive(tmp_path / "archive", 20), tmp_path / "out"
     for _ in range(2):
         with pytest.raises(TooManyFailed) as caught:
@@ -100,7 +100,7 @@ def test_the_number_of_failures_allowed(tmp_path, ray_cluster, capfd):
     assert Prepare.run(config(source, out, "prepare.max_failed_fraction=0.2")) == 0
 
 
-def test_no_readable_study(tmp_path, ray_cluster, capfd):
+def test_no_readable_study(tmp_path, in_both_places, capfd):
     source, out = make_archive(tmp_path / "archive", 5, broken=dict.fromkeys(range(5))), tmp_path / "out"
     assert main(["prepare", f"source={source}", f"output={out}"]) == 2
     lines = capfd.readouterr().err.splitlines()
@@ -146,7 +146,7 @@ def test_rows_of_a_study_that_disagree(tmp_path, capfd):
     assert not out.exists()
 
 
-def test_dry_run_and_limit(tmp_path, capfd, ray_cluster):
+def test_dry_run_and_limit(tmp_path, capfd, without_ray):
     source, out = make_archive(tmp_path / "archive", 12), tmp_path / "out"
     assert main(["prepare", f"source={source}", f"output={out}", "--dry-run", "--limit", "5"]) == 0
     said = capfd.readouterr().err.splitlines()
@@ -157,7 +157,7 @@ def test_dry_run_and_limit(tmp_path, capfd, ray_cluster):
     assert sorted(s.study_id for s in read_studies(out)) == ["s0000", "s0001", "s0002", "s0004"]
 
 
-def test_dropped_films_have_a_limit_of_their_own(tmp_path, ray_cluster, capfd):
+def test_dropped_films_have_a_limit_of_their_own(tmp_path, without_ray, capfd):
     source, out = make_archive(tmp_path / "archive", 4, broken={}), tmp_path / "out"
     manifest = source / "manifest.csv"
     manifest.write_text(manifest.read_text().replace("films/0001.jpg", "films/0001.jpg|films/absent.jpg"))
