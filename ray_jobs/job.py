@@ -136,7 +136,8 @@ class Job:
         self.in_process = demand is not None and not self.needs_ray() and alone(demand)
         with cluster(self.config.cluster) if demand and not self.in_process else contextlib.nullcontext():
             if demand:
-                vet(needs_of(self.config, self.reads, probe=probe), self.config.cluster)
+                if demand.gpus_per_worker or not self.in_process:
+                    vet(needs_of(self.config, self.reads, probe=probe), self.config.cluster)
                 require_resources(demand)
             yield
 

@@ -72,6 +72,7 @@ def _written(author: Author, study: Study) -> Prediction:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with uncollected():
         from megpt.generation.writer import ReportWriter
+        from megpt.model import MeGPTForConditionalGeneration, MeGPTProcessor  # noqa: F401 (the writer's)
 
     config = author.config
     # One study needs one slot.

@@ -27,6 +27,8 @@ from megpt.progress import log
 
 THREADS, PIECE = 8, 32 << 20
 TELL_BYTES = 256 << 20
+REMEMBERED = "remembered"
+"""The folder beside the copies that `megpt.places.remembered` has."""
 _held: dict[Path, IO[bytes]] = {}
 """Copies that this process uses, by an open lock: none of them may be removed."""
 
@@ -119,7 +121,7 @@ def _hold(folder: Path) -> None:
 
 def _make_room(wanted: int) -> None:
     """Remove copies that no process uses until the new one fits."""
-    kept = [folder for folder in cache_root().iterdir() if folder.is_dir()]
+    kept = [folder for folder in cache_root().iterdir() if folder.is_dir() and folder.name != REMEMBERED]
     sizes = {folder: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) for folder in kept}
     over = sum(sizes.values()) + wanted - most_bytes()
     for folder in sorted(kept, key=lambda folder: folder.stat().st_mtime):

@@ -21,9 +21,8 @@ from platform import python_version
 from typing import Any
 
 import megpt
-from megpt.places.cache import cache_root
+from megpt.places.cache import REMEMBERED, cache_root
 
-FOLDER = "remembered"
 MOST = 500
 """Files that are kept; beyond them the oldest go."""
 SOFTWARE = ("torch", "transformers", "tokenizers", "safetensors", "timm")
@@ -50,14 +49,14 @@ def recall(what: str, depends: Any) -> Any:
     try:
         content = json.loads(_path(what, depends).read_text(encoding="utf-8"))
         return content["value"] if content["what"] == what else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):  # RuntimeError: the user has no home
         return None
 
 
 def remember(what: str, depends: Any, value: Any) -> None:
     """Keep a value for later commands of this user, if the cache can be written."""
-    path = _path(what, depends)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
+        path = _path(what, depends)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")  # 0600
         try:
@@ -72,7 +71,7 @@ def remember(what: str, depends: Any, value: Any) -> None:
 
 def _path(what: str, depends: Any) -> Path:
     key = hashlib.sha256(json.dumps([what, depends], sort_keys=True).encode()).hexdigest()
-    return cache_root() / FOLDER / f"{key[:32]}.json"
+    return cache_root() / REMEMBERED / f"{key[:32]}.json"
 
 
 def _forget_the_oldest(folder: Path) -> None:

@@ -15,6 +15,7 @@ from megpt.model.checkpoint.fingerprint import DAMAGE, files_fingerprint, finger
 from megpt.model.checkpoint.state import folder_state
 from megpt.places import place
 from megpt.places.remembered import recall, remember, software
+from ray_jobs.imports import uncollected
 
 
 def decoding(config: Config, llm: str | None) -> tuple[GenerateConfig, dict[str, str]]:
@@ -50,9 +51,10 @@ def with_usable_backend(rules: GenerateConfig, folder: Path, max_views: int | No
     if state and recall("checkpoint to generate", depends):
         return rules
     check_parts(folder, llm)
-    from megpt.generation.limits import longest_prompt
-    from megpt.generation.trial import usable, verdict
-    from megpt.model.checkpoint.places import read_config
+    with uncollected():
+        from megpt.generation.limits import longest_prompt
+        from megpt.generation.trial import usable, verdict
+        from megpt.model.checkpoint.places import read_config
 
     shape: Any = read_config(folder)
     chosen = usable(rules, shape.text_config, prompt=longest_prompt(shape, max_views))
@@ -63,8 +65,9 @@ def with_usable_backend(rules: GenerateConfig, folder: Path, max_views: int | No
 
 def check_parts(folder: Path, llm: str | None, *, weights: bool = False) -> None:
     """Raise InputError if something is missing that a checkpoint needs; with `weights`, or is another one."""
-    from megpt.model import MeGPTProcessor
-    from megpt.model.checkpoint import load
+    with uncollected():
+        from megpt.model import MeGPTProcessor
+        from megpt.model.checkpoint import load
 
     load.check_parts(folder, llm, weights=weights)
     MeGPTProcessor.from_pretrained(folder)

@@ -96,6 +96,7 @@ class ShardWorker:
 
             from megpt.generation.image_text import ImageTextWriter
             from megpt.generation.writer import ReportWriter
+            from megpt.model import MeGPTForConditionalGeneration, MeGPTProcessor  # noqa: F401 (the writer's)
 
         self.config = Config.model_validate(yaml.safe_load(config))
         require_gpu(self.config.cluster)

@@ -35,6 +35,7 @@ from megpt.training.deepspeed import check_batch_sizes, check_together, deepspee
 from megpt.training.log import check_loggers
 from megpt.training.samples import input_fingerprint, weights_fingerprint
 from ray_jobs.failures import PREEMPTED, cause_of, known_failure
+from ray_jobs.imports import uncollected
 from ray_jobs.job import Job, absolute
 from ray_jobs.train.longer import Longer
 from ray_jobs.train.start import checkpoint_fingerprint, named_start, started
@@ -182,12 +183,14 @@ def with_usable_backend(config: Config) -> Config:
 
     if Path(llm).exists():
         look_at(llm)
-        from megpt.model.language import check_folder
+        with uncollected():
+            from megpt.model.language import check_folder
 
         shape = check_folder(llm)
     else:
         shape = language_model_config(llm)
-    from megpt.generation.trial import usable, verdict
+    with uncollected():
+        from megpt.generation.trial import usable, verdict
 
     generate = usable(config.generate, shape, to_train=True)
     if state and generate.backend == backend and not verdict(shape, generate.num_beams).untried:

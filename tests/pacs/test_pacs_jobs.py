@@ -29,7 +29,7 @@ def pacs(tmp_path: Path) -> Iterator[Orthanc]:
         yield server
 
 
-def test_there_and_back(ray_cluster: None, tiny_checkpoint: Path, pacs: Orthanc, tmp_path: Path) -> None:
+def test_there_and_back(without_ray: None, tiny_checkpoint: Path, pacs: Orthanc, tmp_path: Path) -> None:
     rules = ["generate.max_new_tokens=8", "generate.min_new_tokens=1", f"checkpoint={tiny_checkpoint}"]
 
     def megpt(job: str, *words: str) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from megpt.places import remembered
-from megpt.places.remembered import FOLDER, recall, remember, software
+from megpt.places.cache import REMEMBERED
+from megpt.places.remembered import recall, remember, software
 
 DEPENDS = ["llama", {"hidden_size": 64, "rope": None}, 3]
 
@@ -44,8 +45,8 @@ def test_it_is_the_user_s_alone(cache: Path) -> None:
         remember("trial", DEPENDS, 1)
     finally:
         os.umask(before)
-    (file,) = (cache / FOLDER).iterdir()
-    assert (cache / FOLDER).stat().st_mode & 0o777 == 0o700 and file.stat().st_mode & 0o777 == 0o600
+    (file,) = (cache / REMEMBERED).iterdir()
+    assert (cache / REMEMBERED).stat().st_mode & 0o777 == 0o700 and file.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_it_is_the_user_s_alone(cache: Path) -> None:
 )
 def test_a_damaged_file_is_no_file(cache: Path, content: bytes) -> None:
     remember("trial", DEPENDS, 1)
-    (file,) = (cache / FOLDER).iterdir()
+    (file,) = (cache / REMEMBERED).iterdir()
     file.write_bytes(content)
     assert recall("trial", DEPENDS) is None
     remember("trial", DEPENDS, 2)
@@ -65,16 +66,24 @@ def test_a_cache_that_is_not_to_be_had(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("MEGPT_CACHE", str(tmp_path / "file" / "cache"))
     remember("trial", DEPENDS, 1)
     assert recall("trial", DEPENDS) is None
+    monkeypatch.delenv("MEGPT_CACHE")
+    monkeypatch.setattr(Path, "home", _no_home)
+    remember("trial", DEPENDS, 1)
+    assert recall("trial", DEPENDS) is None
+
+
+def _no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
 
 
 def test_the_oldest_go(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remembered, "MOST", 3)
     for number in range(5):
         remember("trial", number, number)
-        for age, path in enumerate(sorted((cache / FOLDER).iterdir(), key=lambda path: -path.stat().st_mtime_ns)):
+        for age, path in enumerate(sorted((cache / REMEMBERED).iterdir(), key=lambda path: -path.stat().st_mtime_ns)):
             os.utime(path, (1e9 - age, 1e9 - age))
     assert [recall("trial", number) for number in range(5)] == [None, None, 2, 3, 4]
-    assert len(list((cache / FOLDER).iterdir())) == 3
+    assert len(list((cache / REMEMBERED).iterdir())) == 3
 
 
 def test_code_is_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def test_the_hf_backend_writes_the_same(
 
 @pytest.mark.slow
 def test_failed_studies_can_be_fed_back(
-    finished: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
+    finished: Path, tiny_checkpoint: Path, tmp_path: Path, without_ray: None
 ) -> None:
     with pytest.raises(TooManyFailed, match="2 of 2"):
         Generate.run(config(finished / "failed.parquet", tiny_checkpoint, tmp_path / "out"))
@@ -159,7 +159,7 @@ def test_failed_studies_can_be_fed_back(
 
 
 @pytest.mark.slow
-def test_the_next_day(finished: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_the_next_day(finished: Path, tiny_checkpoint: Path, tmp_path: Path, without_ray: None) -> None:
     everyone = list(studies(12))
     write_studies(tmp_path / "archive", "test", everyone[:9], 0)
     command = config(tmp_path / "archive", tiny_checkpoint, tmp_path / "out", "generate.max_failed_fraction=0.5")

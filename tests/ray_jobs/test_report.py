@@ -50,7 +50,7 @@ def said(capfd: pytest.CaptureFixture[str], tiny_checkpoint: Path) -> Any:
 
 @pytest.mark.slow
 def test_the_archive_jobs_text(
-    tmp_path: Path, tiny_checkpoint: Path, ray_cluster: None, said: Any, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_checkpoint: Path, without_ray: None, said: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from ray_jobs.generate.job import Generate
 

@@ -88,7 +88,7 @@ def answers(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_fifty_clients(service: Running, tiny_checkpoint: Path, ray_cluster: None, tmp_path: Path) -> None:
+def test_fifty_clients(service: Running, tiny_checkpoint: Path, without_ray: None, tmp_path: Path) -> None:
     from ray_jobs.generate.job import Generate
 
     archive = tmp_path / "archive"
