@@ -12,7 +12,9 @@ OUT/data/split=…/part-*.parquet, README.md, failed.parquet, films_failed.parqu
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import os
 import tempfile
 import time
@@ -52,6 +54,8 @@ from megpt.progress import Progress, log
 from ray_jobs.job import Job
 from ray_jobs.placement import elsewhere, one_cpu
 from ray_jobs.runtime import joined, quiet
+from ray_jobs.telling import Teller
+from ray_jobs.watched import Count, watched
 
 RUN_JSON = "run.json"
 PACKAGES = ("megpt", "ray", "pyarrow", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm")
@@ -145,18 +149,33 @@ class Prepare(Job):
         settings, max_pixels = self.config.prepare, self.config.data.max_pixels
         shards, place, archive = self.shards, folder.absolute(), self.source.root
 
+        done = shards.studies - sum(shard.studies for shard in self.left)
+        progress = Progress("prepare", shards.studies, start=done, failed=self._failed_before(folder))
+        count = Count(progress, settings)
+        run = count.run
+
         def task(row: dict[str, Any]) -> dict[str, Any]:
-            result = prepare_shard(place, shards, Shard(**row), settings, archive=archive, max_pixels=max_pixels)
-            return {"studies": result["studies"], "failed": result["failed"]}
+            shard = Shard(**row)
+            more = {"archive": archive, "max_pixels": max_pixels, "tell": Teller(run, shard.name)}
+            result = prepare_shard(place, shards, shard, settings, **more)
+            return {"shard": shard.name, "studies": result["studies"], "reasons": json.dumps(result["reasons"])}
 
         # One row a block: otherwise a small list is one block, and one worker does everything.
         rows = ray.data.from_items([asdict(shard) for shard in self.left], override_num_blocks=len(self.left))
         # A local cluster claims more CPUs than the machine has, and decoding is nothing but CPU work.
         tasks = None if joined() else ray.data.TaskPoolStrategy(size=os.cpu_count() or 1)
-        done = shards.studies - sum(shard.studies for shard in self.left)
-        with Progress("prepare", shards.studies, start=done) as progress:
-            for row in rows.map(task, compute=tasks, num_cpus=1, **elsewhere()).iter_rows():
-                progress.advance(int(row["studies"]), int(row["failed"]))
+        written = rows.map(task, compute=tasks, num_cpus=1, **elsewhere())
+        with progress, contextlib.closing(watched(written, one_cpu(self.config.cluster), count)) as results:
+            count.check()
+            for row in results:
+                count.finished(str(row["shard"]), int(row["studies"]), json.loads(row["reasons"]))
+
+    def _failed_before(self, folder: Path) -> Counter[str]:
+        """The reasons of studies that an earlier start could not read."""
+        reasons = Counter[str]()
+        for mark in marks(folder, self.shards):
+            reasons.update(mark["reasons"])
+        return reasons
 
     def finish(self, folder: Path) -> dict[str, Any]:
         """failed.parquet and run.json."""

@@ -48,17 +48,18 @@ from megpt.generation.predictions import (
     remove_leftovers,
     studies_of_split,
 )
+from megpt.generation.run_status import record_launch
 from megpt.model.checkpoint.decoding import described
 from megpt.model.checkpoint.fetch import local_folder, pinned
 from megpt.model.checkpoint.fingerprint import is_own
 from megpt.output import SUCCESS
 from megpt.progress import Progress, log
 from ray_jobs.generate.checkpoint import checkpoint_fingerprint, decoding
-from ray_jobs.generate.watch import watched
 from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
 from ray_jobs.job import Job, absolute
 from ray_jobs.placement import elsewhere, worker_slots
 from ray_jobs.runtime import joined, quiet
+from ray_jobs.watched import Count, watched
 
 # Consecutive passes that may end without a new shard, as when actors die faster than they write.
 FRUITLESS_PASSES = 3
@@ -156,7 +157,7 @@ class Generate(Job):
         if left or not (folder / SUCCESS).exists():
             studies = self.predictions.shards.studies
             log(f"generate: decoding: {described(self.config.generate, self.origins)}")
-            self.predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=studies)
+            record_launch(folder, started=time.time(), host=os.uname().nodename, studies=studies)
         return bool(left)
 
     def _intake(self, folder: Path) -> Intake:
@@ -173,17 +174,20 @@ class Generate(Job):
         """Passes over the shards that have no file, until there are none."""
         context: Counter[str] = Counter()
         missing, fruitless, studies = self.predictions.left(), 0, self.predictions.shards.studies
-        with Progress("generate", studies, start=studies - self.predictions.count(missing)) as progress:
+        done, before = studies - self.predictions.count(missing), self.predictions.reasons()
+        with Progress("generate", studies, start=done, failed=before) as progress:
             while missing:
-                written = self._pass(missing)
-                with contextlib.closing(watched(written, self.config.cluster)) as rows:
+                count = Count(progress, self.config.generate)
+                count.check()
+                written = self._pass(missing, count.run)
+                with contextlib.closing(watched(written, self.config.cluster, count)) as rows:
                     for row in rows:
                         if row["error"]:
                             raise from_json(str(row["error"]))
                         context.update(json.loads(row["context"]))
-                        progress.advance(int(row["studies"]), int(row["failed"]))
-                before, missing = missing, self.predictions.left()
-                fruitless = fruitless + 1 if len(missing) == len(before) else 0
+                        count.finished(str(row["shard"]), int(row["studies"]), json.loads(row["reasons"]))
+                tried, missing = missing, self.predictions.left()
+                fruitless = fruitless + 1 if len(missing) == len(tried) else 0
                 if fruitless == FRUITLESS_PASSES:
                     raise MegptError(
                         f"the workers died {fruitless} times in a row without writing one of {len(missing)} shards",
@@ -196,7 +200,7 @@ class Generate(Job):
             cut = f"a section of {n['cut']} was cut to the model's context_tokens"
             log(f"generate: {n['without']} of {n['studies']} studies have no context for the prompt; {cut}")
 
-    def _pass(self, missing: list[int]) -> ray.data.Dataset:
+    def _pass(self, missing: list[int], run: str) -> ray.data.Dataset:
         """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""
         config = absolute(self.config)
         cpus, decode_cpus = _cpu_shares(config)
@@ -226,6 +230,7 @@ class Generate(Job):
                     archive,
                     self.fingerprint,
                     {"num_cpus": decode_cpus} | elsewhere(),
+                    run,
                     self.llm,
                 ),
             )
