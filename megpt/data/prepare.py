@@ -27,6 +27,7 @@ from megpt.config import PrepareConfig
 from megpt.data.card import write_card
 from megpt.data.growth import Intake
 from megpt.data.listing import Tally
+from megpt.data.parquet import open_parquet, read_rows
 from megpt.data.prepared_films import prepare_study
 from megpt.data.shards import LIST_SCHEMA, Shard, ShardList, ShardListWriter, from_row, to_row
 from megpt.data.sources.base import Source, check_mounted
@@ -35,9 +36,7 @@ from megpt.data.studies import (
     DATA,
     Listed,
     RowWriter,
-    open_parquet,
     part_path,
-    read_rows,
     split_folders,
     study_files,
     with_films,

@@ -28,9 +28,10 @@ from megpt import __version__
 from megpt.data import listing
 from megpt.data.card import write_card
 from megpt.data.growth import Intake
+from megpt.data.parquet import open_parquet, read_rows
 from megpt.data.shards import ShardList, ShardListWriter
 from megpt.data.sources import Source
-from megpt.data.studies import Listed, open_parquet, read_rows, write_rows
+from megpt.data.studies import Listed, write_rows
 from megpt.errors import InputError, MegptError
 from megpt.generation.run_status import RunStatus, launches
 from megpt.output import SUCCESS, is_locked, write_aside
@@ -238,7 +239,8 @@ class Predictions:
                 continue
             rows = read_rows(self.path(shard), ["study_id", "error"])
             errors = {row["study_id"]: row["error"] for row in rows if row["error"] is not None}
-            for listed in self.studies(shard):
+            # their texts and films are not read: a failed study costs its own row
+            for listed in self.shards.read(self.shards[shard], ("study_id", "subject_id", "views", "split", "error")):
                 if error := errors.get(listed.study.study_id):
                     yield {**listed.study.failed_row(error), **origin}
 
