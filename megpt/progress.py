@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from megpt.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -32,7 +34,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def log(message: str) -> None:
     """One plain line for a person; never report text, never a DICOM field that names a person."""
-    console.print(message, markup=False)
+    console.print(printable(message), markup=False)
 
 
 def on_terminal() -> bool:
@@ -175,7 +177,7 @@ class Progress:
     def _told_failed(self, named: int) -> str:
         """`3 failed (2 × missing file, 1 × empty file)`"""
         reasons = self.reasons.most_common()
-        told = [f"{count} × {reason}" for reason, count in reasons[:named]]
+        told = [f"{count} × {printable(reason)}" for reason, count in reasons[:named]]
         told += [f"{len(reasons) - named} more reasons"] if len(reasons) > named else []
         return f"{self.failed} failed" + (f" ({', '.join(told)})" if told else "")
 

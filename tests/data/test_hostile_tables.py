@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from local_jobs import LocalPrepare
 from PIL import Image
 
 from megpt.config import DataConfig, load_config
@@ -27,7 +28,6 @@ from megpt.data.parquet import read_rows
 from megpt.data.sources import open_source
 from megpt.errors import InputError, MegptError
 from megpt.generation.predictions import Predictions
-from tests.local_jobs import LocalPrepare
 
 ROOM_MIB = 250
 MEASURED = """
