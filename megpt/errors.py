@@ -10,6 +10,21 @@ import re
 LABELS = ("where", "cause", "next")
 
 
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""Text that may go to a terminal: what moves its cursor, changes its colours or turns its words around is escaped.
+
+    An id such as `s1\x1b[2J` comes from a table that anyone may have written.
+
+    Args:
+        lines: leave line ends as they are.
+    """
+    safe = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return safe if lines else safe.replace("\n", r"\n")
+
+
 def _line(label: str) -> str:
     return f"  {label + ':':<7}"
 
@@ -35,7 +50,9 @@ class MegptError(Exception):
 
     def __str__(self) -> str:
         labelled = ((label, getattr(self, label)) for label in LABELS)
-        return "\n".join([self.what, *(_line(label) + str(text) for label, text in labelled if text)])
+        # a cause may be a list, such as that of the known formats; all else is one line
+        told = [_line(label) + printable(str(text), lines=label == "cause") for label, text in labelled if text]
+        return "\n".join([printable(self.what), *told])
 
 
 class InputError(MegptError):

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from megpt.config import Config
-from megpt.data.studies import read_rows
+from megpt.data.parquet import read_rows
 from megpt.errors import InputError, TooManyFailed
 from megpt.generation.predictions import REPORTS
 from megpt.output import RECORD, SUCCESS, reopen, write_json

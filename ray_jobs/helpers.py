@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import IO, Any
 
@@ -74,10 +74,16 @@ class Helpers:
         """
         return self._threads.submit(self._ask, pickle.dumps((arguments, keywords)))
 
-    def unordered(self, parts: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """The results of many parts, as they come."""
-        for part in as_completed([self.start(*part) for part in parts]):
-            yield part.result()
+    def unordered(
+        self, parts: Iterable[tuple[Any, ...]], meanwhile: Callable[[], object] = lambda: None
+    ) -> Iterator[Any]:
+        """The results of many parts, as they come; `meanwhile` is called each second or so."""
+        waiting = {self.start(*part) for part in parts}
+        while waiting:
+            done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
+            meanwhile()
+            for part in done:
+                yield part.result()
 
     def _ask(self, request: bytes) -> Any:
         for left in reversed(range(1 + RETRIES)):

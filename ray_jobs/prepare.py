@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
 import tempfile
 import time
 from collections import Counter
@@ -49,10 +50,12 @@ from megpt.data.superseded import drop_superseded, failed_ids
 from megpt.errors import InputError, TooManyFailed
 from megpt.output import write_json
 from megpt.progress import Progress, log
+from ray_jobs.counting import Count
 from ray_jobs.helpers import Helpers
 from ray_jobs.job import Job
 from ray_jobs.placement import elsewhere, one_cpu
 from ray_jobs.runtime import cores, joined, quiet
+from ray_jobs.telling import Teller
 
 RUN_JSON = "run.json"
 PACKAGES = ("megpt", "ray", "pyarrow", "pillow", "pydicom", "pylibjpeg-openjpeg", "python-gdcm")
@@ -146,29 +149,42 @@ class Prepare(Job):
     def work(self, folder: Path) -> None:
         """Have each shard that is left written, by as many tasks as there are cores."""
         done = self.shards.studies - sum(shard.studies for shard in self.left)
-        counts = self._prepared(folder.absolute())
-        with Progress("prepare", self.shards.studies, start=done) as progress, contextlib.closing(counts):
-            for row in counts:
-                progress.advance(int(row["studies"]), int(row["failed"]))
+        progress = Progress("prepare", self.shards.studies, start=done, failed=self._failed_before(folder))
+        count = Count(progress, self.config.prepare)
+        with progress, contextlib.closing(self._prepared(folder.absolute(), count)) as rows:
+            count.check()
+            for row in rows:
+                count.finished(str(row["shard"]), int(row["studies"]), json.loads(row["reasons"]))
 
-    def _prepared(self, folder: Path) -> Generator[dict[str, Any], None, None]:
+    def _prepared(self, folder: Path, count: Count) -> Generator[dict[str, Any], None, None]:
         """Have the shards written; the counts of each, as they come."""
-        task = functools.partial(
-            _prepare, folder, self.shards, self.config.prepare, self.source.root, self.config.data.max_pixels
-        )
+        settings = self.config.prepare
+        more = {"archive": self.source.root, "max_pixels": self.config.data.max_pixels}
         if self.in_process:
-            with Helpers(task, min(cores(), len(self.left))) as helpers:
-                yield from helpers.unordered((asdict(shard),) for shard in self.left)
+            with count.in_a_folder(), Helpers(_prepare, min(cores(), len(self.left))) as helpers:
+                parts = ((folder, self.shards, settings, more, count.run, asdict(shard)) for shard in self.left)
+                yield from helpers.unordered(parts, meanwhile=count.look)
             return
         import ray.data
 
+        from ray_jobs.watched import watched
+
         quiet(ray.data.DataContext.get_current())
+        task = functools.partial(_prepare, folder, self.shards, settings, more, count.run)
         # One row a block: otherwise a small list is one block, and one worker does everything.
         rows = ray.data.from_items([asdict(shard) for shard in self.left], override_num_blocks=len(self.left))
         # A local cluster claims more CPUs than the machine has, and decoding is nothing but CPU work.
         tasks = None if joined() else ray.data.TaskPoolStrategy(size=cores())
         # Ray Data wants a function, which a partial is not.
-        yield from rows.map(lambda row: task(row), compute=tasks, num_cpus=1, **elsewhere()).iter_rows()
+        written = rows.map(lambda row: task(row), compute=tasks, num_cpus=1, **elsewhere())
+        yield from watched(written, one_cpu(self.config.cluster), count)
+
+    def _failed_before(self, folder: Path) -> Counter[str]:
+        """The reasons of studies that an earlier start could not read."""
+        reasons = Counter[str]()
+        for mark in marks(folder, self.shards):
+            reasons.update(mark["reasons"])
+        return reasons
 
     def finish(self, folder: Path) -> dict[str, Any]:
         """failed.parquet and run.json."""
@@ -250,8 +266,9 @@ class Prepare(Job):
 
 
 def _prepare(
-    folder: Path, shards: ShardList, settings: PrepareConfig, archive: Path, max_pixels: int, row: dict[str, Any]
+    folder: Path, shards: ShardList, settings: PrepareConfig, more: dict[str, Any], run: str, row: dict[str, Any]
 ) -> dict[str, Any]:
     """The task: one shard, as a row, and the counts that come back."""
-    mark = prepare_shard(folder, shards, Shard(**row), settings, archive=archive, max_pixels=max_pixels)
-    return {"studies": mark["studies"], "failed": mark["failed"]}
+    shard = Shard(**row)
+    mark = prepare_shard(folder, shards, shard, settings, tell=Teller(run, shard.name), **more)
+    return {"shard": shard.name, "studies": mark["studies"], "reasons": json.dumps(mark["reasons"])}

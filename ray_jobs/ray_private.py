@@ -49,6 +49,9 @@ UTILS = "ray._private.utils"
 PACKAGING = "ray._private.runtime_env.packaging"
 """The module that walks a working directory for its upload."""
 
+KV, KV_SPACE = "ray.experimental.internal_kv", b"megpt"
+"""The cluster's own key-value store, which holds what is small and for a short time, and the namespace used in it."""
+
 
 def __getattr__(name: str) -> Any:
     if name not in HOMES:
@@ -97,6 +100,32 @@ def uploaded(folder: Path) -> list[str]:
     quiet.setLevel(logging.ERROR)
     travel(folder, [], found.append, include_gitignore=True, logger=quiet)
     return sorted(str(path.relative_to(folder)) for path in found if path.is_file())
+
+
+def tell(key: str, text: str) -> None:
+    """Put a short text into the cluster's key-value store."""
+    _kv("_internal_kv_put")(key, text, overwrite=True, namespace=KV_SPACE)
+
+
+def told(prefix: str) -> dict[str, bytes]:
+    """What was told under keys that begin so, by the rest of each key."""
+    found = {}
+    for key in _kv("_internal_kv_list")(prefix, namespace=KV_SPACE):
+        if (text := _kv("_internal_kv_get")(key, namespace=KV_SPACE)) is not None:
+            found[key.decode().removeprefix(prefix)] = text
+    return found
+
+
+def forget(prefix: str) -> None:
+    """Remove what was told under keys that begin so."""
+    _kv("_internal_kv_del")(prefix, del_by_prefix=True, namespace=KV_SPACE)
+
+
+def _kv(name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(KV), name)
+    except (ImportError, AttributeError):
+        raise missing(f"{KV}.{name}") from None
 
 
 def report_logger() -> str:

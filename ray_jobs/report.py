@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from megpt.config import Config
 from megpt.data.one_study import NEXT_FILM, one_study
-from megpt.errors import InputError, MegptError
+from megpt.errors import InputError, MegptError, printable
 from megpt.films.decode import UnreadableFilm, load_film
 from megpt.generation.answer import RESEARCH_ONLY, Author
 from megpt.model.checkpoint.decoding import RULES, described
@@ -61,7 +61,11 @@ class Report:
             return 0
         prediction = _written(author, study)
         answer: dict[str, Any] = author.answer(prediction)
-        print(json.dumps(answer, indent=1, ensure_ascii=False) if as_json else prediction.report)
+        print(
+            json.dumps(answer, indent=1, ensure_ascii=False)
+            if as_json
+            else printable(str(prediction.report), lines=True)
+        )
         log(RESEARCH_ONLY)
         return 0
 

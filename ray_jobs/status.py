@@ -10,7 +10,7 @@ from __future__ import annotations
 import yaml
 
 from megpt.config import Config
-from megpt.errors import InputError
+from megpt.errors import InputError, printable
 from megpt.generation.predictions import Predictions
 from megpt.output import RECORD, SUCCESS, is_locked
 from megpt.places import place, screen
@@ -42,7 +42,7 @@ class Status:
                 cause=f"it has no readable {RECORD}" if path.is_dir() else "there is no such folder",
                 next="give the folder that was output=PATH",
             ) from None
-        print(f"{job}: {path}")
+        print(printable(f"{job}: {path}"))
         predictions = Predictions.open(path) if job == "generate" else None
         if predictions is not None:
             print("\n".join(predictions.status().lines()))

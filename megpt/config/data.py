@@ -146,5 +146,7 @@ class PrepareConfig(Section):
     """Whether a study keeps its report when its frontal film is unreadable and only a lateral one is left."""
     max_failed_fraction: Annotated[Fraction, Indifferent] = 0.05
     """If a larger fraction of studies is unreadable, the finished job ends with exit code 3."""
+    fail_fast: Annotated[bool, Indifferent] = False
+    """End the job as soon as more studies have failed than `max_failed_fraction` allows of all (exit code 1)."""
     max_failed_films_fraction: Annotated[Fraction, Indifferent] = 0.05
     """If a larger fraction of films is dropped from studies that stay, the finished job ends with exit code 3."""

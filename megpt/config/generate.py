@@ -46,6 +46,8 @@ class GenerateConfig(Section):
     """Tasks that decode films ahead of each generating worker."""
     max_failed_fraction: Annotated[Fraction, Indifferent] = 0.05
     """If a larger fraction of studies fails, the finished job ends with exit code 3."""
+    fail_fast: Annotated[bool, Indifferent] = False
+    """End the job as soon as more studies have failed than `max_failed_fraction` allows of all (exit code 1)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> GenerateConfig:

@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from megpt.config import Config
-from megpt.data.ids import digest, read_ids, scratch, unique
+from megpt.data.ids import digest, held_together, read_ids, scratch, unique
 from megpt.data.members import is_member
+from megpt.data.parquet import read_rows
 from megpt.data.shards import ShardList, ShardListWriter
-from megpt.data.studies import Listed, read_rows
+from megpt.data.studies import Listed
 from megpt.errors import InputError
 from megpt.films.members import from_uri
 from megpt.films.remote import scheme_of
@@ -112,7 +113,7 @@ class Intake(contextlib.AbstractContextManager["Intake"]):
         """
         room = None if self.choice.limit is None else self.choice.limit - (self.base.studies if self.base else 0)
         seen = 0
-        for listed in _with_state(unique(source, where=where)):
+        for listed in _with_state(held_together(unique(source, where=where))):
             name = listed.study.study_id
             if self.choice.ids is not None and name not in self.choice.ids:
                 continue

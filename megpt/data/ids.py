@@ -1,17 +1,27 @@
-"""Study ids: seen once each, looked up by the million in a temporary database, chosen by a file."""
+"""Study ids: seen once each, looked up by the million in a temporary database, chosen by a file.
+
+Also what no study has: more films than `MAX_FILMS`. It fails alone, before anything looks at its films.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import hashlib
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from megpt.data.studies import Listed, open_parquet, read_rows
-from megpt.errors import InputError
+from megpt.data.parquet import open_parquet, read_rows
+from megpt.data.studies import Listed
+from megpt.errors import InputError, MegptError
 from megpt.places import place
+
+MAX_FILMS = 1_000
+"""Films of one study. No chest examination has so many; rows of one study are not gathered beyond it."""
 
 
 def unique(studies: Iterable[Listed], *, where: str | None = None) -> Iterator[Listed]:
@@ -37,12 +47,56 @@ def unique(studies: Iterable[Listed], *, where: str | None = None) -> Iterator[L
             yield listed
 
 
+def held_together(studies: Iterable[Listed]) -> Iterator[Listed]:
+    """The same studies; one of more films than any study has becomes one that failed, with the first of them."""
+    for listed in studies:
+        study = listed.study
+        if len(study.views) > MAX_FILMS and not study.error:
+            views, error = study.views[:MAX_FILMS], f"more than {MAX_FILMS:,} films"
+            listed = replace(listed, study=replace(study, views=views, error=error))
+        yield listed
+
+
+class _Scratch(sqlite3.Connection):
+    def execute(self, *statement: Any) -> sqlite3.Cursor:
+        try:
+            return super().execute(*statement)
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error) and "disk I/O" not in str(error):
+                raise
+            raise MegptError(
+                "no space left for the temporary list of studies",
+                where=os.environ.get("SQLITE_TMPDIR") or os.environ.get("TMPDIR") or "/var/tmp",
+                cause="an archive of ten million films needs some gigabytes there while it is listed",
+                next="free some space there, or set TMPDIR=FOLDER, then run the same command again",
+            ) from None
+
+
 def scratch(schema: str) -> sqlite3.Connection:
-    """A temporary database: it is private to this process, moves to disk as it grows, and is deleted when closed."""
-    database = sqlite3.connect("")
+    """A temporary database: it is private to this process, moves to disk as it grows, and is deleted when closed.
+
+    What is done with it raises a MegptError where the disk is full.
+    """
+    database = sqlite3.connect("", factory=_Scratch)
     database.execute("PRAGMA journal_mode = OFF")
     database.execute(schema)
     return database
+
+
+class FirstSeen:
+    """What was first seen under each key; on disk, so that there may be ten million. Close it when done with it."""
+
+    def __init__(self) -> None:
+        self._seen = scratch("CREATE TABLE seen (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID")
+
+    def setdefault(self, key: str, value: str) -> str:
+        """The value that came first with this key."""
+        self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest(key), value))
+        ((first,),) = self._seen.execute("SELECT value FROM seen WHERE key = ?", (digest(key),))
+        return str(first)
+
+    def close(self) -> None:
+        self._seen.close()
 
 
 def digest(text: str) -> bytes:

@@ -13,12 +13,13 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
-from megpt.places import parquet_file, part_of
+from megpt.data.parquet import RowCursor
+from megpt.errors import InputError
+from megpt.places import part_of, place
 from megpt.study import Study, View
 
 # No film is larger; a member that claims more is not one.
@@ -43,11 +44,10 @@ def is_member(uri: str | None) -> bool:
 
 
 class Members:
-    """Fetches films that lie inside other files; it keeps one row group of one column of a table."""
+    """Fetches films that lie inside other files; it keeps a few rows of one column of a table."""
 
     def __init__(self) -> None:
-        self._group: tuple[str, str, range] = ("", "", range(0))
-        self._cells: Any = None
+        self._opened: tuple[str, str, RowCursor] | None = None
 
     def fetched(self, study: Study) -> Study:
         """The study with the bytes of such films; they keep their uris. What cannot be read stays without bytes."""
@@ -64,31 +64,20 @@ class Members:
             if found := _CELL.fullmatch(view.uri):
                 item = None if found["item"] is None else int(found["item"])
                 return replace(view, data=self._cell(found["file"], unquote(found["column"]), int(found["row"]), item))
-        except (OSError, pa.ArrowException, KeyError, ValueError):
+        except (OSError, pa.ArrowException, KeyError, ValueError, InputError):
             pass  # the film's own reader then says that the file is missing
         return view
 
     def _cell(self, path: str, column: str, row: int, item: int | None) -> bytes | None:
-        if self._group[:2] != (path, column) or row not in self._group[2]:
-            self._cells = None  # the old row group is freed before the new one is read
-            self._load(path, column, row)
-        value = self._cells[row - self._group[2].start].as_py()
+        if self._opened is None or self._opened[:2] != (path, column):
+            if self._opened is not None:
+                self._opened[2].close()
+            self._opened = path, column, RowCursor(place(path), [column])
+        value = self._opened[2].row(row)[column]
         if item is not None:
             value = value[item] if value and item < len(value) else None
         data = value.get("bytes") if isinstance(value, dict) else value
         return data if data is not None else b""
-
-    def _load(self, path: str, column: str, row: int) -> None:
-        with parquet_file(path) as file:
-            start = 0
-            for group in range(file.num_row_groups):
-                rows = range(start, start + file.metadata.row_group(group).num_rows)
-                if row in rows:
-                    self._cells = file.read_row_group(group, columns=[column]).column(column)
-                    self._group = (path, column, rows)
-                    return
-                start = rows.stop
-        raise KeyError(row)
 
 
 def with_members(studies: Iterable[Study]) -> Iterator[Study]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from megpt.config import PrepareConfig
 from megpt.data.card import write_card
 from megpt.data.growth import Intake
 from megpt.data.listing import Tally
+from megpt.data.parquet import open_parquet, read_rows
 from megpt.data.prepared_films import prepare_study
 from megpt.data.shards import LIST_SCHEMA, Shard, ShardList, ShardListWriter, from_row, to_row
 from megpt.data.sources.base import Source, check_mounted
@@ -35,9 +36,7 @@ from megpt.data.studies import (
     DATA,
     Listed,
     RowWriter,
-    open_parquet,
     part_path,
-    read_rows,
     split_folders,
     study_files,
     with_films,
@@ -46,7 +45,7 @@ from megpt.data.studies import (
 from megpt.errors import InputError
 from megpt.films.decode import FORBIDDEN, MISSING, UnreadableFilm
 from megpt.output import write_aside
-from megpt.study import FAILED_SCHEMA, FILMS_FAILED_SCHEMA, STUDIES_SCHEMA, View
+from megpt.study import FAILED_SCHEMA, FILMS_FAILED_SCHEMA, STUDIES_SCHEMA, Study, View
 
 WORK, FAILED, FILMS_FAILED, LEFT_OUT = ".work", "failed.parquet", "films_failed.parquet", "left_out.parquet"
 
@@ -102,19 +101,27 @@ def list_shards(
 
 
 def prepare_shard(
-    out: Path, shards: ShardList, shard: Shard, settings: PrepareConfig, *, archive: Path, max_pixels: int
+    out: Path,
+    shards: ShardList,
+    shard: Shard,
+    settings: PrepareConfig,
+    *,
+    archive: Path,
+    max_pixels: int,
+    tell: Callable[[str | None], object] = bool,
 ) -> dict[str, Any]:
     """Prepare the studies of one shard; returns its mark, with the numbers of studies, failures, films and reasons.
 
+    Args:
+        tell: called after each study with the reason of its failure, or None.
+
     Raises:
-        MegptError: the disk is full or not writable, or films are missing because the archive is not mounted on this
-            machine.
+        MegptError: the disk is full or not writable, or films are missing because this machine has no archive.
     """
     mark = mark_path(out, shard)
     if mark.exists():
         return dict(json.loads(mark.read_text()))
-    counts: Counter[str] = Counter(studies=shard.studies, failed=0, films=0, films_dropped=0)
-    reasons: Counter[str] = Counter()
+    counts, reasons = Counter[str](studies=shard.studies, failed=0, films=0, films_dropped=0), Counter[str]()
     failed: list[dict[str, Any]] = []
     bad_films: list[dict[str, Any]] = []
 
@@ -127,14 +134,12 @@ def prepare_shard(
                 counts["failed"] += 1
                 reasons[error.reason] += 1
                 failed.append(study.failed_row(error.reason))
+                tell(error.reason)
                 continue
             finally:
-                bad_films.extend(
-                    {"study_id": study.study_id, "image_id": view.image_id, "split": shard.split, "reason": reason}
-                    for view, reason in dropped
-                )
-            counts["films"] += len(ready.views)
-            counts["films_dropped"] += len(dropped)
+                bad_films.extend(_dropped_rows(study, shard.split, dropped))
+            counts.update(films=len(ready.views), films_dropped=len(dropped))
+            tell(None)
             yield ready.to_row()
 
     # The table's file gets its name only after the failed studies are on disk.
@@ -155,6 +160,11 @@ def prepare_shard(
     with write_aside(mark) as temporary:
         temporary.write_text(json.dumps(content))
     return content
+
+
+def _dropped_rows(study: Study, split: str, dropped: list[tuple[View, str]]) -> Iterator[dict[str, Any]]:
+    for view, reason in dropped:
+        yield {"study_id": study.study_id, "image_id": view.image_id, "split": split, "reason": reason}
 
 
 def unfinished(out: Path, shards: ShardList) -> list[Shard]:

@@ -33,13 +33,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from megpt.data.studies import Listed, RowWriter, open_parquet, read_slice
+from megpt.data.parquet import open_parquet, read_slice
+from megpt.data.studies import Listed, RowWriter
 from megpt.errors import MegptError
 from megpt.output import write_aside
 from megpt.study import SPLITS, STUDIES_SCHEMA, Study
 
 RECORD = "plan.json"
-FILE_ROWS, GROUP_ROWS = 5_000, 500
+FILE_ROWS, GROUP_ROWS, GROUP_BYTES = 5_000, 500, 8 << 20
 
 # A study's row; if its films are inside a studies/ table, `file` and `row` say where.
 LIST_SCHEMA = (
@@ -166,9 +167,13 @@ class ShardList:
             for n in range(-(-count // self.file_rows))
         ]
 
-    def read(self, shard: Shard) -> list[Listed]:
-        """The studies of one shard, in order, without the films that are inside a table."""
-        rows = enumerate(read_slice(self.folder / shard.file, shard.row, shard.rows), shard.row)
+    def read(self, shard: Shard, columns: Sequence[str] = ()) -> list[Listed]:
+        """The studies of one shard, in order, without the films that are inside a table.
+
+        Args:
+            columns: read only these; the other fields of a study are empty then.
+        """
+        rows = enumerate(read_slice(self.folder / shard.file, shard.row, shard.rows, columns), shard.row)
         gone = self.superseded.get(shard.file, ())
         return [from_row(row, split=shard.split) for number, row in rows if number not in gone]
 
@@ -193,7 +198,7 @@ def to_row(listed: Listed) -> dict[str, Any]:
 def from_row(row: dict[str, Any], *, split: str) -> Listed:
     """The inverse of `to_row`; `split` is that of a study whose row has none."""
     study = replace(Study.from_row(row, split=split), error=row.get("error") or "")
-    return Listed(study, row["file"], row["row"] or 0, row["state"] or b"")
+    return Listed(study, row.get("file"), row.get("row") or 0, row.get("state") or b"")
 
 
 def file_name(split: str, number: int) -> str:
@@ -270,7 +275,9 @@ class _Files(contextlib.AbstractContextManager["_Files"]):
             self._open.close()
             name = file_name(self.split, self.first + number)
             path = self._open.enter_context(write_aside(self.shape.folder / name))
-            self._writer = self._open.enter_context(RowWriter(path, LIST_SCHEMA, group_rows=self.shape.group_rows))
+            self._writer = self._open.enter_context(
+                RowWriter(path, LIST_SCHEMA, group_rows=self.shape.group_rows, group_bytes=GROUP_BYTES)
+            )
         self._writer.write(row)
         self.rows += 1
 

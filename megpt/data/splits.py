@@ -6,8 +6,8 @@ import hashlib
 from typing import Any
 
 from megpt.data.ids import digest, scratch
+from megpt.data.parquet import read_rows
 from megpt.data.shards import ShardList
-from megpt.data.studies import read_rows
 from megpt.study import Study
 
 # An archive without splits is divided by patient, so that no patient is in two of them.

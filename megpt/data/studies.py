@@ -5,7 +5,7 @@
 `data/` holds nothing else, not even the temporary file of a writer, so that any reader of Parquet opens it
 (docs/outputs.md). Each file is written whole or not at all. Rows are streamed in both directions: a row group is closed
 at 64 MiB or 20,000 rows, whichever comes first, so memory does not depend on the size of the table, and a look-up by id
-reads one group. All Parquet files of `megpt.data` and `megpt.generation` are opened here.
+reads one group (megpt/data/parquet.py).
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megpt.data.members import Members
+from megpt.data.parquet import RowCursor, open_parquet, read_rows
 from megpt.errors import InputError, MegptError
 from megpt.films.ahead import fetched_ahead
 from megpt.output import write_aside
-from megpt.places import parquet_file, place, screen
+from megpt.places import place
 from megpt.study import SPLITS, STUDIES_SCHEMA, Study
 
 DATA = "data"
 ROW_GROUP_ROWS = 20_000
 ROW_GROUP_BYTES = 64 * 2**20
-READ_ROWS = 64
 COMPRESSION = {"compression": "zstd", "compression_level": 3}
 
 
@@ -52,11 +52,15 @@ class RowWriter:
     """Writes rows into one Parquet file, a row group at a time; use it on the temporary path of `write_aside`.
 
     Args:
-        group_rows: rows of a row group; one that reaches 64 MiB of films is closed earlier.
+        group_rows: rows of a row group.
+        group_bytes: one that reaches so many bytes of films and texts, 64 MiB by default, is closed earlier.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, *, group_rows: int = ROW_GROUP_ROWS):
-        self.schema, self.rows, self.group_rows = schema, 0, group_rows
+    def __init__(
+        self, path: Path, schema: pa.Schema, *, group_rows: int = ROW_GROUP_ROWS, group_bytes: int | None = None
+    ):
+        self.schema, self.rows = schema, 0
+        self.group_rows, self.group_bytes = group_rows, group_bytes or ROW_GROUP_BYTES
         self._writer = pq.ParquetWriter(path, schema, **COMPRESSION)
         self._pending: list[dict[str, Any]] = []
         self._bytes = 0
@@ -65,7 +69,8 @@ class RowWriter:
         self._pending.append(row)
         self.rows += 1
         self._bytes += sum(len(v.get("bytes") or b"") for v in row.get("views") or ())
-        if len(self._pending) >= self.group_rows or self._bytes >= ROW_GROUP_BYTES:
+        self._bytes += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(self._pending) >= self.group_rows or self._bytes >= self.group_bytes:
             self._flush()
 
     def _flush(self) -> None:
@@ -150,58 +155,12 @@ def study_files(folder: str | Path, split: str = "all") -> list[tuple[str, Path]
     return files
 
 
-@contextlib.contextmanager
-def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """A Parquet file; pyarrow's errors about a damaged one become InputError."""
-    try:
-        with parquet_file(path) as file:
-            yield file
-    except FileNotFoundError:
-        raise InputError(f"no file at {path}") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        if (refused := screen(error)) is not None:
-            raise refused from None
-        raise InputError(
-            f"{path} cannot be read as Parquet",
-            cause=type(error).__name__,
-            next="delete the folder it is in and run the job that wrote it again",
-        ) from None
-
-
-def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of one Parquet file, streamed; `columns` that it does not have are left out."""
-    with open_parquet(path) as file:
-        names = file.schema_arrow.names if columns is None else [c for c in columns if c in file.schema_arrow.names]
-        for batch in file.iter_batches(batch_size=READ_ROWS, columns=names):
-            yield from batch.to_pylist()
-
-
-def read_slice(path: Path, start: int, count: int) -> list[dict[str, Any]]:
-    """Rows `start` to `start + count` of one Parquet file; only the row groups that hold them are read."""
-    found: list[dict[str, Any]] = []
-    with open_parquet(path) as file:
-        for group, rows in _row_groups(file):
-            first, last = max(start, rows.start), min(start + count, rows.stop)
-            if first < last:
-                found += file.read_row_group(group).slice(first - rows.start, last - first).to_pylist()
-    return found
-
-
-def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, range]]:
-    """Number and row numbers of each row group."""
-    start = 0
-    for group in range(file.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        yield group, range(start, start + count)
-        start += count
-
-
 def with_films(studies: Iterable[Listed]) -> Iterator[Study]:
     """The studies with the bytes of those films that are inside a table or another file, streamed.
 
     Films that lie at an address by themselves are fetched ahead of their turn.
 
-    Memory holds one row group of films. Studies that follow one another in a table share its reading.
+    Memory holds a few films. Studies that follow one another in a table share its reading.
 
     Raises:
         InputError: a table cannot be read.
@@ -211,32 +170,37 @@ def with_films(studies: Iterable[Listed]) -> Iterator[Study]:
 
 
 def _with_members(studies: Iterable[Listed]) -> Iterator[Study]:
-    file: str | None = None
-    rows, group_rows = range(0), cast(Any, None)
-    members = Members()
-    for listed in studies:
-        if listed.file is None:
-            yield members.fetched(listed.study)
-            continue
-        if listed.file != file or listed.row not in rows:
-            file, group_rows = listed.file, None  # the old row group is freed before the new one is read
-            with open_parquet(place(file)) as table:
-                group, rows = next((found for found in _row_groups(table) if listed.row in found[1]), (-1, range(0)))
-                if group >= 0:
-                    group_rows = table.read_row_group(group, columns=["study_id", "views"])
-        ((stored),) = group_rows.slice(listed.row - rows.start, 1).to_pylist() if listed.row in rows else [{}]
-        films = stored.get("views") or []
-        if stored.get("study_id") != listed.study.study_id or len(films) != len(listed.study.views):
-            raise MegptError(
-                f"{file} does not have the films of study {listed.study.study_id!r}",
-                where=f"row {listed.row}",
-                cause="the table has changed since this job was started",
-                next="choose another output=PATH, which starts over",
-            )
-        views = zip(listed.study.views, films, strict=True)
-        yield members.fetched(
-            replace(listed.study, views=tuple(replace(view, data=film["bytes"]) for view, film in views))
+    members, opened = Members(), dict[str, RowCursor]()
+    with contextlib.ExitStack() as stack:
+        for listed in studies:
+            if listed.study.error:  # nothing will look at its films
+                yield listed.study
+                continue
+            if listed.file is None:
+                yield members.fetched(listed.study)
+                continue
+            if listed.file not in opened:
+                stack.close()
+                opened = {listed.file: RowCursor(place(listed.file), ["study_id", "views"])}
+                stack.callback(opened[listed.file].close)
+            yield members.fetched(_with_stored(listed, opened[listed.file]))
+
+
+def _with_stored(listed: Listed, table: RowCursor) -> Study:
+    try:
+        stored = table.row(listed.row)
+    except KeyError:
+        stored = {}
+    films = stored.get("views") or []
+    if stored.get("study_id") != listed.study.study_id or len(films) != len(listed.study.views):
+        raise MegptError(
+            f"{listed.file} does not have the films of study {listed.study.study_id!r}",
+            where=f"row {listed.row}",
+            cause="the table has changed since this job was started",
+            next="choose another output=PATH, which starts over",
         )
+    views = zip(listed.study.views, films, strict=True)
+    return replace(listed.study, views=tuple(replace(view, data=film["bytes"]) for view, film in views))
 
 
 def read_studies(

@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from megpt.data.parquet import read_rows
 from megpt.data.prepare import failed_part, films_part, mark_path
 from megpt.data.shards import ShardList
-from megpt.data.studies import part_path, read_rows, write_rows
+from megpt.data.studies import part_path, write_rows
 from megpt.output import write_aside
 from megpt.study import FAILED_SCHEMA, FILMS_FAILED_SCHEMA, STUDIES_SCHEMA
 

@@ -28,6 +28,7 @@ from megpt.config import LanguageModelConfig
 from megpt.errors import InputError
 from megpt.model.loss import IGNORED_LABEL
 from megpt.model.prompts import INSTRUCTION, PREFIX, SUFFIX, default_text
+from megpt.places.whole import follow_umask
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 CONTEXT = 512
@@ -279,5 +280,6 @@ def train_language_model(
         watched.restore()
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    follow_umask(Path(folder))
     last = losses[-max(1, settings.steps // 20) :]
     return Fit(len(losses), sum(last) / len(last), watched.losses if watched else {})

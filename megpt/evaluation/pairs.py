@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from megpt.config import EvaluateConfig
-from megpt.data.studies import open_parquet, read_studies, split_folders, study_files
+from megpt.data.parquet import open_parquet
+from megpt.data.studies import read_studies, split_folders, study_files
 from megpt.errors import InputError
 from megpt.evaluation.reading.columns import SECTIONS, known_names, prediction_columns
 from megpt.evaluation.reading.ids import AMBIGUOUS, Matcher, as_id, named

@@ -28,16 +28,17 @@ from megpt import __version__
 from megpt.data import listing
 from megpt.data.card import write_card
 from megpt.data.growth import Intake
+from megpt.data.parquet import open_parquet, read_rows
 from megpt.data.shards import ShardList, ShardListWriter
 from megpt.data.sources import Source
-from megpt.data.studies import Listed, open_parquet, read_rows, write_rows
+from megpt.data.studies import Listed, write_rows
 from megpt.errors import InputError, MegptError
-from megpt.generation.run_status import RunStatus
-from megpt.output import SUCCESS, is_locked, write_aside, write_text
-from megpt.places import entries, is_address
+from megpt.generation.run_status import RunStatus, launches
+from megpt.output import SUCCESS, is_locked, write_aside
+from megpt.places import entries
 from megpt.study import FAILED_SCHEMA, PREDICTIONS_SCHEMA
 
-LIST, REPORTS, FAILED, RUN_JSON, LAUNCHES = "plan", "reports", "failed.parquet", "run.json", "launches.jsonl"
+LIST, REPORTS, FAILED, RUN_JSON = "plan", "reports", "failed.parquet", "run.json"
 # The packages that the reports may depend on.
 PACKAGES = ("torch", "transformers", "timm", "ray", "pyarrow", "pillow")
 
@@ -170,6 +171,14 @@ class Predictions:
             errors = file.read(columns=["error"]).column("error")
             return len(errors) - errors.null_count
 
+    def reasons(self, shards: Iterable[int] | None = None) -> Counter[str]:
+        """How often each reason occurs among the rows with an error, of these shards or of all that are finished."""
+        found = Counter[str]()
+        for shard in self.finished() if shards is None else shards:
+            if self.count_failed(shard):
+                found.update(row["error"] for row in read_rows(self.path(shard), ["error"]) if row["error"] is not None)
+        return found
+
     # ---- the end of a run
 
     def finish(self, *, seconds: float, config: dict[str, Any], **values: Any) -> dict[str, int]:
@@ -186,7 +195,7 @@ class Predictions:
             "counts": counts,
             "shards": len(self.shards),
             "seconds": round(seconds, 3),
-            "launches": self.launches(),
+            "launches": launches(self.folder),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "config": config,
         }
@@ -230,30 +239,12 @@ class Predictions:
                 continue
             rows = read_rows(self.path(shard), ["study_id", "error"])
             errors = {row["study_id"]: row["error"] for row in rows if row["error"] is not None}
-            for listed in self.studies(shard):
+            # their texts and films are not read: a failed study costs its own row
+            for listed in self.shards.read(self.shards[shard], ("study_id", "subject_id", "views", "split", "error")):
                 if error := errors.get(listed.study.study_id):
                     yield {**listed.study.failed_row(error), **origin}
 
-    # ---- starts and status
-
-    def record_launch(self, **values: Any) -> None:
-        """Add a line about this start of the job."""
-        path, line = self.folder / LAUNCHES, json.dumps(values) + "\n"
-        if is_address(path):  # nothing can be appended to an object
-            write_text(path, (path.read_text() if path.is_file() else "") + line)
-            return
-        with path.open("a") as file:
-            file.write(line)
-
-    def launches(self) -> list[dict[str, Any]]:
-        """The lines of all starts, without those that a kill cut off."""
-        path, found = self.folder / LAUNCHES, []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+    # ---- status
 
     def status(self) -> RunStatus:
         """The progress of the run, from its files alone: no process is asked, so it works after a kill as well."""
@@ -268,7 +259,7 @@ class Predictions:
 
     def _rate(self, finished: list[int], *, running: bool) -> float | None:
         """Studies per second since the last start, until now if the job runs, else until the last file."""
-        starts = [launch["started"] for launch in self.launches() if "started" in launch]
+        starts = [launch["started"] for launch in launches(self.folder) if "started" in launch]
         written = {shard: self.path(shard).stat().st_mtime for shard in finished} if starts else {}
         recent = {shard: at for shard, at in written.items() if at >= starts[-1]}
         if not recent:

@@ -1,8 +1,16 @@
-"""How far a generation run has come."""
+"""How far a generation run has come, and when it was started."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megpt.output import write_text
+from megpt.places import is_address
+
+LAUNCHES = "launches.jsonl"
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,27 @@ class RunStatus:
         if self.state == "stopped":
             lines.append("run the same command again: it resumes")
         return lines
+
+
+def record_launch(folder: Path, **values: Any) -> None:
+    """Add a line about this start of the job."""
+    path, line = folder / LAUNCHES, json.dumps(values) + "\n"
+    if is_address(path):  # nothing can be appended to an object
+        write_text(path, (path.read_text() if path.is_file() else "") + line)
+        return
+    with path.open("a") as file:
+        file.write(line)
+
+
+def launches(folder: Path) -> list[dict[str, Any]]:
+    """The lines of all starts, without those that a kill cut off."""
+    path, found = folder / LAUNCHES, []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
 
 
 def duration(seconds: float) -> str:

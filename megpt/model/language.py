@@ -44,23 +44,23 @@ def load_language_model(name: str, dtype: torch.dtype) -> Any:
     config = language_config(name)
     with as_input_error(name):
         if is_gguf(name):
-            model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False, **options)
             del model.config.quantization_config  # a plain model from here on, which can be saved
             plain = restore_language_model(model.config, model.state_dict(), dtype)
             plain.generation_config = model.generation_config
             return plain.eval()
-        if type(AutoConfig.from_pretrained(place, **options)) is type(config):
-            return AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
-        return decoder_of(
-            AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
-        )
+        own = type(AutoConfig.from_pretrained(place, trust_remote_code=False, **options)) is type(config)
+        options |= {"dtype": dtype, "use_safetensors": True}
+        if own:
+            return AutoModelForCausalLM.from_pretrained(place, trust_remote_code=False, **options)
+        return decoder_of(AutoModelForImageTextToText.from_pretrained(place, trust_remote_code=False, **options))
 
 
 def decoder_of(whole: Any) -> Any:
     """The causal language model inside a model of images and text, which shares its weights."""
     inside = whole.get_decoder()
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(inside.config)
+        model: Any = AutoModelForCausalLM.from_config(inside.config, trust_remote_code=False)
     for part in whole.modules():
         if type(part) is type(model):
             part.generation_config = whole.generation_config
@@ -82,7 +82,7 @@ def blank_language_model(name: str, dtype: torch.dtype) -> Any:
     place, options = located(name)
     config = language_config(name)
     with as_input_error(name), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     with contextlib.suppress(OSError):  # many language models have none
         model.generation_config = GenerationConfig.from_pretrained(place, **options)
     return model
@@ -96,7 +96,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     place, options = located(name)
     with as_input_error(name):
-        tokenizer: Any = AutoTokenizer.from_pretrained(place, **options)  # its type says it may be None
+        # its type says it may be None
+        tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"the tokenizer of model.llm = {name!r} has no end token",
@@ -120,7 +121,7 @@ def check_folder(name: str) -> PreTrainedConfig:
 
 def restore_language_model(config: PreTrainedConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
     """A language model from its config and weights."""
-    blank = AutoModelForCausalLM.from_config(config)
+    blank = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     missing, _ = blank.load_state_dict(state, strict=False, assign=True)
     blank.tie_weights()
     tied = set(getattr(blank, "all_tied_weights_keys", {}) or {})

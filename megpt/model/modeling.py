@@ -73,7 +73,9 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         further = config.vision_args or {}
         self.vision = vision or VisionEncoder(config.vision, config.image_size, config.layout, **further)
         config.layout, config.image_size = self.vision.layout, self.vision.image_size
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(
+            config.text_config, trust_remote_code=False
+        )
         self.bank = bank or PromptBank.fixed()
         width = self.get_input_embeddings().embedding_dim
         self.projector = Projector(self.vision.channels, width, config)

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from megpt.errors import InputError
 from megpt.output import write_aside
+from megpt.places.whole import follow_umask
 
 INSTALL = 'pip install "megpt[iu]"'
 
@@ -99,8 +100,10 @@ def write_language_model(gguf: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     transformers_logging.disable_progress_bar()
     try:
-        read: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     finally:
         transformers_logging.enable_progress_bar()
     # The model refuses to be saved as long as its config calls it quantized, so a fresh one takes its weights.
@@ -115,6 +118,7 @@ def write_language_model(gguf: Path, target: Path) -> None:
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
+    follow_umask(aside)
     aside.rename(target)
 
 

@@ -14,6 +14,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from megpt.errors import InputError
+from megpt.places.whole import follow_umask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +94,7 @@ class PromptBank:
             from safetensors.torch import save_file
 
             save_file({"centroids": self.centroids.float().contiguous().cpu()}, folder / CENTROIDS)
+            follow_umask(folder / CENTROIDS)
         return folder
 
     @classmethod

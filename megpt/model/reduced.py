@@ -41,7 +41,9 @@ def reduced_language_model(config: PreTrainedConfig, *, seed: int = 0) -> Any:
         try:
             shape = reduced(config, groups)
             with torch.device("meta"):
-                size = sum(p.numel() for p in AutoModelForCausalLM.from_config(shape).parameters())
+                size = sum(
+                    p.numel() for p in AutoModelForCausalLM.from_config(shape, trust_remote_code=False).parameters()
+                )
             if size > MOST_PARAMETERS:
                 raise ValueError(f"{size:,} parameters")
             model = _random(shape, seed)
@@ -100,7 +102,7 @@ def _layers_to_keep(config: PreTrainedConfig, count: int) -> int:
 def _random(config: PreTrainedConfig, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
         # The usual start is so near zero that attention hardly matters.
         for part in model.modules():
             if isinstance(part, nn.Linear):

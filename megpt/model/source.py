@@ -94,7 +94,7 @@ def language_config(name: str) -> PreTrainedConfig:
 
     place, options = located(name)
     with as_input_error(name):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(place, **options)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
     method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
     if not is_gguf(name) and method in (BITSANDBYTES, "bitsandbytes_4bit", "bitsandbytes_8bit"):
         raise InputError(

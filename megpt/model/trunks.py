@@ -79,8 +79,8 @@ def is_hub_model(name: str) -> bool:
 
 def _of_transformers(name: str, *, pretrained: bool) -> HubTrunk:
     try:
-        config = AutoConfig.from_pretrained(name)
-        processor: Any = AutoImageProcessor.from_pretrained(name, use_fast=False)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        processor: Any = AutoImageProcessor.from_pretrained(name, use_fast=False, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"model.vision = {name!r} cannot be loaded",
@@ -88,9 +88,9 @@ def _of_transformers(name: str, *, pretrained: bool) -> HubTrunk:
             next=f"give the folder, or run `hf download {name}` where there is a network",
         ) from error
     if pretrained:
-        model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+        model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, trust_remote_code=False)
     else:
-        model = AutoModel.from_config(config, dtype=torch.float32)
+        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     size: Any = getattr(processor, "crop_size", None) or processor.size
     side = next(int(size[key]) for key in ("height", "shortest_edge") if key in size)
     return HubTrunk(model.eval(), list(processor.image_mean), list(processor.image_std), side)

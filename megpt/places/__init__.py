@@ -163,11 +163,11 @@ def walk(root: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
         yield from walk(place(root) / name)
 
 
-def parquet_file(path: str | Path) -> pq.ParquetFile:
-    """A Parquet file, wherever it lies; close it after use."""
+def parquet_file(path: str | Path, **options: Any) -> pq.ParquetFile:
+    """A Parquet file, wherever it lies; close it after use. `options` are those of `pyarrow.parquet.ParquetFile`."""
     import pyarrow.parquet as pq  # takes half a second, which `megpt --help` need not wait for
 
     if not is_address(path):
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, **options)
     # A column chunk is fetched with those beside it: a request takes longer than the bytes between them.
-    return pq.ParquetFile(place(path).open("rb"), pre_buffer=True)
+    return pq.ParquetFile(place(path).open("rb"), pre_buffer=True, **options)

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -50,6 +51,7 @@ def write_aside(path: str | Path, *, aside: Path | None = None, new: bool = Fals
     temporary = beside / f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
     try:
         yield temporary
+        follow_umask(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -63,6 +65,47 @@ def write_aside(path: str | Path, *, aside: Path | None = None, new: bool = Fals
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file, or all weights in a folder, the mode that the user's umask gives to other files.
+
+    safetensors writes by way of a private temporary file, so that nobody else could read the weights.
+    """
+    mode = 0o666 & ~_umask()
+    for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]:
+        if stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
+
+
+def _umask() -> int:
+    with contextlib.suppress(OSError):  # without a change, which other threads would meet
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def private_folder(name: str) -> Path:
+    """A folder of this user alone on this machine's temporary disk; the same one for the same name.
+
+    Raises:
+        MegptError: somebody else has made a folder in its place, or may write into it.
+    """
+    root = Path(tempfile.gettempdir()) / f"megpt-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    about = root.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+        raise MegptError(
+            f"{root} belongs to somebody else",
+            cause="what is kept there between two processes would not be private",
+            next="remove it, or set TMPDIR=FOLDER to a folder of your own",
+        )
+    if stat.S_IMODE(about.st_mode) & 0o077:
+        root.chmod(0o700)
+    return root / name
 
 
 @contextlib.contextmanager

@@ -6,8 +6,7 @@
     store.close()                                   # the last one is on disk
     export(model, processor, store, output, …)      # the Hugging Face folder at the end of a run
 
-At an address there are no renames: the state is put first and the manifest last, so a checkpoint without a manifest is
-one that was cut short. To be read it is fetched to this machine (megpt/places/cache.py).
+At an address, without renames, the manifest is put last; to be read, a checkpoint is fetched (megpt/places/cache.py).
 
 A checkpoint is a folder with `state.safetensors`, `meta.json` and, written last, `manifest.json`: the size and
 SHA-256 of the other two. It is made under a hidden name and renamed when all three are synced, so at any moment a
@@ -39,7 +38,7 @@ from torch import Tensor, nn
 
 from megpt.output import remove_tree, storage_error, sync_folder, write_aside, write_text
 from megpt.places import here, is_address
-from megpt.places.whole import put_tree
+from megpt.places.whole import follow_umask, put_tree
 from megpt.progress import log
 from megpt.study import FAILED_SCHEMA
 from megpt.training.samples import Samples
@@ -152,6 +151,7 @@ class CheckpointStore:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             save_file(tensors, aside / STATE)
+            follow_umask(aside)
             (aside / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
             manifest = {name: _digest(aside / name) for name in (STATE, META)}
             (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -17,9 +17,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -39,6 +37,7 @@ from megpt.data.studies import fingerprint, read_studies
 from megpt.errors import InputError
 from megpt.output import write_aside
 from megpt.places import exists, place
+from megpt.places.whole import private_folder
 from megpt.progress import log
 from megpt.study import FAILED_SCHEMA, STUDIES_SCHEMA, Study
 
@@ -276,7 +275,7 @@ def sample_folder(config: Config) -> Path:
         ]
     )
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"megpt-{os.getuid()}" / name
+    return private_folder(name)
 
 
 def drop_samples(config: Config) -> None:

@@ -17,19 +17,29 @@ from megpt.config import Config
 from megpt.data.studies import Listed
 from megpt.generation.predictions import Predictions
 from megpt.study import Study
+from ray_jobs.counting import Count
 from ray_jobs.generate.worker import Pixels, ShardWorker, decode
 from ray_jobs.helpers import HelperDied, Helpers
 from ray_jobs.imports import uncollected
 from ray_jobs.runtime import cores, worker_environment
+from ray_jobs.telling import Teller
 
 
 def written_here(
-    config: Config, predictions: Predictions, shards: list[int], *, archive: str, fingerprint: str, llm: str | None
+    config: Config,
+    predictions: Predictions,
+    shards: list[int],
+    count: Count,
+    *,
+    archive: str,
+    fingerprint: str,
+    llm: str | None,
 ) -> Generator[dict[str, Any], None, None]:
     """Have shards written; a row of counts each, as `ShardWorker` gives it.
 
     Args:
         config: with absolute paths.
+        count: shows how far a shard has come.
     """
     os.environ.update(worker_environment(config.cluster))
     with Helpers(decode, min(cores(), 1 + config.generate.decode_workers)) as helpers:
@@ -38,10 +48,23 @@ def written_here(
             import torch
         threads = torch.get_num_threads()
         try:
-            worker = LocalWorker(config, predictions, shards, archive, fingerprint, llm, helpers)
+            worker = LocalWorker(config, predictions, shards, archive, fingerprint, llm, helpers, count)
             yield from worker.written()
         finally:
             torch.set_num_threads(threads)
+            count.progress.in_flight({})
+
+
+class _Here(Teller):
+    """Tells the count itself: both are in this process, in which nobody else would look."""
+
+    def __init__(self, count: Count, piece: str):
+        super().__init__(count.run, piece)
+        self.count = count
+
+    def tell(self) -> None:
+        self.count.progress.in_flight({self.piece: self.counts})
+        self.count.check()
 
 
 class LocalWorker(ShardWorker):
@@ -49,6 +72,7 @@ class LocalWorker(ShardWorker):
 
     Args:
         helpers: of `decode`.
+        count: of the command itself, which is asked for nothing.
     """
 
     def __init__(
@@ -60,20 +84,25 @@ class LocalWorker(ShardWorker):
         fingerprint: str,
         llm: str | None,
         helpers: Helpers,
+        count: Count,
     ):
         import torch
 
         # A worker that asks for no GPU gets none from Ray either, and the same number of threads: the texts are equal.
         self.device = None if config.cluster.gpus_per_worker else "cpu"
-        self.helpers, self.shards, self.following = helpers, shards, dict(pairwise(shards))
+        self.helpers, self.count = helpers, count
+        self.shards, self.following = shards, dict(pairwise(shards))
         self.ahead: dict[int, tuple[list[Listed], Iterator[tuple[Study, Any]]]] = {}
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-        super().__init__(config.to_yaml(), predictions, archive, fingerprint, {}, llm)
+        super().__init__(config.to_yaml(), predictions, archive, fingerprint, {}, count.run, llm)
 
     def written(self) -> Iterator[dict[str, Any]]:
         """The shards, one after another; a row of counts each, or the error that ended it."""
         for shard in self.shards:
             yield self._answer(shard)
+
+    def _teller(self, number: int) -> Teller:
+        return _Here(self.count, str(number))
 
     def _decoder(self, options: dict[str, Any]) -> Helpers:
         return self.helpers

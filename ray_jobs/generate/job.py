@@ -48,11 +48,13 @@ from megpt.generation.predictions import (
     remove_leftovers,
     studies_of_split,
 )
+from megpt.generation.run_status import record_launch
 from megpt.model.checkpoint.decoding import described
 from megpt.model.checkpoint.fetch import local_folder, pinned
 from megpt.model.checkpoint.fingerprint import is_own
 from megpt.output import SUCCESS
 from megpt.progress import Progress, log
+from ray_jobs.counting import Count
 from ray_jobs.generate.checkpoint import check_weights, checkpoint_fingerprint, decoding
 from ray_jobs.job import Job, absolute
 from ray_jobs.placement import cpu_shares, elsewhere
@@ -154,7 +156,7 @@ class Generate(Job):
         if left or not (folder / SUCCESS).exists():
             studies = self.predictions.shards.studies
             log(f"generate: decoding: {described(self.config.generate, self.origins)}")
-            self.predictions.record_launch(started=time.time(), host=os.uname().nodename, studies=studies)
+            record_launch(folder, started=time.time(), host=os.uname().nodename, studies=studies)
         return bool(left)
 
     def _intake(self, folder: Path) -> Intake:
@@ -171,16 +173,19 @@ class Generate(Job):
         """Passes over the shards that have no file, until there are none."""
         context: Counter[str] = Counter()
         missing, fruitless, studies = self.predictions.left(), 0, self.predictions.shards.studies
-        with Progress("generate", studies, start=studies - self.predictions.count(missing)) as progress:
+        done, before = studies - self.predictions.count(missing), self.predictions.reasons()
+        with Progress("generate", studies, start=done, failed=before) as progress:
             while missing:
-                with contextlib.closing(self._written(missing)) as rows:
+                count = Count(progress, self.config.generate)
+                count.check()
+                with contextlib.closing(self._written(missing, count)) as rows:
                     for row in rows:
                         if row["error"]:
                             raise from_json(str(row["error"]))
                         context.update(json.loads(row["context"]))
-                        progress.advance(int(row["studies"]), int(row["failed"]))
-                before, missing = missing, self.predictions.left()
-                fruitless = fruitless + 1 if len(missing) == len(before) else 0
+                        count.finished(str(row["shard"]), int(row["studies"]), json.loads(row["reasons"]))
+                tried, missing = missing, self.predictions.left()
+                fruitless = fruitless + 1 if len(missing) == len(tried) else 0
                 if fruitless == FRUITLESS_PASSES:
                     raise MegptError(
                         f"the workers died {fruitless} times in a row without writing one of {len(missing)} shards",
@@ -193,18 +198,18 @@ class Generate(Job):
             cut = f"a section of {n['cut']} was cut to the model's context_tokens"
             log(f"generate: {n['without']} of {n['studies']} studies have no context for the prompt; {cut}")
 
-    def _written(self, missing: list[int]) -> Generator[dict[str, Any], None, None]:
+    def _written(self, missing: list[int], count: Count) -> Generator[dict[str, Any], None, None]:
         """Have shards written; a row of counts each, as they come."""
         if not self.in_process:
-            from ray_jobs.generate.watch import watched
+            from ray_jobs.watched import watched
 
-            return watched(self._pass(missing), self.config.cluster)
+            return watched(self._pass(missing, count.run), self.config.cluster, count)
         from ray_jobs.generate.here import written_here
 
         named = {"archive": self.source.place, "fingerprint": self.fingerprint, "llm": self.llm}
-        return written_here(absolute(self.config), self.predictions, missing, **named)
+        return written_here(absolute(self.config), self.predictions, missing, count, **named)
 
-    def _pass(self, missing: list[int]) -> ray.data.Dataset:
+    def _pass(self, missing: list[int], run: str) -> ray.data.Dataset:
         """Have shards written, in Ray Data's order; a row of counts each. Those of actors that die are left out."""
         import ray.data
         from ray.util.annotations import RayDeprecationWarning
@@ -239,6 +244,7 @@ class Generate(Job):
                     archive,
                     self.fingerprint,
                     {"num_cpus": decode_cpus} | elsewhere(),
+                    run,
                     self.llm,
                 ),
             )

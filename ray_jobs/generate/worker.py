@@ -30,6 +30,7 @@ from megpt.study import Study
 from ray_jobs.failures import known_failure
 from ray_jobs.imports import uncollected
 from ray_jobs.runtime import require_gpu
+from ray_jobs.telling import Teller
 
 if TYPE_CHECKING:
     from megpt.generation.image_text import ImageTextWriter
@@ -87,6 +88,7 @@ class ShardWorker:
         archive: str,
         fingerprint: str,
         decode_options: dict[str, Any],
+        run: str,
         llm: str | None = None,
     ):
         # Here and not above: the command that starts actors needs no torch, which takes seconds to import.
@@ -100,7 +102,7 @@ class ShardWorker:
 
         self.config = Config.model_validate(yaml.safe_load(config))
         require_gpu(self.config.cluster)
-        self.predictions, self.archive, self.fingerprint = predictions, archive, fingerprint
+        self.predictions, self.archive, self.fingerprint, self.run = predictions, archive, fingerprint, run
         self.model = threading.Lock()
         checkpoint, rules, seed = str(self.config.checkpoint), self.config.generate, self.config.seed
         self.writer: ReportWriter | ImageTextWriter
@@ -129,7 +131,7 @@ class ShardWorker:
             return {**self._shard(number), "error": ""}
         except Exception as error:
             known = known_failure(error, str(self.config.output)) or unforeseen(error, number)
-            nothing = {"shard": number, "studies": 0, "failed": 0, "seconds": 0.0, "context": "{}"}
+            nothing = {"shard": number, "studies": 0, "reasons": "{}", "seconds": 0.0, "context": "{}"}
             return {**nothing, "error": to_json(known)}
 
     def _shard(self, number: int) -> dict[str, Any]:
@@ -139,16 +141,23 @@ class ShardWorker:
             listed, films = self._begun(number)
             with self.model:
                 self.writer.context_counts.clear()
-                written = list(self.writer.write(films))
+                written: list[Prediction] = []
+                tell = self._teller(number)
+                for prediction in self.writer.write(films):
+                    written.append(prediction)
+                    tell(prediction.error)
                 context = dict(self.writer.context_counts)
             self.predictions.write_shard(number, self._rows(listed, written))
         return {
             "shard": number,
             "studies": self.predictions.count([number]),
-            "failed": self.predictions.count_failed(number),
+            "reasons": json.dumps(self.predictions.reasons([number])),
             "seconds": time.monotonic() - began,
             "context": json.dumps(context),
         }
+
+    def _teller(self, number: int) -> Teller:
+        return Teller(self.run, str(number))
 
     def _begun(self, number: int) -> tuple[list[Listed], Iterator[tuple[Study, Films]]]:
         """A shard's studies, and their films, which are being decoded from now on."""

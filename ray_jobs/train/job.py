@@ -13,8 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from megpt.model.prompts import CENTROIDS, PROMPTS
 from megpt.output import SUCCESS, Output
 from megpt.places import is_address, place
 from megpt.places.remembered import recall, remember, software
+from megpt.places.whole import private_folder
 from megpt.progress import log
 from megpt.training.deepspeed import check_batch_sizes, check_together, deepspeed_settings
 from megpt.training.log import check_loggers
@@ -275,7 +274,7 @@ def ray_folder(output: str) -> Path:
     """Where Ray Train keeps its own state, which no resume needs: in the output, or on this machine for an address."""
     if not is_address(output):
         return Path(output) / ".ray"
-    return Path(tempfile.gettempdir()) / f"megpt-{os.getuid()}" / hashlib.sha256(output.encode()).hexdigest()[:16]
+    return private_folder(hashlib.sha256(output.encode()).hexdigest()[:16])
 
 
 def take_summary(output: Path) -> dict[str, Any]:

@@ -64,8 +64,11 @@ def test_fingerprint(table, tmp_path):
 def test_row_groups_close_by_size(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROW_GROUP_BYTES", 100)
     path = write_studies(tmp_path, "train", (study(n) for n in range(25)), 0)
-    assert pq.ParquetFile(path).metadata.num_row_groups == 3
+    assert pq.ParquetFile(path).metadata.num_row_groups == 6
     assert len(list(read_studies(tmp_path))) == 25
+    # texts fill one as films do
+    path = write_studies(tmp_path / "texts", "train", (Study(f"{n}", report="x" * 49) for n in range(8)), 0)
+    assert pq.ParquetFile(path).metadata.num_row_groups == 4
 
 
 def test_a_failure_in_the_middle_leaves_no_file(tmp_path):

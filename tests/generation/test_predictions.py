@@ -29,6 +29,7 @@ from megpt.data.sources import Source, open_source
 from megpt.data.studies import with_films, write_studies
 from megpt.errors import InputError, MegptError
 from megpt.generation.predictions import Predictions, finished_shards, read_run, remove_leftovers
+from megpt.generation.run_status import record_launch
 from megpt.study import FAILED_SCHEMA, PREDICTIONS_SCHEMA, Study, View
 
 
@@ -135,7 +136,7 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
 
 def test_the_end_of_a_run(source: Source, tmp_path: Path) -> None:
     predictions = Predictions.create(tmp_path / "out", source, split="test", shard_size=8)
-    predictions.record_launch(started=1.0)
+    record_launch(predictions.folder, started=1.0)
     with (tmp_path / "out" / "launches.jsonl").open("a") as file:
         file.write('{"started": 2.')  # cut off by a kill
     failed = ["study003", "study004", "study021"]
@@ -164,7 +165,7 @@ def test_the_rate_is_that_of_the_last_start(source: Source, tmp_path: Path) -> N
         "run the same command again: it resumes",
     ]
     for at in (50, 200):
-        predictions.record_launch(started=at)
+        record_launch(predictions.folder, started=at)
     for shard, at in enumerate((100, 210, 220)):
         os.utime(predictions.write_shard(shard, rows([study(shard)], failed=["study001"])), (at, at))
     assert predictions.status().rate == 16 / 20

@@ -19,7 +19,8 @@ import pytest
 from far_store import KEYS, Fault, Proxy, environment, put_folder
 from job_cases import add_study
 
-from megpt.data.studies import read_rows, read_studies
+from megpt.data.parquet import read_rows
+from megpt.data.studies import read_studies
 from megpt.places import place
 
 pytestmark = pytest.mark.slow

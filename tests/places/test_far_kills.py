@@ -20,7 +20,8 @@ import pytest
 from far_store import Fault, Proxy
 from small_runs import make_studies, small_config
 
-from megpt.data.studies import read_rows, write_studies
+from megpt.data.parquet import read_rows
+from megpt.data.studies import write_studies
 from megpt.generation.predictions import Predictions
 from megpt.places import place
 

@@ -31,10 +31,11 @@ from make_films import png
 
 from megpt.config import DataConfig, PrepareConfig
 from megpt.data import sources
+from megpt.data.parquet import read_rows
 from megpt.data.prepare import list_shards, merge_failed, prepare_shard
 from megpt.data.sources import open_source
 from megpt.data.sources.base import Inside
-from megpt.data.studies import read_rows, read_studies, with_films
+from megpt.data.studies import read_studies, with_films
 from megpt.errors import InputError, MegptError
 from megpt.films.decode import UnreadableFilm, load_films
 from megpt.places import place, snapshot, stores

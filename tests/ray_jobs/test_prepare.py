@@ -3,6 +3,7 @@
 - an archive with broken films gives the table, failed.parquet and run.json; nothing is lost, nothing is there twice
 - more failed studies than allowed: the table is complete, exit code 3, now and when run again
 - a missing archive, an empty one, and one without a readable study: exit code 2, the text below, nothing left behind
+- `fail_fast`: the job ends when too many have failed to be mended by the rest, exit code 1; the same command resumes
 - dropped films are rows, with a limit of their own; a table that nobody read ends the job
 - --dry-run and --limit
 """
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,27 @@ def test_the_number_of_failures_allowed(tmp_path, without_ray, capfd):
         assert len(list(read_studies(out))) == 17
     # how many may fail is no property of the table
     assert Prepare.run(config(source, out, "prepare.max_failed_fraction=0.2")) == 0
+
+
+def test_too_many_failures_end_the_job_at_once(tmp_path, ray_cluster, capfd):
+    broken = dict.fromkeys(range(20), b"")
+    source, out = make_archive(tmp_path / "archive", 120, side=16, broken=broken), tmp_path / "out"
+    command = ["prepare", f"source={source}", f"output={out}", "prepare.shard_size=2", "prepare.fail_fast=true"]
+    for _ in range(2):  # the second start meets what the first has left
+        assert main([*command, "prepare.max_failed_fraction=0.1"]) == 1
+        error = capfd.readouterr().err.partition("error: ")[2].splitlines()
+        what = r"\d+ of 120 studies have failed after \d+, so prepare.max_failed_fraction=0.1 cannot be met any more"
+        assert re.fullmatch(what, error[0])
+        assert re.fullmatch(r"  where: \d+ × empty file", error[1])
+        assert error[2:] == [
+            "  cause: prepare.fail_fast ends the job here; finished files stay",
+            "  next:  mend these films and run the same command again with retry=failed, or with a larger "
+            "prepare.max_failed_fraction",
+        ]
+        assert not (out / "_SUCCESS").exists() and len(list(out.glob("data/*/*"))) < 50
+    assert main([*command, "prepare.max_failed_fraction=0.2"]) == 0
+    assert "prepare: 120/120 studies, 20 failed (20 × empty file)" in capfd.readouterr().err
+    assert len(list(read_studies(out))) == 100
 
 
 def test_no_readable_study(tmp_path, in_both_places, capfd):

@@ -44,6 +44,17 @@ def test_the_limits_and_the_logger() -> None:
     assert module.logger.name == ray_private.report_logger()
 
 
+def test_its_key_value_store() -> None:
+    store = importlib.import_module(ray_private.KV)
+    for name, arguments in {
+        "_internal_kv_put": {"key", "value", "overwrite", "namespace"},
+        "_internal_kv_get": {"key", "namespace"},
+        "_internal_kv_list": {"prefix", "namespace"},
+        "_internal_kv_del": {"key", "del_by_prefix", "namespace"},
+    }.items():
+        assert arguments <= inspect.signature(getattr(store, name)).parameters.keys()
+
+
 def test_a_ray_that_lacks_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ray_private.HOMES, "ResizingState", "ray.train.v3.state")
     with pytest.raises(MegptError) as caught:

@@ -17,7 +17,7 @@ from megpt.data.shards import ShardListWriter
 from megpt.data.studies import Listed
 from megpt.errors import InputError
 from megpt.generation.predictions import LIST, Predictions
-from megpt.generation.run_status import duration
+from megpt.generation.run_status import duration, record_launch
 from megpt.output import claim
 from megpt.study import Study
 from ray_jobs.status import Status
@@ -29,7 +29,7 @@ def half_done(folder: Path) -> None:
         for number in range(5):
             writer.add(Listed(Study(f"s{number}")))
         predictions = Predictions(folder, writer.finish())
-    predictions.record_launch(started=time.time() - 2)
+    record_launch(predictions.folder, started=time.time() - 2)
     predictions.write_shard(0, ({"study_id": f"s{n}", "error": "broken" if n == 1 else None} for n in range(3)))
 
 

@@ -34,6 +34,8 @@ SPLIT_NAMES = {
 # What tables write for "nothing"; pandas' own list, in lower case.
 BLANKS = frozenset({"", "nan", "na", "n/a", "#n/a", "#na", "<na>", "none", "null", "nat", "-nan"})
 
+LONGEST_NAME = 80
+
 
 class TableColumns(DataColumnsConfig):
     """The column of each role; None if the table has none."""
@@ -117,9 +119,15 @@ def no_column(table: str | Path, column: str, names: list[str], *, where: str | 
     return InputError(
         f"{table} has no column {column!r}",
         where=where,
-        cause=f"its columns are: {', '.join(names[:20]) or 'none, the file is empty'}",
+        cause=f"its columns are: {listed(names)}",
         next=did_you_mean(column, names) if names else None,
     )
+
+
+def listed(names: list[str]) -> str:
+    """Names of columns, for errors: the first of them, and of each its beginning."""
+    told = [name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…" for name in names[:20]]
+    return ", ".join(told) or "none, the file is empty"
 
 
 def label_columns(names: Iterable[str]) -> dict[str, str]:

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megpt.config import DataConfig
+from megpt.data.parquet import read_rows
 from megpt.data.sources.base import Source
 from megpt.data.sources.table import has_columns
-from megpt.data.studies import Listed, read_rows
+from megpt.data.studies import Listed
 from megpt.errors import InputError
 from megpt.films.remote import scheme_of
 from megpt.places import place, take_listing
@@ -29,9 +30,11 @@ class FailedSource(Source):
 
     def __init__(self, root: Path, data: DataConfig):
         super().__init__(root, data.model_copy(update={"options": {}}))  # they are those of the source that it names
-        rows = list(read_rows(root, ["study_id", "source", "format"]))
-        self._ids = {str(row["study_id"]) for row in rows}
-        self._inner = _open({(str(row["source"]), str(row["format"])) for row in rows}, root, data)
+        self._ids, origins = set[str](), set[tuple[str, str]]()
+        for row in read_rows(root, ["study_id", "source", "format"]):
+            self._ids.add(str(row["study_id"]))
+            origins.add((str(row["source"]), str(row["format"])))
+        self._inner = _open(origins, root, data)
 
     @classmethod
     def detect(cls, path: Path, data: DataConfig) -> bool:

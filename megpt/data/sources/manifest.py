@@ -9,6 +9,7 @@ in one cell. Rows of one study may be anywhere. TableColumns named like CheXpert
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megpt.config import DataConfig
-from megpt.data.ids import digest
+from megpt.data.ids import FirstSeen
 from megpt.data.members import cell_uri
 from megpt.data.positions import side_of_name
 from megpt.data.sources.columns import (
@@ -24,6 +25,7 @@ from megpt.data.sources.columns import (
     find_columns,
     id_cell,
     label_columns,
+    listed,
     observations,
     plain,
     split_name,
@@ -102,12 +104,16 @@ class ManifestSource(TabularSource):
             yield from self._rows_of(TableFile(path, self.form))
 
     def _rows_of(self, table: TableFile) -> Iterator[FilmRow]:
+        with contextlib.closing(FirstSeen()) as seen:
+            yield from self._films_of(table, seen)
+
+    def _films_of(self, table: TableFile, seen: FirstSeen) -> Iterator[FilmRow]:
         columns = find_columns(table.names, self.data.columns.model_dump(), where=str(table.path))
         images = film_columns(table, columns)
         if not images:
             raise InputError(
                 f"{table.path} has no column of films",
-                cause=f"its columns are: {', '.join(table.names[:20]) or 'none, the file is empty'}",
+                cause=f"its columns are: {listed(table.names)}",
                 next="set data.columns.image=NAME (docs/data.md lists the names that are known)",
             )
         roles = {role: getattr(columns, role) for role in ("study", *TEXTS, "split")}
@@ -115,7 +121,6 @@ class ManifestSource(TabularSource):
         self.rule = f"a study per {columns.study or 'row'} of {table.path.name}: {told}"
         labels = label_columns(table.names)
         required = [*images, *([columns.study] if columns.study else [])]
-        seen: dict[bytes, str] = {}
         split_of_table = self._split_of(table.path)
         for number, row in table.rows(required):
             where = table.where(number)
@@ -175,7 +180,7 @@ class ManifestSource(TabularSource):
         number: int,
         row: dict[str, Any],
         films: list[Film],
-        seen: dict[bytes, str],
+        seen: FirstSeen,
     ) -> str:
         """The row's id; without a column of ids it is the first film's path without suffix, or the row's number."""
         if columns.study is not None:
@@ -190,8 +195,8 @@ class ManifestSource(TabularSource):
             return f"{table.path.name.partition('.')[0]}-{number:06d}"
         name = films[0].name
         stem = name.removesuffix(PurePosixPath(name).suffix)
-        earlier = seen.setdefault(digest(stem), name)
-        if earlier == name and seen.setdefault(digest(f"{stem}\0"), table.where(number)) != table.where(number):
+        earlier = seen.setdefault(stem, name)
+        if earlier == name and seen.setdefault(f"{stem}\0", table.where(number)) != table.where(number):
             raise InputError(
                 f"{table.path} names one film in two rows",
                 where=table.where(number).rpartition(", ")[2],

@@ -8,13 +8,17 @@ report is the same text. The file is streamed; for MIMIC-CXR, memory holds the i
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from megpt.config import DataConfig
+from megpt.data.ids import MAX_FILMS, digest, scratch
 from megpt.data.sources.base import ImageFolder, Source
-from megpt.data.sources.reading import json_items, json_keys, list_of, text_of
+from megpt.data.sources.json_stream import json_items, json_keys
+from megpt.data.sources.reading import list_of, text_of
 from megpt.errors import InputError
 from megpt.places import place
 from megpt.study import SPLITS, Study
@@ -75,16 +79,21 @@ class R2GenSource(Source):
         return Study(study_id, subject, views, report=report, findings=report, split=split, **sections)
 
     def _grouped(self, split: str) -> Iterator[Study]:
-        """One study per study_id: a first pass collects its paths, a second one reads its report."""
-        paths: dict[str, list[str]] = {}
-        for entry in self._entries(split):
-            images = list_of(entry, "image_path", self.annotation)
-            paths.setdefault(self._study_id(entry), []).extend(images)
-        for entry in self._entries(split):
-            study_id = self._study_id(entry)
-            films = paths.pop(study_id, None)
-            if films is not None:
-                yield self._study({**entry, "id": study_id, "image_path": films}, split)
+        """One study per study_id: a first pass collects its paths, on disk, and a second one reads its report."""
+        with contextlib.closing(scratch("CREATE TABLE films (study BLOB, number INT, paths TEXT)")) as db:
+            for number, entry in enumerate(self._entries(split)):
+                paths = json.dumps(list_of(entry, "image_path", self.annotation))
+                db.execute("INSERT INTO films VALUES (?, ?, ?)", (digest(self._study_id(entry)), number, paths))
+            db.execute("CREATE INDEX by_study ON films (study, number)")
+            for number, entry in enumerate(self._entries(split)):
+                study_id = self._study_id(entry)
+                found = db.execute(
+                    "SELECT number, paths FROM films WHERE study = ? ORDER BY number LIMIT ?",
+                    (digest(study_id), MAX_FILMS + 1),
+                ).fetchall()
+                if found[0][0] == number:
+                    films = [path for _, paths in found for path in json.loads(paths)]
+                    yield self._study({**entry, "id": study_id, "image_path": films}, split)
 
     def _study_id(self, entry: dict[str, Any]) -> str:
         study_id = text_of(entry, "study_id", self.annotation)

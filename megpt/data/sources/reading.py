@@ -1,6 +1,6 @@
-"""Reading an archive's lists: CSV tables and JSON lists, streamed, and the sections of a free-text report.
+"""Reading an archive's lists: CSV tables, streamed, the fields of JSON entries, and the sections of a report.
 
-Errors name the file, and the column and line or the field.
+Errors name the file, and the column and line or the field. JSON itself: megpt/data/sources/json_stream.py.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
-
-import ijson
+from typing import Any, TextIO
 
 from megpt.data import encoding as encodings
 from megpt.data.encoding import find_encoding, guess_encoding
+from megpt.data.parquet import MAX_TEXT
 from megpt.data.sources.columns import no_column
 from megpt.errors import InputError
 from megpt.progress import log
 
-csv.field_size_limit(min(sys.maxsize, 2**24))
-MAX_LINE = 1 << 20
+csv.field_size_limit(min(sys.maxsize, MAX_TEXT))
+MAX_HEADER, MAX_RECORD = 1 << 20, 1 << 26
 
 say_once = functools.cache(log)
 
@@ -88,9 +87,10 @@ def csv_rows(path: Path, required: Sequence[str], form: TextForm = TextForm()) -
     line = 1
     try:
         with open_text(path, form) as file:
-            first = file.readline(MAX_LINE)
+            first = file.readline(MAX_HEADER)
             delimiter, _ = _header(first.lstrip("\ufeff"), form)
-            reader = csv.reader(chain([first.lstrip("\ufeff")], file), delimiter=delimiter)
+            lines = _Lines(path, file, first.lstrip("\ufeff"))
+            reader = csv.reader(lines, delimiter=delimiter)
             names = [name.strip() for name in next(reader, [])]
             if twice := next((name for name, times in Counter(names).items() if name and times > 1), None):
                 raise InputError(f"{path} has two columns {twice!r}", next="rename one of them")
@@ -98,7 +98,7 @@ def csv_rows(path: Path, required: Sequence[str], form: TextForm = TextForm()) -
                 if column not in names:
                     raise no_column(path, column, names)
             for cells in reader:
-                line = reader.line_num
+                line, lines.record = reader.line_num, 0
                 if not cells:
                     continue
                 if len(cells) > len(names) and any(map(str.strip, cells[len(names) :])):
@@ -135,6 +135,31 @@ def csv_rows(path: Path, required: Sequence[str], form: TextForm = TextForm()) -
         ) from None
 
 
+class _Lines:
+    """The lines of a table: none is longer than a text may be, and no record goes on over more of them than fit."""
+
+    def __init__(self, path: Path, file: TextIO, first: str):
+        self.path, self.file, self.first = path, file, first
+        self.record = 0
+        """Characters since the last record; whoever reads records sets it back."""
+
+    def __iter__(self) -> Iterator[str]:
+        number, line = 1, self.first
+        while line:
+            self.record += len(line)
+            if len(line) >= (MAX_TEXT if number > 1 else MAX_HEADER) or self.record > MAX_RECORD:
+                raise InputError(
+                    f"{self.path} has a line that does not end"
+                    if self.record <= MAX_RECORD
+                    else f"{self.path} has a row of more than {MAX_RECORD >> 20} MiB",
+                    where=f"line {number}",
+                    cause="it is no table, or a quotation mark is never closed",
+                    next="correct the table",
+                )
+            yield line
+            number, line = number + 1, self.file.readline(MAX_TEXT)
+
+
 def _header(first: str, form: TextForm) -> tuple[str, list[str]]:
     """(delimiter, column names) of a table's first line."""
     choices = (form.delimiter,) if form.delimiter else DELIMITERS
@@ -151,75 +176,6 @@ def decode_text(raw: bytes, form: TextForm = TextForm()) -> str:
         except (UnicodeError, LookupError):
             continue
     return raw.decode("utf-8", errors="replace")
-
-
-def json_items(path: Path, prefix: str) -> Iterator[Any]:
-    """The elements under an ijson prefix (`item` for a list, `train.item` for a list under a key), streamed."""
-    yield from _json(path, lambda file: ijson.items(file, prefix))
-
-
-def json_entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(name for errors, key, entry) of a JSON object of entries by key, or of a list, whose keys are "".
-
-    Raises:
-        InputError: an entry is not an object.
-    """
-    listed = json_is_list(path)
-    found = json_items(path, "item") if listed else _json(path, lambda file: ijson.kvitems(file, ""))
-    for number, item in enumerate(found):
-        key, entry = ("", item) if listed else item
-        name = f"entry {key or number}"
-        if not isinstance(entry, dict):
-            raise InputError(f"{path}: {name} is not an object")
-        yield name, key, entry
-
-
-def json_is_list(path: Path) -> bool:
-    """Whether a JSON file holds a list rather than an object."""
-    return next((event == "start_array" for event in _json(path, _events)), False)
-
-
-def json_keys(path: Path, most: int) -> list[str]:
-    """The first keys of a JSON object that begin in its first megabyte; [] for anything else."""
-    keys: list[str] = []
-    try:
-        with path.open("rb") as file:
-            for prefix, event, value in ijson.parse(_Head(file, 1 << 20)):
-                if prefix == "" and event == "map_key":
-                    keys.append(value)
-                    if len(keys) >= most:
-                        break
-    except (ijson.JSONError, OSError, UnicodeDecodeError):
-        pass
-    return keys
-
-
-class _Head:
-    """The beginning of a file, as a file."""
-
-    def __init__(self, file: BinaryIO, size: int):
-        self._file, self._left = file, size
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(self._left if size < 0 else min(size, self._left))
-        self._left -= len(data)
-        return data
-
-
-def _events(file: BinaryIO) -> Iterator[str]:
-    return (event for event, _ in ijson.basic_parse(file))
-
-
-def _json(path: Path, parse: Any) -> Iterator[Any]:
-    try:
-        with path.open("rb") as file:
-            yield from parse(file)
-    except FileNotFoundError:
-        raise InputError(f"no list at {path}") from None
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON", cause=type(error).__name__) from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read", cause=type(error).__name__) from None
 
 
 def text_of(entry: dict[str, Any], field: str, path: Path) -> str | None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from megpt.config import DataConfig
 from megpt.data.sources.columns import split_of_path, text_cell
-from megpt.data.sources.reading import fold, json_entries, list_of, text_of
+from megpt.data.sources.json_stream import json_entries
+from megpt.data.sources.reading import fold, list_of, text_of
 from megpt.data.sources.rows import FilmRow, TabularSource
 from megpt.errors import InputError
 from megpt.places import is_dir, place

@@ -12,7 +12,8 @@ from typing import Any
 
 from megpt.config import DataConfig
 from megpt.data.sources.base import ImageFolder, Source, split_name
-from megpt.data.sources.reading import json_entries, list_of, text_of
+from megpt.data.sources.json_stream import json_entries
+from megpt.data.sources.reading import list_of, text_of
 from megpt.errors import InputError
 from megpt.places import place
 from megpt.study import Study

@@ -15,7 +15,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from megpt.data.ids import digest, scratch
+from megpt.data.ids import MAX_FILMS, digest, scratch
 from megpt.data.members import with_members
 from megpt.data.sources.base import Source
 from megpt.data.sources.columns import merged
@@ -140,7 +140,8 @@ def gathered(rows: Iterable[FilmRow]) -> Iterator[list[FilmRow]]:
                 yield group
                 group = []
             last = study
-            group.append(_row(json.loads(text)))
+            if len(group) <= MAX_FILMS:  # one too many says enough
+                group.append(_row(json.loads(text)))
         if group:
             yield group
 

@@ -9,14 +9,12 @@ from typing import Any
 
 from megpt.config import DataConfig
 from megpt.data.members import with_members
+from megpt.data.parquet import open_parquet, open_rows
 from megpt.data.sources.base import Source
-from megpt.data.studies import READ_ROWS, Listed, open_parquet, split_folders, study_files
+from megpt.data.studies import Listed, split_folders, study_files
 from megpt.errors import InputError
 from megpt.places import is_address
 from megpt.study import Study, View
-
-# Rows without films are small.
-LIST_ROWS = 5_000
 
 
 class TableSource(Source):
@@ -48,14 +46,11 @@ class TableSource(Source):
     def _rows(self, *, with_films: bool) -> Iterator[tuple[str, Path, int, dict[str, Any]]]:
         """(split, file, row number, row) of each study."""
         for split, path in self._files():
-            with open_parquet(path) as file:
+            with open_rows(path) as table:
                 for name in ("study_id", "views"):
-                    if name not in file.schema_arrow.names:
+                    if name not in table.names:
                         raise InputError(f"{path} has no column {name!r}", cause="it is not a table of studies")
-                leaves = [file.metadata.schema.column(n).path for n in range(file.metadata.num_columns)]
-                columns = None if with_films else [leaf for leaf in leaves if not leaf.endswith(".bytes")]
-                batches = file.iter_batches(batch_size=READ_ROWS if with_films else LIST_ROWS, columns=columns)
-                for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+                for number, row in table.rows(None if with_films else table.parts()):
                     if not row["study_id"]:
                         raise InputError(f"{path} has an empty study_id", where=f"column study_id, row {number}")
                     yield split, path, number, row

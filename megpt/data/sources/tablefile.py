@@ -19,9 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megpt.data.parquet import open_parquet, open_rows
 from megpt.data.sources.columns import no_column
-from megpt.data.sources.reading import TextForm, csv_header, csv_rows, json_is_list, json_items, open_text
-from megpt.data.studies import READ_ROWS, open_parquet
+from megpt.data.sources.json_stream import json_is_list, json_items
+from megpt.data.sources.reading import TextForm, csv_header, csv_rows, open_text
 from megpt.errors import InputError
 
 KINDS = {
@@ -33,8 +34,6 @@ KINDS = {
     ".json": "json",
     ".parquet": "parquet",
 }
-# Rows without films are small.
-LIST_ROWS = 2_000
 MAX_LINE = 1 << 24
 # Keys of a JSONL file are those of its first entries; an entry may leave some out.
 HEAD_ENTRIES = 20
@@ -85,7 +84,7 @@ class TableFile:
             return
         if self.kind == "parquet":
             self._demand(required)
-            yield from enumerate(self._parquet_rows())
+            yield from self._parquet_rows()
             return
         if self.kind == "json" and not json_is_list(self.path):
             raise InputError(f"{self.path} is not a list of entries", next="write one object a line as .jsonl")
@@ -163,18 +162,16 @@ class TableFile:
                     )
         return False
 
-    def _parquet_rows(self) -> Iterator[dict[str, Any]]:
-        with open_parquet(self.path) as file:
-            leaves = _leaves(file)
-            kept = [
-                leaf for leaf in leaves if leaf.partition(".")[0] not in self.film_columns or leaf.endswith(".path")
-            ]
-            # a film column without paths has to be read whole, to see which rows have a film
-            bare = [c for c in self.film_columns if not any(leaf.startswith(f"{c}.") for leaf in kept)]
-            kept += [leaf for leaf in leaves if leaf.partition(".")[0] in bare]
-            size = READ_ROWS if bare else LIST_ROWS
-            for batch in file.iter_batches(batch_size=size, columns=kept):
-                yield from batch.to_pylist()
+    def _parquet_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        with open_rows(self.path) as table:
+            # a film column without paths is read whole, to see which rows have a film
+            bare = {name for name in self.film_columns if not any(f"{name}.path" in leaf for leaf in table.leaves)}
+            kept = [leaf for leaf in table.leaves if self._is_listed(leaf, bare)]
+            yield from table.rows(kept)
+
+    def _is_listed(self, leaf: str, bare: set[str]) -> bool:
+        name = leaf.partition(".")[0]
+        return name not in self.film_columns or name in bare or leaf.endswith(".path")
 
 
 def _is_binary(kind: pa.DataType) -> bool:

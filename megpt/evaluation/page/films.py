@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from megpt.config import Config
+from megpt.data.parquet import open_parquet
 from megpt.data.sources import open_source
-from megpt.data.studies import open_parquet, study_files
+from megpt.data.studies import study_files
 from megpt.films.decode import UnreadableFilm, load_films
 from megpt.study import Study
 

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from megpt.data.encoding import find_encoding, head
+from megpt.data.parquet import open_rows
 from megpt.errors import InputError
 from megpt.evaluation.reading.delimited import open_delimited
 from megpt.evaluation.reading.json_tables import ANNOTATION, KEY, SPLIT, TEXT, open_json
@@ -27,7 +28,6 @@ from megpt.places import parquet_file, place
 __all__ = ["ANNOTATION", "KEY", "SPLIT", "TEXT", "Table", "open_table"]
 
 Rows = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
-BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,19 @@ def _parquet_rows(files: list[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
     for file in files:
         split = _split_of(file)
         try:
-            with parquet_file(file) as opened:
+            with open_rows(file) as opened:
                 # films would fill the memory and are not read
-                wanted = [f.name for f in opened.schema_arrow if f.name != "views" and not pa.types.is_binary(f.type)]
-                for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield number, row if split is None else {**row, SPLIT: split}
-        except (pa.ArrowException, OSError) as error:
+                schema = opened.file.schema_arrow
+                wanted = [name for name in opened.names if name != "views" and not _is_film(schema.field(name).type)]
+                for _, row in opened.rows(wanted):
+                    number += 1
+                    yield number, row if split is None else {**row, SPLIT: split}
+        except pa.ArrowException as error:
             raise _damaged(file, error) from None
+
+
+def _is_film(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def _split_of(file: Path) -> str | None:

@@ -29,6 +29,7 @@ from megpt.model.configuration import MeGPTConfig
 from megpt.model.projector import Projector
 from megpt.model.prompts import PromptBank
 from megpt.model.vision import VisionEncoder
+from megpt.places.whole import follow_umask
 
 
 class Checkpointed(PreTrainedModel):
@@ -83,6 +84,7 @@ class Checkpointed(PreTrainedModel):
                 self._save_adapters(folder, state)
                 self.config.save_pretrained(folder)
                 write_card(folder, self.config, scores)
+            follow_umask(folder)
         finally:
             self.config.complete = was_complete
         if push_to_hub:

@@ -1,4 +1,9 @@
-"""A running dataset, and whether the cluster can still work on it."""
+"""A running dataset: how far its studies have come, why some failed, and whether the cluster can still work on it.
+
+count = Count(progress, config.generate)
+for row in watched(dataset, config.cluster, count):
+    count.finished("train-00003", studies=500, reasons={"missing file": 2})
+"""
 
 from __future__ import annotations
 
@@ -13,29 +18,38 @@ from megpt.config import ClusterConfig
 from megpt.errors import MegptError
 from megpt.progress import log
 from ray_jobs import ray_private
+from ray_jobs.counting import Count
 from ray_jobs.placement import LOOK_EVERY_S, worker_slots
 
+_running: dict[str, Count] = {}
+"""The counts of executions by name: what is in a dataset's context is sent to workers, and a count stays here."""
 
-def watched(rows: ray.data.Dataset, config: ClusterConfig) -> Generator[dict[str, Any], None, None]:
+
+def watched(rows: ray.data.Dataset, config: ClusterConfig, count: Count) -> Generator[dict[str, Any], None, None]:
     """The rows as they arrive. Ray waits without limit for a node that can hold a worker; this waits `cluster.wait_s`.
 
     Close it when done with it, or Ray Data's threads may outlive the connection to the cluster.
 
     Raises:
-        MegptError: no living node could hold a worker for that long.
+        MegptError: no living node could hold a worker for that long, or too many studies have failed already.
     """
     context = rows.context
     # Ray Data calls it to make a callback of each execution; what a callback raises ends the execution.
-    watch: Any = functools.partial(_NodeWatch, config)
+    watch: Any = functools.partial(_Watch, config, count.run)
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, watch]
-    yield from rows.iter_rows()
+    _running[count.run] = count
+    try:
+        yield from rows.iter_rows()
+    finally:
+        del _running[count.run]
+        count.forget()
 
 
-class _NodeWatch(ray_private.ExecutionCallback):
-    """Looks for nodes each second, in Ray Data's scheduling loop."""
+class _Watch(ray_private.ExecutionCallback):
+    """Looks for nodes, and at the counts, each second, in Ray Data's scheduling loop."""
 
-    def __init__(self, config: ClusterConfig):
-        self._config = config
+    def __init__(self, config: ClusterConfig, run: str):
+        self._config, self._count = config, _running[run]
         self._next_look = 0.0
         self._lost: float | None = None
         """Since when no living node could hold a worker."""
@@ -45,10 +59,14 @@ class _NodeWatch(ray_private.ExecutionCallback):
         if now < self._next_look:
             return
         self._next_look = now + LOOK_EVERY_S
+        self._count.look()
         if worker_slots(self._config):
             self._lost = None
         elif self._lost is None:
-            log(f"generate: no node is left that can hold a worker; waiting {self._config.wait_s:g} s for one")
+            log(
+                f"{self._count.progress.job}: no node is left that can hold a worker; "
+                f"waiting {self._config.wait_s:g} s for one"
+            )
             self._lost = now
         elif now - self._lost >= self._config.wait_s:
             raise MegptError(
