@@ -86,22 +86,23 @@ class Helpers:
                 yield part.result()
 
     def _ask(self, request: bytes) -> Any:
-        for left in reversed(range(1 + RETRIES)):
+        for _ in range(1 + RETRIES):
+            if self._closed:
+                break
             helper = self._helper()
             try:
                 done, answer = helper.ask(request)
-                break
             except (EOFError, OSError, pickle.UnpicklingError):
                 self._end(helper)
-                if not left or self._closed:
-                    raise HelperDied(
-                        f"a part of the work ended {1 + RETRIES} processes that tried it",
-                        cause="too little memory, or a file that ends the process that reads it",
-                        next="see how much memory is free, and run the same command again: it resumes",
-                    ) from None
-        if not done:
-            raise answer
-        return answer
+                continue
+            if not done:
+                raise answer
+            return answer
+        raise HelperDied(
+            f"a part of the work ended {1 + RETRIES} processes that tried it",
+            cause="too little memory, or a file that ends the process that reads it",
+            next="see how much memory is free, and run the same command again: it resumes",
+        )
 
     def _helper(self) -> _Helper:
         """The process of this thread."""

@@ -135,7 +135,8 @@ class MeGPTProcessor(ProcessorMixin):
     ) -> Any:
         """Load the processor of a checkpoint. Raises InputError if a file of it is missing or damaged."""
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs})
+            kwargs.setdefault("trust_remote_code", False)
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"the processor of {pretrained_model_name_or_path} cannot be loaded",
