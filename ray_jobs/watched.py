@@ -20,6 +20,7 @@ from megpt.config import ClusterConfig, GenerateConfig, PrepareConfig
 from megpt.errors import MegptError
 from megpt.progress import Progress, log
 from ray_jobs import ray_private
+from ray_jobs.metrics import StudyGauges
 from ray_jobs.placement import LOOK_EVERY_S, worker_slots
 from ray_jobs.telling import forget, plain_reason, told
 
@@ -56,6 +57,7 @@ class Count:
 
     def __init__(self, progress: Progress, settings: PrepareConfig | GenerateConfig):
         self.progress, self.settings = progress, settings
+        self._gauges = StudyGauges(progress.job)
         self.run = uuid.uuid4().hex
 
     def look(self) -> None:
@@ -66,6 +68,7 @@ class Count:
         """
         if (counts := told(self.run)) is not None:
             self.progress.in_flight(counts)
+        self._gauges(self.progress)
         self.check()
 
     def finished(self, piece: str, studies: int, reasons: Mapping[str, int]) -> None:

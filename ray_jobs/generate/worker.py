@@ -30,6 +30,7 @@ from megpt.places import place
 from megpt.study import Study
 from ray_jobs.failures import known_failure
 from ray_jobs.imports import uncollected
+from ray_jobs.metrics import WriterMetrics
 from ray_jobs.runtime import require_gpu
 from ray_jobs.telling import Teller
 
@@ -100,7 +101,7 @@ class ShardWorker:
         self.config = Config.model_validate(yaml.safe_load(config))
         require_gpu(self.config.cluster)
         self.predictions, self.archive, self.fingerprint, self.run = predictions, archive, fingerprint, run
-        self.model = threading.Lock()
+        self.model, self.metrics = threading.Lock(), WriterMetrics()
         checkpoint, rules, seed = str(self.config.checkpoint), self.config.generate, self.config.seed
         self.writer: ReportWriter | ImageTextWriter
         if is_own(local_folder(checkpoint)):
@@ -138,6 +139,8 @@ class ShardWorker:
                 for prediction in self.writer.write(films):
                     written.append(prediction)
                     tell(prediction.error)
+                    used = getattr(getattr(self.writer, "backend", None), "live", None)  # the engine's
+                    self.metrics.wrote(prediction.num_tokens, used=used, slots=self.config.generate.slots)
                 context = dict(self.writer.context_counts)
             self.predictions.write_shard(number, self._rows(listed, written))
         return {
@@ -166,7 +169,9 @@ class ShardWorker:
 
         def stream() -> Iterator[tuple[Study, Films]]:
             for number, chunk in enumerate(chunks):
+                began = time.monotonic()
                 decoded = self._decoded(chunk, waiting.popleft())
+                self.metrics.waited(time.monotonic() - began)
                 if number + ahead < len(chunks):
                     waiting.append(self._start(chunks[number + ahead]))
                 for entry, pixels in zip(chunk, decoded, strict=True):
