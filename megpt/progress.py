@@ -16,10 +16,11 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from megpt import events
 from megpt.errors import printable
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def log(message: str) -> None:
     """One plain line for a person; never report text, never a DICOM field that names a person."""
-    console.print(printable(message), markup=False)
+    events.emit("log", message=message)
+    if events.for_people():
+        console.print(printable(message), markup=False)
 
 
 def on_terminal() -> bool:
@@ -78,7 +81,7 @@ class Progress:
         self._marks: deque[tuple[float, int]] = deque()
         self.began = self._last_line = time.monotonic()
         self._bar: Bar | None = None
-        if on_terminal():
+        if on_terminal() and events.for_people():
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
@@ -102,8 +105,7 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        if self.seen > self.skipped or not self._bar:
-            self._line()
+        self._tell(line=self.seen > self.skipped or not self._bar)
 
     @property
     def seen(self) -> int:
@@ -171,8 +173,8 @@ class Progress:
         if self._bar:
             note = f"{self.rate:.1f} {self.unit}/s" + (f", {self._told_failed(1)}" if self.failed else "")
             self._bar.update(self._task, completed=seen, note=note)
-        elif now - self._last_line >= LINE_EVERY_S:
-            self._line()
+        if now - self._last_line >= LINE_EVERY_S:
+            self._tell(line=self._bar is None)
 
     def _told_failed(self, named: int) -> str:
         """`3 failed (2 × missing file, 1 × empty file)`"""
@@ -181,8 +183,18 @@ class Progress:
         told += [f"{len(reasons) - named} more reasons"] if len(reasons) > named else []
         return f"{self.failed} failed" + (f" ({', '.join(told)})" if told else "")
 
-    def _line(self) -> None:
+    def figures(self) -> dict[str, Any]:
+        """What is known now, for an event."""
+        left = self.seconds_left
+        numbers = {"done": self.seen, "total": self.total, "unit": self.unit, "failed": self.failed}
+        rates = {"rate": round(self.rate, 3), "seconds_left": None if left is None else round(left, 1)}
+        return {"what": self.job, **numbers, "reasons": dict(self.reasons.most_common()), **rates}
+
+    def _tell(self, *, line: bool) -> None:
         self._last_line = time.monotonic()
+        events.emit("progress", **self.figures())
+        if not (line and events.for_people()):
+            return
         left = "" if self.seconds_left is None else f", {self.seconds_left:.0f} s left"
         of = f"/{self.total}" if self.total is not None else ""
         print(

@@ -12,9 +12,11 @@ import importlib
 import os
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from megpt import events
 from megpt.errors import InputError, MegptError, did_you_mean
 from megpt.places import check, is_address, screen
 from megpt.progress import console, log
@@ -88,6 +90,11 @@ def parser(described: str | None = None) -> argparse.ArgumentParser:
         )
         if entry.json:
             job.add_argument("--json", action="store_true", help="print all that is known of the result, as JSON")
+        if entry.watch:
+            job.add_argument("--watch", action="store_true", help="show it anew until the job has ended")
+        job.add_argument(
+            "--log-format", choices=("text", "json"), default="text", help="json: events on stdout, a line each"
+        )
         job.add_argument("--debug", action="store_true", help="show tracebacks")
         job.add_argument("overrides", nargs="*", metavar="section.key=value", help="override one setting")
     return top
@@ -107,34 +114,47 @@ def main(argv: list[str] | None = None) -> int:
 
         answer(parser(), {name: entry.section for name, entry in jobs().items()})
     arguments = sys.argv[1:] if argv is None else argv
+    with events.on_stdout("json" in _values_of("--log-format", arguments)):
+        code, error = _answered(arguments)
+        if error is not None and events.for_people():
+            console.print(f"error: {error}", style="red", markup=False)
+        if not events.for_people():
+            events.emit("exit", code=code, **({"error": events.as_values(error)} if error else {}))
+    # Ray Serve's threads would abort an interpreter that takes itself apart.
+    at_once = (("report", 0), ("serve", 128 + signal.SIGTERM), ("serve", 128 + signal.SIGINT))
+    return end_process(code) if argv is None and (arguments[:1], code) in [([job], n) for job, n in at_once] else code
+
+
+def _answered(arguments: list[str]) -> tuple[int, MegptError | None]:
+    """The exit code of a command, and the error that is to be shown."""
     debug = "--debug" in arguments
     try:
         with terminable():
-            code = _run(arguments)
-        return end_process(code) if argv is None and arguments[0] == "report" else code
+            return _run(arguments), None
     except (KeyboardInterrupt, Terminated) as stop:
         log("interrupted; run the same command again to resume")
-        code = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
-        # Ray Serve's threads would abort an interpreter that takes itself apart.
-        return end_process(code) if argv is None and arguments[0] == "serve" else code
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT), None
     except BrokenPipeError:  # whoever read the output has read enough, as `megpt … | head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 128 + signal.SIGPIPE, None
     except MegptError as error:
         if debug:
             raise
-        console.print(f"error: {error}", style="red", markup=False)
-        return error.exit_code
+        return error.exit_code, error
     except Exception as error:
         if debug:
             raise
         if (refused := screen(error)) is not None:
-            console.print(f"error: {refused}", style="red", markup=False)
-            return refused.exit_code
+            return refused.exit_code, refused
         # The message of an unforeseen error may quote its input, so only its type is shown.
-        console.print(f"error: unexpected {type(error).__name__}", style="red", markup=False)
-        console.print("  next:  the same command with --debug shows where", markup=False)
-        return 1
+        next_step = "the same command with --debug shows where"
+        return 1, MegptError(f"unexpected {type(error).__name__}", next=next_step)
+
+
+def _values_of(option: str, arguments: list[str]) -> list[str]:
+    """What a command line gives for an option, as `--option value` or `--option=value`."""
+    after = [value for name, value in pairwise(arguments) if name == option]
+    return after + [word.partition("=")[2] for word in arguments if word.startswith(f"{option}=")]
 
 
 def _run(arguments: list[str]) -> int:
@@ -170,7 +190,7 @@ def _run(arguments: list[str]) -> int:
     positional = [getattr(options, name) for name in entry.arguments]
     if entry.several:
         positional[-1:] = positional[-1]
-    more = {"as_json": options.json} if entry.json else {}
+    more = ({"as_json": options.json} if entry.json else {}) | ({"watch": options.watch} if entry.watch else {})
     return int(find(options.job).run(config, *positional, dry_run=options.dry_run, **more))
 
 

@@ -26,6 +26,8 @@ class Entry(NamedTuple):
     """Extras of megpt that it needs."""
     json: bool = False
     """Whether it takes `--json`."""
+    watch: bool = False
+    """Whether it takes `--watch`."""
 
 
 JOBS = {
@@ -97,7 +99,13 @@ JOBS = {
         section="serve",
         extras=("serve",),
     ),
-    "status": Entry("ray_jobs.status:Status", "what an output folder holds: done, failed, left, rate", ("folder",)),
+    "status": Entry(
+        "ray_jobs.status:Status",
+        "what an output folder holds: done, failed, left, rate",
+        ("folder",),
+        json=True,
+        watch=True,
+    ),
     "doctor": Entry("ray_jobs.doctor:Doctor", "look at every node, and at what a job would upload, before a run"),
 }
 GROUP = "megpt.jobs"

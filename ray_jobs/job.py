@@ -22,14 +22,16 @@ the next try may use another config.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from megpt import __version__, events
 from megpt.config import ClusterConfig, Config
 from megpt.config.model import divided
-from megpt.errors import InputError
+from megpt.errors import InputError, MegptError
 from megpt.output import RECORD, Output, claim, inspect
 from megpt.places import is_address
 from megpt.places.whole import staged
@@ -102,22 +104,45 @@ class Job:
         self.preview(output.path)
 
     def _perform(self) -> None:
-        with claim(self.config.output, job=self.name, identity=self.identity(), config=self.config) as output:
-            try:
-                left = self.plan(output.path) if self.grows or not output.done else False
-                if output.done and not left:
+        identity = self.identity()
+        with claim(self.config.output, job=self.name, identity=identity, config=self.config) as output:
+            # nothing can be appended to an object
+            file = None if is_address(output.path) else output.path / events.FILE
+            with events.recorded(file, self.name):
+                host, process = os.uname().nodename, os.getpid()
+                events.emit("start", output=str(output.path), version=__version__, host=host, process=process)
+                summary = self._attempt(output)
+                if summary is None:
                     self.nothing_to_do(output)
                     return
-                summary = self._produce(output, left)
-            except Exception as error:
-                known = known_failure(error, str(output.path)) or error
-                if isinstance(known, InputError) and not self.kept(output.path):
-                    output.discard()
-                if known is error:
-                    raise
-                raise known from error
         self.tell(output.path, summary)
         self.verdict(output.path, summary)
+
+    def _attempt(self, output: Output) -> dict[str, Any] | None:
+        """The summary of what was done; None if there was nothing to do."""
+        try:
+            left = self.plan(output.path) if self.grows or not output.done else False
+            if output.done and not left:
+                self._ended("finished", summary=output.summary())
+                return None
+            summary = self._produce(output, left)
+        except Exception as error:
+            known = known_failure(error, str(output.path)) or error
+            said = events.as_values(known) if isinstance(known, MegptError) else {"kind": type(known).__name__}
+            self._ended("failed", error=said)
+            if isinstance(known, InputError) and not self.kept(output.path):
+                output.discard()
+            if known is error:
+                raise
+            raise known from error
+        except BaseException as stop:  # Ctrl-C and SIGTERM
+            self._ended("stopped", error={"kind": type(stop).__name__})
+            raise
+        self._ended("finished", summary=summary)
+        return summary
+
+    def _ended(self, state: str, **values: Any) -> None:
+        events.emit("end", state=state, seconds=round(time.monotonic() - self.began, 3), **values)
 
     def _produce(self, output: Output, left: bool) -> dict[str, Any]:
         with staged(output.path) if self.staged else contextlib.nullcontext(output.path) as folder:

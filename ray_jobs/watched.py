@@ -19,6 +19,7 @@ from megpt.errors import MegptError
 from megpt.progress import log
 from ray_jobs import ray_private
 from ray_jobs.counting import Count
+from ray_jobs.metrics import StudyGauges
 from ray_jobs.placement import LOOK_EVERY_S, worker_slots
 
 _running: dict[str, Count] = {}
@@ -50,6 +51,7 @@ class _Watch(ray_private.ExecutionCallback):
 
     def __init__(self, config: ClusterConfig, run: str):
         self._config, self._count = config, _running[run]
+        self._gauges = StudyGauges(self._count.progress.job)
         self._next_look = 0.0
         self._lost: float | None = None
         """Since when no living node could hold a worker."""
@@ -60,6 +62,7 @@ class _Watch(ray_private.ExecutionCallback):
             return
         self._next_look = now + LOOK_EVERY_S
         self._count.look()
+        self._gauges(self._count.progress)
         if worker_slots(self._config):
             self._lost = None
         elif self._lost is None:

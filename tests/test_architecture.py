@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = {"errors", "settings", "study", "config", "output", "places", "progress", "recipe"}
+SHARED = {"errors", "settings", "study", "config", "output", "places", "progress", "events", "recipe"}
 MAY_USE = {
     "films": SHARED,
     "data": SHARED | {"films"},

@@ -54,6 +54,8 @@ class GenerationEngine:
     ):
         self.language_model, self.decoding, self.slots = model.language_model, decoding, slots
         self.refill, self.reserve = max(1, int(slots * refill)), reserve
+        self.live = 0
+        """Studies in flight now, at most `slots`."""
         self.end = end_tokens(self.language_model)
         self.config = self.language_model.config.get_text_config()
         embed = self.language_model.get_input_embeddings()

@@ -26,6 +26,8 @@ class Passes(Protocol):
     refill: int
     poll: int
     end: tuple[int, ...]
+    live: int
+    """Studies in flight now; the loop says so."""
 
     def open(self, first: EngineItem, *, forced: bool, slots: int | None = None) -> Slots: ...
 
@@ -50,7 +52,8 @@ class Loop:
             self._admit()
             while self.out:
                 yield self.out.popleft()
-            if self.slots is None or not self.slots.live():
+            self.engine.live = len(self.slots.live()) if self.slots else 0
+            if not self.engine.live:
                 if self.exhausted and not self.waiting:
                     return
                 continue

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megpt.errors import printable
 from megpt.output import write_text
 from megpt.places import is_address
+from megpt.progress import NAMED
 
 LAUNCHES = "launches.jsonl"
 
@@ -23,6 +26,8 @@ class RunStatus:
     rate: float | None
     state: str
     """finished, running, or stopped."""
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    """Failed studies by reason, where that is known."""
 
     @property
     def left(self) -> int:
@@ -35,6 +40,9 @@ class RunStatus:
     def lines(self) -> list[str]:
         """The status in words."""
         lines = [f"{self.state}: {self.done} of {self.total} studies done, {self.failed} failed, {self.left} left"]
+        if self.reasons:
+            told = sorted(self.reasons.items(), key=lambda pair: -pair[1])
+            lines.append("failed: " + ", ".join(f"{count} × {printable(reason)}" for reason, count in told[:NAMED]))
         if self.rate:
             lines.append(f"rate: {self.rate:.1f} studies/s")
         if self.left and self.rate and self.state == "running":

@@ -67,6 +67,14 @@ class _Here(Teller):
         self.count.check()
 
 
+class _Unmeasured:
+    """In the place of `ray_jobs.metrics.WriterMetrics`: Prometheus asks Ray, and there is none."""
+
+    def wrote(self, tokens: int, *, used: int | None, slots: int) -> None: ...
+
+    def waited(self, seconds: float) -> None: ...
+
+
 class LocalWorker(ShardWorker):
     """Writes shards one after another, in the order in which it is given them.
 
@@ -100,6 +108,9 @@ class LocalWorker(ShardWorker):
         """The shards, one after another; a row of counts each, or the error that ended it."""
         for shard in self.shards:
             yield self._answer(shard)
+
+    def _metrics(self) -> Any:
+        return _Unmeasured()
 
     def _teller(self, number: int) -> Teller:
         return _Here(self.count, str(number))

@@ -103,7 +103,7 @@ class ShardWorker:
         self.config = Config.model_validate(yaml.safe_load(config))
         require_gpu(self.config.cluster)
         self.predictions, self.archive, self.fingerprint, self.run = predictions, archive, fingerprint, run
-        self.model = threading.Lock()
+        self.model, self.metrics = threading.Lock(), self._metrics()
         checkpoint, rules, seed = str(self.config.checkpoint), self.config.generate, self.config.seed
         self.writer: ReportWriter | ImageTextWriter
         if is_own(local_folder(checkpoint)):
@@ -146,6 +146,8 @@ class ShardWorker:
                 for prediction in self.writer.write(films):
                     written.append(prediction)
                     tell(prediction.error)
+                    used = getattr(getattr(self.writer, "backend", None), "live", None)  # the engine's
+                    self.metrics.wrote(prediction.num_tokens, used=used, slots=self.config.generate.slots)
                 context = dict(self.writer.context_counts)
             self.predictions.write_shard(number, self._rows(listed, written))
         return {
@@ -155,6 +157,12 @@ class ShardWorker:
             "seconds": time.monotonic() - began,
             "context": json.dumps(context),
         }
+
+    def _metrics(self) -> Any:
+        """Of `ray_jobs.metrics`: how time and memory are spent, for Prometheus."""
+        from ray_jobs.metrics import WriterMetrics
+
+        return WriterMetrics()
 
     def _teller(self, number: int) -> Teller:
         return Teller(self.run, str(number))
@@ -182,7 +190,9 @@ class ShardWorker:
 
         def stream() -> Iterator[tuple[Study, Films]]:
             for number, chunk in enumerate(chunks):
+                began = time.monotonic()
                 decoded = self._decoded(chunk, waiting.popleft())
+                self.metrics.waited(time.monotonic() - began)
                 if number + ahead < len(chunks):
                     waiting.append(self._start(chunks[number + ahead]))
                 for entry, pixels in zip(chunk, decoded, strict=True):

@@ -58,7 +58,7 @@ SURFACE = {
     "serve",
     "status",
 }
-OPTIONS = {"-h", "--help", "--config", "--limit", "--print-config", "--dry-run", "--debug"}
+OPTIONS = {"-h", "--help", "--config", "--limit", "--print-config", "--dry-run", "--debug", "--log-format"}
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -100,7 +100,7 @@ def test_the_surface() -> None:
     assert [name for name, entry in JOBS.items() if entry.several] == list(several)
     choices = parser()._subparsers._group_actions[0].choices
     for name, sub in choices.items():
-        more = {"--json"} if name == "report" else set()
+        more = {"report": {"--json"}, "status": {"--json", "--watch"}}.get(name, set())
         assert {option for action in sub._actions for option in action.option_strings} == OPTIONS | more, name
         positional = [action.dest for action in sub._actions if not action.option_strings]
         assert positional == [*positionals.get(name, ()), "overrides"]

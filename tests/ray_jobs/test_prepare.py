@@ -69,10 +69,14 @@ def test_an_archive_with_broken_films(tmp_path, in_both_places, capfd):
     assert run["counts"] == {"studies": 20, "failed": 3, "films": 17, "films_dropped": 0}
     assert (run["format"], run["split_by"]) == ("manifest", "patient")
     assert sum(split["studies"] for split in run["splits"].values()) == 20
-    beside = [".lock", ".work", "README.md", "_SUCCESS", "failed.parquet"]
+    beside = [".lock", ".work", "README.md", "_SUCCESS", "events.jsonl", "failed.parquet"]
     beside += ["films_failed.parquet", "megpt.yaml", "run.json"]
     assert sorted(p.name for p in out.iterdir() if p.name != "data") == beside
     assert {p.suffix for p in (out / "data").rglob("*") if p.is_file()} == {".parquet"}
+    told = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    (progress,) = [event for event in told if event["event"] == "progress"]
+    assert (progress["done"], progress["total"], progress["failed"]) == (20, 20, 3)
+    assert sorted(progress["reasons"]) == sorted(errors.values())
     # the next day
     before = {path: path.read_bytes() for path in out.glob("data/*/*")}
     Image.new("L", (40, 40), 9).save(source / "films" / "0011.jpg")

@@ -1,0 +1,110 @@
+"""What a job does, as one stream of events: JSON lines in OUT/events.jsonl, and on stdout with `--log-format json`.
+
+    {"time": "2026-11-27T07:40:12.345+00:00", "job": "prepare", "event": "progress", "done": 130, "total": 1000, …}
+
+| event | when | further keys |
+| --- | --- | --- |
+| `start` | the job has claimed its output | `output`, `version`, `host`, `process` |
+| `log` | a line for people | `message` |
+| `progress` | every ten seconds | `what`, `done`, `total`, `unit`, `failed`, `reasons`, `rate`, `seconds_left` |
+| `end` | the output is finished, or the job has ended otherwise | `state`, `seconds`, `summary` or `error` |
+| `exit` | last, on stdout only | `code`, `error` |
+
+They hold what a log holds: no report text, and nothing that names a person. An output at an address has no such file,
+since nothing can be appended to an object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from megpt.errors import MegptError
+
+FILE = "events.jsonl"
+TAIL_BYTES = 1 << 16
+
+_lock = threading.Lock()
+_open: list[tuple[str, TextIO | None]] = []
+"""Name and file of each job that runs in this process, the innermost last."""
+_to_stdout = False
+
+
+@contextlib.contextmanager
+def recorded(path: Path | None, job: str) -> Iterator[None]:
+    """Append the events of the block to a file; None for a job without one."""
+    with contextlib.ExitStack() as stack:
+        file = None
+        if path is not None:
+            file = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
+        _open.append((job, file))
+        try:
+            yield
+        finally:
+            _open.pop()
+
+
+@contextlib.contextmanager
+def on_stdout(wanted: bool) -> Iterator[None]:
+    """Write the events of the block to stdout too, in place of lines for people."""
+    global _to_stdout
+    before, _to_stdout = _to_stdout, wanted
+    try:
+        yield
+    finally:
+        _to_stdout = before
+
+
+def for_people() -> bool:
+    """Whether lines for people are wanted, and not events alone."""
+    return not _to_stdout
+
+
+def emit(event: str, **values: Any) -> None:
+    """One event, where anybody wants it."""
+    if not (_open or _to_stdout):
+        return
+    job, file = _open[-1] if _open else ("", None)
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    line = json.dumps({"time": time, "job": job, "event": event, **values}, default=str) + "\n"
+    with _lock:
+        if file is not None:
+            with contextlib.suppress(OSError):  # a full disk ends the job by what it writes itself
+                file.write(line)
+        if _to_stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+
+
+def as_values(error: MegptError) -> dict[str, Any]:
+    """An error's screen, for an event."""
+    return {"kind": type(error).__name__} | {
+        name: value for name in ("what", "where", "cause", "next") if (value := getattr(error, name))
+    }
+
+
+def last_progress(path: Path) -> dict[str, Any] | None:
+    """The newest progress of the newest start, from the end of a file of events; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:  # cut off by a kill, or by the start of the tail
+            continue
+        if found.get("event") == "progress":
+            return dict(found)
+        if found.get("event") == "start":
+            return None
+    return None
