@@ -15,8 +15,8 @@ from megpt.config import PrepareConfig
 from megpt.errors import MegptError
 from megpt.progress import PieceCounts, Progress
 from ray_jobs import telling
+from ray_jobs.counting import Count
 from ray_jobs.telling import Teller, forget, told
-from ray_jobs.watched import Count
 
 
 def test_workers_tell_and_the_command_counts(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
