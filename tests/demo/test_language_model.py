@@ -49,7 +49,8 @@ def test_it_is_an_ordinary_folder(trained: tuple[Path, list[float]]) -> None:
     assert len(trained[1]) == TINY.steps and trained[1][-1] < trained[1][0]
 
 
-def test_the_estimate_knows_it_before_it_is_trained() -> None:
+def test_the_estimate_knows_it_before_it_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no demo has run
     config = load_config("phantom")
     made = new_model(config.language_model.model_copy(update={"vocab_size": len(_tokenizer())}), _tokenizer()).config
     known = language_model_config(config.model.llm).to_dict()

@@ -31,7 +31,7 @@ from ray.scripts.scripts import cli as ray_cli
 
 from megpt import __version__
 from megpt.config import load_config
-from ray_jobs.__main__ import JOBS
+from ray_jobs.__main__ import JOBS, parser
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTOSCALED = ["cluster.yaml", "deploy/cluster-gcp.yaml"]
@@ -345,6 +345,10 @@ def test_printed_commands_are_accepted(name: str, words: list[str]) -> None:
     submitted = words[0] == "submitted" or name.startswith("deploy/")
     job, *rest = words[1:] if words[0] == "submitted" else words
     assert job in JOBS
+    if job == "status":  # it reads no config
+        named, more = parser().parse_known_args([job, *rest])
+        assert named.folder.startswith("/shared/") and not more
+        return
     config = None
     if "--config" in rest:
         at = rest.index("--config")

@@ -74,7 +74,7 @@ def test_an_archive_with_broken_films(tmp_path, in_both_places, capfd):
     assert sorted(p.name for p in out.iterdir() if p.name != "data") == beside
     assert {p.suffix for p in (out / "data").rglob("*") if p.is_file()} == {".parquet"}
     told = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
-    (progress,) = [event for event in told if event["event"] == "progress"]
+    *_, progress = [event for event in told if event["event"] == "progress"]
     assert (progress["done"], progress["total"], progress["failed"]) == (20, 20, 3)
     assert sorted(progress["reasons"]) == sorted(errors.values())
     # the next day
