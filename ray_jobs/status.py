@@ -129,13 +129,12 @@ def look(path: Path) -> OutputState:
         state = "finished"
     else:
         state = "running" if is_locked(path) else "stopped"
-    run = _counted(path, job, state)
-    if run is not None:
-        state = run.state
     told = None if is_address(path) or state != "running" else events.last_progress(path / events.FILE)
     if told and told["unit"] == "studies" and told["what"] == job:
         total, done, failed = told["total"] or told["done"], told["done"], told["failed"]
         run = RunStatus(total, done, failed, told["rate"] or None, state, told["reasons"])
+    else:  # asked last, since an archive has thousands of shards
+        run = _counted(path, job, state)
     return OutputState(job, str(path), state, run)
 
 

@@ -22,6 +22,8 @@ from ray_jobs.counting import Count
 from ray_jobs.metrics import StudyGauges
 from ray_jobs.placement import LOOK_EVERY_S, worker_slots
 
+LOOK_SHARE = 20
+"""Looking takes a twentieth of the time at most."""
 _running: dict[str, Count] = {}
 """The counts of executions by name: what is in a dataset's context is sent to workers, and a count stays here."""
 
@@ -60,9 +62,10 @@ class _Watch(ray_private.ExecutionCallback):
         now = time.monotonic()
         if now < self._next_look:
             return
-        self._next_look = now + LOOK_EVERY_S
         self._count.look()
         self._gauges(self._count.progress)
+        # a question per worker: hundreds of them must not hold up Ray Data
+        self._next_look = now + max(LOOK_EVERY_S, LOOK_SHARE * (time.monotonic() - now))
         if worker_slots(self._config):
             self._lost = None
         elif self._lost is None:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from megpt.data.unfolding import longest_text, plain, size_of, weight_of
 from megpt.errors import InputError
 from megpt.places import parquet_file, screen
 
@@ -36,8 +36,6 @@ _UNPACKED, _TIMES = 1 << 28, 1_000
 """A column of a row group that takes more bytes than this, and so many times more than in the file, is a bomb."""
 _MOST_VALUES = 10_000_000
 """Values of a column in a row group, beyond 16 a row."""
-_OVERHEAD = 50
-"""Bytes that Python needs for a value."""
 
 
 @contextlib.contextmanager
@@ -112,7 +110,7 @@ class RowFile:
         """
         total = 0
         for first, batch in self.batches(columns, start, stop, most=most):
-            total += sum(map(_weight, batch.columns))
+            total += sum(map(size_of, batch.columns))
             if total > _UNPACKED and total > _TIMES * self._packed:
                 raise self._too_much(f"rows that unfold to over {_TIMES:,} times its size", f"row {first}")
             yield from enumerate(self.unfolded(batch, first), first)
@@ -160,18 +158,18 @@ class RowFile:
 
     def unfolded(self, batch: pa.RecordBatch, first: int = 0) -> Iterator[dict[str, Any]]:
         """The rows of a batch; those of a large one are made one at a time."""
-        if sum(map(_weight, batch.columns)) <= BATCH_BYTES:
-            yield from _plain(batch).to_pylist()
+        if sum(map(weight_of, batch.columns)) <= BATCH_BYTES:
+            yield from plain(batch).to_pylist()
             return
         for number in range(batch.num_rows):
             row = batch.slice(number, 1)
             for name, column in zip(batch.schema.names, row.columns, strict=True):
-                if _longest(column) > MAX_TEXT:
+                if longest_text(column) > MAX_TEXT:
                     where = f"{name}, row {first + number}"
-                    raise self._too_much(f"a text of {_longest(column) / 2**20:,.0f} MiB", where)
-            if (weight := sum(map(_weight, row.columns))) > MAX_ROW:
+                    raise self._too_much(f"a text of {longest_text(column) / 2**20:,.0f} MiB", where)
+            if (weight := sum(map(weight_of, row.columns))) > MAX_ROW:
                 raise self._too_much(f"a row that unfolds to {weight / 2**20:,.0f} MiB", f"row {first + number}")
-            yield from _plain(row).to_pylist()
+            yield from plain(row).to_pylist()
 
     def _too_much(self, what: str, where: str) -> InputError:
         return InputError(
@@ -234,63 +232,3 @@ def read_slice(path: Path, start: int, count: int, columns: Sequence[str] = ()) 
     with open_rows(path) as table:
         names = table.parts(*columns) if columns else None
         return [row for _, row in table.rows(names, start, start + count)]
-
-
-def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    return batch.cast(pa.schema([(field.name, _plain_type(field.type)) for field in batch.schema]))
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """A type without dictionaries."""
-    if pa.types.is_dictionary(kind):
-        return _plain_type(kind.value_type)
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(_plain_type(kind.key_type), _plain_type(kind.item_type))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_plain_type(kind.value_type)))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)))
-    return kind
-
-
-def _weight(column: pa.Array) -> int:
-    """Bytes of a column as Python objects, about."""
-    if (inner := _inside(column)) is not None:
-        return sum(map(_weight, inner)) + _OVERHEAD * len(column)
-    lengths = _lengths(column)
-    return (_OVERHEAD * len(column)) + (column.nbytes if lengths is None else pc.sum(lengths).as_py() or 0)
-
-
-def _longest(column: pa.Array) -> int:
-    """Bytes of the longest text."""
-    if (inner := _inside(column)) is not None:
-        return max(map(_longest, inner), default=0)
-    kind = _plain_type(column.type)
-    lengths = _lengths(column) if pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
-    return 0 if lengths is None else pc.max(lengths).as_py() or 0
-
-
-def _inside(column: pa.Array) -> list[pa.Array] | None:
-    """What a column of lists or structs is made of."""
-    if pa.types.is_struct(column.type):
-        return column.flatten()
-    if pa.types.is_map(column.type):
-        first, last = column.offsets[0].as_py(), column.offsets[-1].as_py()
-        return [part.slice(first, last - first) for part in (column.keys, column.items)]
-    if pa.types.is_nested(column.type):
-        return [column.flatten()]
-    return None
-
-
-def _lengths(column: pa.Array) -> pa.Array | None:
-    """Bytes of each text or film of a column; None for other values."""
-    if pa.types.is_dictionary(column.type):
-        inner = _lengths(column.dictionary)
-        return None if inner is None else inner.take(column.indices)
-    kind = column.type
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return pc.binary_length(column) if any(test(kind) for test in texts) else None

@@ -88,7 +88,7 @@ class ShardWorker:
         archive: str,
         fingerprint: str,
         decode_options: dict[str, Any],
-        run: str,
+        run: str = "",
         llm: str | None = None,
     ):
         # Here and not above: the command that starts actors needs no torch, which takes seconds to import.
