@@ -21,7 +21,7 @@ import datetime
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,23 +31,53 @@ FILE = "events.jsonl"
 TAIL_BYTES = 1 << 16
 
 _lock = threading.Lock()
-_open: list[tuple[str, TextIO | None]] = []
-"""Name and file of each job that runs in this process, the innermost last."""
+_open: list[_Record] = []
+"""Of each job that runs in this process, the innermost last."""
 _to_stdout = False
 
 
+class _Record:
+    """A job's name and its file, if it has one; what is held is not written yet."""
+
+    def __init__(self, job: str, begin: Callable[[], TextIO | None] = lambda: None, *, held: bool = False):
+        self.job, self.begin = job, begin
+        self.file = None if held else begin()
+        self.held: list[str] | None = [] if held else None
+
+    def write(self, line: str) -> None:
+        if self.held is not None:
+            self.held.append(line)
+        elif self.file is not None:
+            with contextlib.suppress(OSError):  # a full disk ends the job by what it writes itself
+                self.file.write(line)
+
+
 @contextlib.contextmanager
-def recorded(path: Path | None, job: str) -> Iterator[None]:
-    """Append the events of the block to a file; None for a job without one."""
+def recorded(path: Path | None, job: str, *, held: bool = False) -> Iterator[None]:
+    """Append the events of the block to a file; None for a job without one.
+
+    Args:
+        held: write none of them before `release`: a finished output stays as it is where there is nothing to do.
+    """
     with contextlib.ExitStack() as stack:
-        file = None
-        if path is not None:
-            file = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
-        _open.append((job, file))
+
+        def begin() -> TextIO | None:
+            return stack.enter_context(path.open("a", encoding="utf-8", buffering=1)) if path else None
+
+        _open.append(_Record(job, begin, held=held))
         try:
             yield
         finally:
             _open.pop()
+
+
+def release() -> None:
+    """Write the events that were held so far, and each further one at once."""
+    record = _open[-1]
+    if record.held is not None:
+        lines, record.held, record.file = record.held, None, record.begin()
+        for line in lines:
+            record.write(line)
 
 
 @contextlib.contextmanager
@@ -70,13 +100,11 @@ def emit(event: str, **values: Any) -> None:
     """One event, where anybody wants it."""
     if not (_open or _to_stdout):
         return
-    job, file = _open[-1] if _open else ("", None)
+    record = _open[-1] if _open else _Record("")
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    line = json.dumps({"time": time, "job": job, "event": event, **values}, default=str) + "\n"
+    line = json.dumps({"time": time, "job": record.job, "event": event, **values}, default=str) + "\n"
     with _lock:
-        if file is not None:
-            with contextlib.suppress(OSError):  # a full disk ends the job by what it writes itself
-                file.write(line)
+        record.write(line)
         if _to_stdout:
             sys.stdout.write(line)
             sys.stdout.flush()

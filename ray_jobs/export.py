@@ -26,6 +26,7 @@ class Export(Job):
     name = "export"
     reads = ("checkpoint", "export", "model.llm")
     needs = ("checkpoint",)
+    eventful = False
 
     def open(self) -> None:
         name = str(self.config.checkpoint)

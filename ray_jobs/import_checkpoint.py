@@ -25,6 +25,7 @@ from ray_jobs.job import Job
 class ImportCheckpoint(Job):
     name = "import-checkpoint"
     reads = ("prompts", "seed", "model", "import_checkpoint")
+    eventful = False
 
     def __init__(self, config: Config, file: str):
         super().__init__(config)

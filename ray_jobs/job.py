@@ -59,6 +59,9 @@ class Job:
     """Whether an output at an address is made in a folder of this machine and put there at the end. A job that does
     without (False) opens nothing there but by `megpt.places`, writes by `write_aside`, and resumes."""
 
+    eventful: ClassVar[bool] = True
+    """Whether the output holds the events of its making: not a folder to be loaded or shared."""
+
     in_process = False
     """Whether the work of this start runs in the command's own process, without Ray."""
 
@@ -107,8 +110,8 @@ class Job:
         identity = self.identity()
         with claim(self.config.output, job=self.name, identity=identity, config=self.config) as output:
             # nothing can be appended to an object
-            file = None if is_address(output.path) else output.path / events.FILE
-            with events.recorded(file, self.name):
+            file = None if is_address(output.path) or not self.eventful else output.path / events.FILE
+            with events.recorded(file, self.name, held=output.done):
                 host, process = os.uname().nodename, os.getpid()
                 events.emit("start", output=str(output.path), version=__version__, host=host, process=process)
                 summary = self._attempt(output)
@@ -125,6 +128,7 @@ class Job:
             if output.done and not left:
                 self._ended("finished", summary=output.summary())
                 return None
+            events.release()
             summary = self._produce(output, left)
         except Exception as error:
             known = known_failure(error, str(output.path)) or error

@@ -25,6 +25,7 @@ class LanguageModel(Job):
     name = "language-model"
     reads = ("studies", "seed", "language_model", "data.section", "data.cleaner")
     needs = ("studies",)
+    eventful = False
 
     def open(self) -> None:
         study_files(str(self.config.studies), "train")

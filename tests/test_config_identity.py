@@ -38,7 +38,14 @@ INDIFFERENT = {
     ),
     *("prepare.max_failed_fraction", "prepare.fail_fast", "prepare.max_failed_films_fraction"),
     *("train.zero_stage", "train.deepspeed", "train.micro_batch_size", "train.loss_chunk"),
-    *("train.activation_checkpointing", "train.cache_features", "train.save_every", "train.keep", "train.log_every"),
+    *(
+        "train.activation_checkpointing",
+        "train.cache_features",
+        "train.cache_folder",
+        "train.save_every",
+        "train.keep",
+        "train.log_every",
+    ),
     *("train.loader_workers", "train.max_failures", "train.max_failed_fraction", "train.timeout_s", "train.loggers"),
     *("generate.slots", "generate.decode_workers", "generate.max_failed_fraction", "generate.fail_fast"),
     *("evaluate.dataset", "data.options", "options"),
@@ -49,6 +56,7 @@ FINGERPRINTED = {"source", "studies", "prompts", "checkpoint", "predictions", "r
 EVERYTHING = sorted({key.partition(".")[0] for key in KNOWN_KEYS})
 # Settings for which a value made from the type alone is out of range, or breaks a rule with another setting.
 ANOTHER = {
+    **dict.fromkeys(("model.findings_threshold", "generate.findings_threshold"), 0.4),
     "data.cleaner": "r2gen-iu",
     "data.encoding": "cp1252",
     "data.delimiter": ";",

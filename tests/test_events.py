@@ -52,7 +52,11 @@ def test_the_file_in_the_output(archive: Path, tmp_path: Path) -> None:
     assert any("manifest: 4 studies" in event.get("message", "") for event in found)
     assert (found[-1]["state"], found[-1]["summary"]["failed"]) == ("finished", 1)
     assert TEXT.split()[1] not in (out / events.FILE).read_text()
-    # another start appends
+    # with nothing to do the output stays as it is; any other start appends
+    before = (out / events.FILE).read_bytes()
+    assert LocalPrepare.run(load_config(None, job)) == 0
+    assert (out / events.FILE).read_bytes() == before
+    (out / "_SUCCESS").unlink()
     assert LocalPrepare.run(load_config(None, job)) == 0
     assert [event["event"] for event in read(out / events.FILE)].count("start") == 2
     with pytest.raises(TooManyFailed):

@@ -112,7 +112,8 @@ def look_at(name: str) -> None:
         from transformers.utils import CONFIG_NAME, cached_file
 
         with as_input_error(name):
-            cached_file(place, CONFIG_NAME, **options)
+            if cached_file(place, CONFIG_NAME, **options) is None:  # of a folder, where this file may be missing
+                raise ValueError(CONFIG_NAME)
 
 
 def decoder_config(config: PreTrainedConfig, name: str) -> PreTrainedConfig:

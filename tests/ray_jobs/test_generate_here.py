@@ -32,8 +32,10 @@ from megpt.data.studies import write_studies
 from megpt.errors import from_json
 from megpt.generation.predictions import Predictions, finished_shards
 from megpt.generation.writer import ReportWriter
+from megpt.progress import Progress
 from megpt.study import Study, View
 from ray_jobs.__main__ import main
+from ray_jobs.counting import Count
 from ray_jobs.generate import here
 from ray_jobs.generate.worker import _films, decode
 from ray_jobs.runtime import alone
@@ -130,7 +132,8 @@ def test_films_that_end_a_process_and_archives_that_are_gone(
     config = load_config(None, settings(films, tiny_checkpoint, tmp_path / "gone"))
     predictions = Predictions.create(tmp_path / "gone", open_source(films, data=config.data), split="all", shard_size=1)
     films.rename(tmp_path / "elsewhere")
-    (row,) = here.written_here(config, predictions, [0], archive=str(films), fingerprint="mark", llm=None)
+    count = Count(Progress("generate", 1), config.generate)
+    (row,) = here.written_here(config, predictions, [0], count, archive=str(films), fingerprint="mark", llm=None)
     assert str(from_json(row["error"])).startswith(f"the archive {films} is not visible on node ")
     assert not finished_shards(tmp_path / "gone")
 

@@ -50,6 +50,7 @@ IGNORED_FILES = {
     "_SUCCESS": "the mark of a finished job",
     "failed.parquet": "studies that a training run could not use",
     "log.jsonl": "the training log",
+    "events.jsonl": "what the job that wrote the folder did, and when",
     "config.json": "hashed by field",
     "generation_config.json": "hashed by field",
     PROMPTS: "hashed by entry: comments and layout do not matter",
