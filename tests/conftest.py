@@ -95,7 +95,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray_jobs.runtime.started", lambda: False)
 
 
-@pytest.fixture(params=["ray", "here"])
+@pytest.fixture(params=[pytest.param("ray", marks=pytest.mark.slow), "here"])
 def in_both_places(request: pytest.FixtureRequest) -> str:
     """A job's work on Ray, and in processes of this machine."""
     request.getfixturevalue("ray_cluster" if request.param == "ray" else "without_ray")

@@ -106,7 +106,7 @@ def test_the_number_of_failures_allowed(tmp_path, without_ray, capfd):
     assert Prepare.run(config(source, out, "prepare.max_failed_fraction=0.2")) == 0
 
 
-def test_too_many_failures_end_the_job_at_once(tmp_path, ray_cluster, capfd):
+def test_too_many_failures_end_the_job_at_once(tmp_path, in_both_places, capfd):
     broken = dict.fromkeys(range(20), b"")
     source, out = make_archive(tmp_path / "archive", 120, side=16, broken=broken), tmp_path / "out"
     command = ["prepare", f"source={source}", f"output={out}", "prepare.shard_size=2", "prepare.fail_fast=true"]
