@@ -163,7 +163,6 @@ def two_cores(name: str) -> dict[str, Any]:
         "generate.length_penalty": 1.0,
         "generate.min_new_tokens": 10,
         "generate.shard_size": 100,
-        "evaluate.films": 100,
     }
 
 
