@@ -254,7 +254,7 @@ def test_a_node_that_does_not_see_the_archive(tiny_checkpoint: Path, tmp_path: P
     assert not finished_shards(tmp_path / "out")
     (tmp_path / "elsewhere").rename(archive)
     counts = worker._answer(0)
-    assert (counts["error"], counts["studies"], counts["failed"]) == ("", 3, 1)
+    assert (counts["error"], counts["studies"], json.loads(counts["reasons"])) == ("", 3, {"missing file": 1})
     assert [row["error"] for row in rows(tmp_path / "out").values()] == [None, "missing file", None]
 
 
