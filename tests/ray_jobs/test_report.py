@@ -25,6 +25,7 @@ from pydicom.uid import MRImageStorage
 
 from megpt import __version__
 from megpt.config import load_config
+from megpt.errors import printable
 from megpt.generation.answer import RESEARCH_ONLY
 from megpt.model import fingerprint
 from ray_jobs.__main__ import main
@@ -65,7 +66,7 @@ def test_the_archive_jobs_text(
     (table,) = (tmp_path / "out" / "reports").glob("*.parquet")
     rows = {row["study_id"]: row for row in pq.read_table(table).to_pylist()}
     for films, study in (([lateral, frontal], STUDY), ([frontal, lateral], STUDY), ([alone], "1.2.4")):
-        assert said(*films) == (0, rows[study]["report"] + "\n", RESEARCH_ONLY + "\n")
+        assert said(*films) == (0, printable(rows[study]["report"], lines=True) + "\n", RESEARCH_ONLY + "\n")
     code, out, _ = said(lateral, frontal, "--json")
     known = json.loads(out)
     same = ("report", "prompt_id", "num_tokens", "finish_reason", "model")
