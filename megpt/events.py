@@ -21,9 +21,10 @@ import datetime
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from megpt.errors import MegptError
 
@@ -36,20 +37,21 @@ _open: list[_Record] = []
 _to_stdout = False
 
 
+@dataclass
 class _Record:
-    """A job's name and its file, if it has one; what is held is not written yet."""
+    """A job, the file of its events if it has one, and those that are held: not written yet."""
 
-    def __init__(self, job: str, begin: Callable[[], TextIO | None] = lambda: None, *, held: bool = False):
-        self.job, self.begin = job, begin
-        self.file = None if held else begin()
-        self.held: list[str] | None = [] if held else None
+    job: str
+    path: Path | None = None
+    held: list[str] | None = None
 
     def write(self, line: str) -> None:
         if self.held is not None:
             self.held.append(line)
-        elif self.file is not None:
-            with contextlib.suppress(OSError):  # a full disk ends the job by what it writes itself
-                self.file.write(line)
+        elif self.path is not None:
+            # A full disk ends the job by what the job writes. A file that stayed open would fail once more when closed.
+            with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
 
 
 @contextlib.contextmanager
@@ -59,25 +61,19 @@ def recorded(path: Path | None, job: str, *, held: bool = False) -> Iterator[Non
     Args:
         held: write none of them before `release`: a finished output stays as it is where there is nothing to do.
     """
-    with contextlib.ExitStack() as stack:
-
-        def begin() -> TextIO | None:
-            return stack.enter_context(path.open("a", encoding="utf-8", buffering=1)) if path else None
-
-        _open.append(_Record(job, begin, held=held))
-        try:
-            yield
-        finally:
-            _open.pop()
+    _open.append(_Record(job, path, [] if held else None))
+    try:
+        yield
+    finally:
+        _open.pop()
 
 
 def release() -> None:
     """Write the events that were held so far, and each further one at once."""
     record = _open[-1]
-    if record.held is not None:
-        lines, record.held, record.file = record.held, None, record.begin()
-        for line in lines:
-            record.write(line)
+    lines, record.held = record.held or [], None
+    for line in lines:
+        record.write(line)
 
 
 @contextlib.contextmanager

@@ -63,6 +63,12 @@ def test_the_file_in_the_output(archive: Path, tmp_path: Path) -> None:
         LocalPrepare.run(load_config(None, [*job[:2], "prepare.max_failed_fraction=0"]))
 
 
+def test_a_full_disk_ends_no_job() -> None:
+    with events.recorded(Path("/dev/full"), "generate"):
+        for _ in range(3):
+            events.emit("start")
+
+
 def test_progress_is_an_event(tmp_path: Path) -> None:
     path = tmp_path / events.FILE
     with events.recorded(path, "generate"):

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from megpt.config import Config
+from megpt.data.growth import film_state
+from megpt.data.studies import Listed
 from megpt.model.checkpoint.fingerprint import fingerprint_of
 from megpt.training.order import Indices
 from megpt.training.samples import Samples, input_fingerprint
@@ -154,5 +158,10 @@ def _films_and_encoder(config: Config, model: Any, samples: Samples) -> Any:
     """A hash over what the features of films depend on, whatever else differs between two runs."""
     encoder = [fingerprint_of(model.vision.state_dict()), model.config.vision, model.config.image_size]
     films = [input_fingerprint(config), samples.fingerprint, config.data.model_dump(mode="json")]
-    key = json.dumps([*encoder, *films, config.train.precision], sort_keys=True, default=str)
-    return hashlib.sha256(key.encode())
+    # After a crash of the machine, marks may be on disk whose maps are not.
+    key = json.dumps([*encoder, *films, config.train.precision, psutil.boot_time()], sort_keys=True, default=str)
+    digest = hashlib.sha256(key.encode())
+    with ThreadPoolExecutor(16) as pool:  # films that are linked may change behind the table
+        for state in pool.map(lambda n: film_state(Listed(samples.study(n))), range(len(samples))):
+            digest.update(state)
+    return digest

@@ -26,7 +26,11 @@ def threshold_setter(config: Config, observe: Callable[[list[str]], Any]) -> Cal
     """
 
     def choose(model: Any, processor: Any) -> dict[str, Any]:
-        if not config.model.findings or config.model.findings_threshold is not None:
+        if not config.model.findings:
+            return {}
+        given = config.generate.findings_threshold, config.model.findings_threshold
+        if (named := next((value for value in given if value is not None), None)) is not None:
+            model.config.findings_threshold = named  # also where no validation has said so
             return {}
         probabilities, stated = [], []
         studies = with_films(config, processor, _held_out(config))

@@ -95,7 +95,10 @@ def test_chosen_on_validation(make_model: MakeModel, tmp_path: Path) -> None:
     def chosen(**changes: Any) -> dict[str, Any]:
         return threshold_setter(config.overridden(changes), observe)(model, processor)
 
-    assert chosen(**{"model.findings_threshold": 0.4}) == {} and model.config.findings_threshold is None
+    assert chosen(**{"model.findings_threshold": 0.4}) == {} and model.config.findings_threshold == 0.4
+    assert chosen(**{"generate.findings_threshold": 0.3, "model.findings_threshold": 0.4}) == {}
+    assert model.config.findings_threshold == 0.3  # as in validation
+    model.config.findings_threshold = None
     assert chosen(**{"model.findings": False}) == {}
     assert chosen(studies=str(tmp_path / "train_only"))["findings"] == {
         "threshold": THRESHOLD,
