@@ -89,11 +89,7 @@ class Predictions:
             if whole:
                 found.check()
             if not writer.studies and intake.base is None:
-                raise InputError(
-                    f"no study of split {split!r} in {source.place}",
-                    cause="the archive is empty, or its studies belong to other splits",
-                    next="set generate.split=all",
-                )
+                raise _nothing_listed(source, split)
             path, name = source.origin
             notes = {**found.notes(), "whole": whole, "split": split, "splits": dict(splits)}
             return cls(folder, intake.commit(writer, **notes | {"source": path, "format": name}))
@@ -287,3 +283,17 @@ def remove_leftovers(folder: Path) -> None:
 def read_run(folder: Path) -> dict[str, Any]:
     """The content of run.json."""
     return dict(json.loads((folder / RUN_JSON).read_text()))
+
+
+def _nothing_listed(source: Source, split: str) -> InputError:
+    if split == "all":
+        return InputError(
+            f"no study in {source.place}",
+            cause=f"read as {source.format}, it lists none: an empty folder, or another one than was meant",
+            next="check source=PATH and data.format (docs/data.md)",
+        )
+    return InputError(
+        f"no study of split {split!r} in {source.place}",
+        cause="the archive is empty, or its studies belong to other splits",
+        next="set generate.split=all",
+    )

@@ -221,6 +221,12 @@ def test_archives_that_cannot_be_listed(source: Source, tmp_path: Path) -> None:
         "  cause: the archive is empty, or its studies belong to other splits\n"
         "  next:  set generate.split=all"
     )
+    (tmp_path / "nothing").mkdir()
+    assert refusal(open_source(tmp_path / "nothing", data=DataConfig()), "all") == (
+        f"no study in {tmp_path}/nothing\n"
+        "  cause: read as folder, it lists none: an empty folder, or another one than was meant\n"
+        "  next:  check source=PATH and data.format (docs/data.md)"
+    )
     write_studies(tmp_path / "twice", "test", map(study, (1, 2, 1)), 0)
     assert refusal(open_source(tmp_path / "twice", data=DataConfig())) == (
         "two studies have the id 'study001'\n"
