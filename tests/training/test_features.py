@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import film
 from training_groups import losses, run_group, train, train_each
 
+from megpt.data.studies import write_studies
 from megpt.errors import InputError
+from megpt.study import Study, View
 from megpt.training.batches import MicroBatch
 from megpt.training.deepspeed import check_cache
-from megpt.training.memo import FeatureCache
+from megpt.training.loop import make_parts
+from megpt.training.memo import FeatureCache, _films_and_encoder
 
 
 def validated(config):
@@ -68,6 +72,28 @@ def test_features_that_outlive_their_run(settings, tmp_path):
     one.write_bytes(bytes(one.stat().st_size))
     run_group(1, train_each, [blank])
     assert losses(tmp_path / "blank")[0] != pytest.approx(losses(tmp_path / "plain")[0], rel=1e-5)  # nothing encoded
+
+
+def test_what_kept_features_depend_on(settings, tmp_path, monkeypatch):
+    """The films by their own stamps, the encoder and the machine's start; not the modules behind the encoder."""
+    file = tmp_path / "1.png"
+    file.write_bytes(film(np.random.default_rng(0)))
+    study = Study("s", "p", (View("1", uri=str(file)),), report="clear", split="train")
+    write_studies(tmp_path / "linked", "train", [study], 0)
+
+    def key(**changes):
+        config = settings(tmp_path / "run", studies=tmp_path / "linked", train__cache_features=True, **changes)
+        made = make_parts(config)
+        return _films_and_encoder(config, made.model, made.samples).hexdigest()
+
+    own = key()
+    assert key(model__fem=False, train__l2=0.0, train__lr=1e-5) == own
+    different = [key(seed=7), key(train__precision="bf16"), key(data__max_views=1)]
+    file.write_bytes(film(np.random.default_rng(1)) + b"0")
+    different.append(key())
+    monkeypatch.setattr("psutil.boot_time", lambda: 1.0)
+    different.append(key())
+    assert len({own, *different}) == 6
 
 
 class Encoder:
