@@ -61,7 +61,7 @@ class ModelConfig(Section):
     context_tokens: Positive = 64
     """Longest section in the prompt, in tokens with its heading; the rest is cut off."""
     findings: bool = False
-    """Whether a head on the encoder's features tells 13 observations to the language model, a learnt token for each;
+    """Whether a head on the encoder's features decides which of 13 observations are there, and the prompt names them;
     training teaches it with `train.label_loss`."""
     findings_threshold: Fraction | None = None
     """Probability from which an observation is told as present (`findings`); by default the one that gives the best

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from megpt.config import GenerateConfig
 from megpt.errors import InputError
+from megpt.model.findings import longest_sentence
 from megpt.progress import log
 
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
@@ -81,7 +82,8 @@ def longest_prompt(shape: Any, max_views: int | None = None) -> int | None:
     if not (views and shape.prompts and shape.layout):
         return None
     height, width = shape.layout["grid"]
-    return len(shape.prompts["prefix"]) + max(map(len, shape.prompts["suffixes"])) + views * height * width
+    text = len(shape.prompts["prefix"]) + max(map(len, shape.prompts["suffixes"])) + longest_sentence(shape.prompts)
+    return text + views * height * width
 
 
 def model_class(config: PreTrainedConfig) -> str:

@@ -140,9 +140,11 @@ class LiveWriter:
             yield from halve_until_alone(self._encode, batch, self._fail)
 
     def _encode(self, batch: list[Request]) -> Iterator[EngineItem]:
-        for request, (tokens, prompt_id) in zip(batch, self.writer.encode([r.films for r in batch]), strict=True):
+        encoded = self.writer.encode([request.films for request in batch])
+        for request, (tokens, prompt_id, told) in zip(batch, encoded, strict=True):
             request.prompt_id = prompt_id
-            item = EngineItem(request.key, tokens, prompt_id, study=request.study.study_id)
+            suffix = self.writer.suffix(request.study, prompt_id, told)
+            item = EngineItem(request.key, tokens, prompt_id, suffix=suffix, study=request.study.study_id)
             backend = self.writer.backend
             try:
                 if isinstance(backend, GenerationEngine):

@@ -25,6 +25,7 @@ from megpt.generation.faults import halve_until_alone
 from megpt.generation.hf import HFBackend
 from megpt.generation.limits import chosen, longest_prompt
 from megpt.model.context import Context, suffix_with
+from megpt.model.findings import longest_sentence
 from megpt.study import Study
 
 Films = list[Image] | UnreadableFilm
@@ -101,7 +102,7 @@ class ReportWriter:
         if generate.backend == "hf":
             self.backend = HFBackend(self.model, decoding, batch_size=generate.slots)
         else:
-            reserve = len(self.context.sections) * self.context.most
+            reserve = len(self.context.sections) * self.context.most + longest_sentence(self.model.config.prompts)
             self.backend = GenerationEngine(self.model, decoding, slots=generate.slots, reserve=reserve)
 
     def write(self, studies: Iterable[tuple[Study, Films]]) -> Iterator[Prediction]:
@@ -121,23 +122,26 @@ class ReportWriter:
             self.model.train(was_training)
 
     @torch.no_grad()
-    def encode(self, films: list[list[Image]]) -> list[tuple[torch.Tensor, int]]:
-        """Visual tokens (N, H) and prompt number of each study."""
+    def encode(self, films: list[list[Image]]) -> list[tuple[torch.Tensor, int, list[bool] | None]]:
+        """Visual tokens (N, H) and prompt number of each study, and which observations are told (13)."""
         batch = self.processor(images=films, return_tensors="pt")
         parameter = next(self.model.parameters())
         visual = self.model.encode(
             batch["pixel_values"].to(parameter.device, parameter.dtype), batch["view_mask"].to(parameter.device)
         )
         prompts = visual.prompt_id.tolist()
+        told = [None] * len(prompts) if visual.told is None else visual.told.tolist()
         return [
-            (tokens[mask], prompt)
-            for tokens, mask, prompt in zip(visual.tokens, visual.token_mask, prompts, strict=True)
+            (tokens[mask], prompt, shown)
+            for tokens, mask, prompt, shown in zip(visual.tokens, visual.token_mask, prompts, told, strict=True)
         ]
 
-    def suffix(self, study: Study, prompt_id: int) -> tuple[int, ...] | None:
-        """The ids after the visual tokens of a study with context; None for the prompt's own."""
+    def suffix(self, study: Study, prompt_id: int, told: list[bool] | None) -> tuple[int, ...] | None:
+        """The ids after the visual tokens of a study with context or findings; None for the prompt's own."""
         ids = self.context.ids(study)
-        return tuple(suffix_with(self.model.config.prompts, prompt_id, ids)) if ids else None
+        if not ids and told is None:
+            return None
+        return tuple(suffix_with(self.model.config.prompts, prompt_id, ids, told))
 
 
 class _Stream:
@@ -162,9 +166,9 @@ class _Stream:
 
     def _encode(self, batch: list[tuple[Study, list[Image]]]) -> Iterator[EngineItem]:
         encoded = self.writer.encode([films for _, films in batch])
-        for (study, _), (tokens, prompt_id) in zip(batch, encoded, strict=True):
+        for (study, _), (tokens, prompt_id, told) in zip(batch, encoded, strict=True):
             self.in_flight[study.study_id] = study, prompt_id
-            yield EngineItem(study.study_id, tokens, prompt_id, suffix=self.writer.suffix(study, prompt_id))
+            yield EngineItem(study.study_id, tokens, prompt_id, suffix=self.writer.suffix(study, prompt_id, told))
 
     def _fail(self, item: tuple[Study, list[Image]], error: str) -> list[EngineItem]:
         self.failed.append(failed(item[0], error))

@@ -14,7 +14,7 @@ from megpt.errors import InputError
 from megpt.model import language
 from megpt.model.checkpoint.fingerprint import files_fingerprint, fingerprint_of
 from megpt.model.configuration import MeGPTConfig
-from megpt.model.findings import FINDINGS
+from megpt.model.findings import longest_sentence
 from megpt.model.modeling import MeGPTForConditionalGeneration
 from megpt.model.processing import MeGPTImageProcessor, MeGPTProcessor
 from megpt.model.projector import reset
@@ -84,7 +84,7 @@ def build_model(
         text_model.config,
         l2=l2,
         loss_chunk=loss_chunk,
-        prompts=tokenise_bank(bank, tokenizer, config.frame, context=bool(config.context)),
+        prompts=tokenise_bank(bank, tokenizer, config.frame, context=bool(config.context), findings=config.findings),
         frozen=frozen,
         tokenizer_fingerprint=language.tokenizer_fingerprint(tokenizer),
     )
@@ -107,8 +107,8 @@ def _longest_prompt(model: MeGPTForConditionalGeneration, config: ModelConfig) -
     """Tokens of the longest prompt of a study with one film."""
     prefix, suffixes = model.prompt_ids()
     height, width = model.config.grid
-    visual = height * width + (len(FINDINGS) if config.findings else 0)
-    return len(prefix) + visual + max(map(len, suffixes)) + len(config.context) * config.context_tokens
+    known = len(config.context) * config.context_tokens + longest_sentence(model.config.prompts)
+    return len(prefix) + height * width + max(map(len, suffixes)) + known
 
 
 def _with_absolute_paths(config: ModelConfig, llm: str) -> ModelConfig:

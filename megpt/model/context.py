@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from megpt.model.findings import sentence
 from megpt.model.loss import IGNORED_LABEL
 
 HEADINGS = {
@@ -84,8 +85,25 @@ def tidied(text: str | None) -> str:
     return kept if re.search(r"\w", kept) else ""
 
 
-def suffix_with(prompts: dict[str, Any], prompt_id: int, context: Sequence[int]) -> list[int]:
-    """The ids after the visual tokens: those of the bank's prompt, with a study's context inside its frame."""
-    if not context:
+def suffix_with(
+    prompts: dict[str, Any], prompt_id: int, context: Sequence[int], told: Sequence[bool] | None = None
+) -> list[int]:
+    """The ids after the visual tokens: those of the bank's prompt, with a study's context inside its frame.
+
+    Args:
+        told: which of the 13 observations its films show (`model.findings`), named behind the context.
+    """
+    known = [*context, *(sentence(prompts["findings"], told) if told is not None else [])]
+    if not known:
         return list(prompts["suffixes"][prompt_id])
-    return [*prompts["openings"][prompt_id], *context, *prompts["close"]]
+    return [*prompts["openings"][prompt_id], *known, *prompts["close"]]
+
+
+def suffixes_with(
+    prompts: dict[str, Any], prompt_ids: Tensor, context_ids: Tensor | None, told: Tensor | None
+) -> list[list[int]]:
+    """`suffix_with` for a batch: prompts (B,), contexts (B, C) as from `Context.batch`, observations told (B, 13)."""
+    nothing = [None] * len(prompt_ids)
+    contexts = nothing if context_ids is None else [row[row != IGNORED_LABEL].tolist() for row in context_ids]
+    rows = zip(prompt_ids.tolist(), contexts, nothing if told is None else told.tolist(), strict=True)
+    return [suffix_with(prompts, k, ids or (), shown) for k, ids, shown in rows]

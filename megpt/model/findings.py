@@ -1,80 +1,48 @@
-"""What the films of a study show, said to the language model: a head on the encoder's features, and a token a finding.
+"""What the films of a study show, said to the language model: a head on the encoder's features, and words for it.
+
+    …</Img> {instruction} Findings: cardiomegaly, pleural effusion. \nAssistant:
 
 A decoder writes what is likeliest, and in a table of mostly normal studies no finding is likelier than not, however
-well the encoder sees it. Here a head decides which observations are present, at a threshold of its own, and a learnt
-token for each of them stands in front of the visual ones. In training the tokens say what the report says, so the
-language model learns to write what it is told, and `train.label_loss` teaches the head (and in mode deep the encoder).
+well the encoder sees it. Here a head decides which observations are present, at a threshold of its own, and the prompt
+names them in words that the language model knows. In training they are those of the report, so the language model
+learns to write what it is told, and `train.label_loss` teaches the head (and in mode deep the encoder).
 
-Source: diagnosis-driven prompts (Jin et al., "PromptMRG", AAAI 2024), with learnt tokens in place of words.
+Source: diagnosis-driven prompts (Jin et al., "PromptMRG", AAAI 2024).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megpt.model.vision import VisualFeatures
 from megpt.study import CHEXPERT
 
 FINDINGS = tuple(name for name in CHEXPERT if name != "No Finding")
 """The observations that are told: all but No Finding, which is the absence of the others."""
 THRESHOLD = 0.2
 """Where none was chosen. Of right probabilities, the best F1 is reached at half its value (Lipton et al., 2014)."""
+TYPICAL_TOKENS = 8
+"""Of the sentence that names a study's findings, about: most have none to three."""
 COLUMNS = [CHEXPERT.index(name) for name in FINDINGS]
 
 
-class _Words(nn.Embedding):
-    """Embeddings as large as those of the language model's words."""
-
-    def __init__(self, count: int, width: int, std: float):
-        self.std = std
-        super().__init__(count, width)
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.std)
-
-
 class FindingsHead(nn.Module):
-    """Features of a study (B, C) → logits of its observations (B, 13), and tokens for them (B, 13, H).
+    """Features of a study (B, C) → logits of its observations (B, 13)."""
 
-    Args:
-        channels: C of the encoder. hidden: H of the language model.
-        std: standard deviation of the tokens at the start, that of the language model's embeddings.
-    """
-
-    def __init__(self, channels: int, hidden: int, *, std: float = 0.02):
+    def __init__(self, channels: int):
         super().__init__()
         self.scale = 0.0
         """The weight of `loss` beside that of the text (`train.label_loss`)."""
         self.norm = nn.LayerNorm(channels, elementwise_affine=False)
         self.head = nn.Linear(channels, len(FINDINGS))
-        self.tokens = _Words(2 * len(FINDINGS), hidden, std)  # of each observation: absent, present
 
-    def forward(
-        self, visual: VisualFeatures, features: Tensor, threshold: float | None, stated: Tensor | None = None
-    ) -> VisualFeatures:
-        """`visual` with its logits (B, 13) float32, and with 13 tokens that say what is present, in front.
-
-        Args:
-            features: (B, C), the mean of the study's feature maps.
-            threshold: probability from which an observation is told as present; `THRESHOLD` by default.
-            stated: (B, 14) 1 or 0, what the report says, which is then told; NaN where nobody knows.
-        """
-        logits = self.head(self.norm(features.to(self.head.weight.dtype))).float()
-        present = logits.sigmoid() >= (THRESHOLD if threshold is None else threshold)
-        if stated is not None:
-            known = stated[:, COLUMNS]
-            present = torch.where(known.isnan(), present, known > 0)
-        tokens = self.tokens(2 * torch.arange(len(FINDINGS), device=present.device) + present)
-        return replace(
-            visual,
-            tokens=torch.cat((tokens, visual.tokens), 1),
-            token_mask=F.pad(visual.token_mask, (len(FINDINGS), 0), value=True),
-            findings=logits,
-        )
+    def forward(self, features: Tensor) -> Tensor:
+        """The mean of each study's feature maps (B, C) → logits (B, 13) float32."""
+        return self.head(self.norm(features.to(self.head.weight.dtype))).float()
 
     def loss(self, logits: Tensor, stated: Tensor, studies: float) -> Tensor:
         """`scale` times the mean binary cross-entropy over studies and observations, a scalar.
@@ -87,6 +55,45 @@ class FindingsHead(nn.Module):
         weight = (~known.isnan()).float()
         losses = F.binary_cross_entropy_with_logits(logits, known.nan_to_num(0), weight=weight, reduction="sum")
         return self.scale * losses / (known.shape[1] * studies)
+
+
+def told(logits: Tensor, threshold: float | None, stated: Tensor | None = None) -> Tensor:
+    """The observations that the prompt names, (B, 13) bool.
+
+    Args:
+        logits: (B, 13). threshold: probability from which one is told as present; `THRESHOLD` by default.
+        stated: (B, 14) 1 or 0, what the report says, which is then told; NaN where nobody knows.
+    """
+    present = logits.sigmoid() >= (THRESHOLD if threshold is None else threshold)
+    if stated is None:
+        return present
+    known = stated[:, COLUMNS]
+    return torch.where(known.isnan(), present, known > 0)
+
+
+def tokenised_words(ids: Callable[[str], list[int]]) -> dict[str, Any]:
+    """The `findings` entry of a checkpoint's prompts: token ids of each observation's name, and what stands around."""
+    words = [ids(f" {name.lower()}") for name in FINDINGS]
+    return {"start": ids(" Findings:"), "words": words, "comma": ids(","), "none": ids(" none"), "end": ids(".")}
+
+
+def sentence(vocabulary: dict[str, Any], present: Sequence[bool]) -> list[int]:
+    """The token ids that tell a study's findings: ` Findings: cardiomegaly, pleural effusion.`
+
+    Args:
+        vocabulary: from `tokenised_words`. present: of the 13 observations.
+    """
+    named: list[int] = []
+    for name, shown in zip(vocabulary["words"], present, strict=True):
+        if shown:
+            named += [*(vocabulary["comma"] if named else []), *name]
+    return [*vocabulary["start"], *(named or vocabulary["none"]), *vocabulary["end"]]
+
+
+def longest_sentence(prompts: dict[str, Any] | None) -> int:
+    """Tokens of a sentence that names everything; 0 for prompts that tell no findings."""
+    vocabulary = (prompts or {}).get("findings")
+    return len(sentence(vocabulary, [True] * len(FINDINGS))) if vocabulary else 0
 
 
 def best_threshold(probabilities: Tensor, stated: Tensor) -> tuple[float, float]:

@@ -22,8 +22,8 @@ from megpt.model import language, lora
 from megpt.model.checkpoint.load import load_model
 from megpt.model.checkpoint.save import Checkpointed
 from megpt.model.configuration import MeGPTConfig
-from megpt.model.context import suffix_with
-from megpt.model.findings import FindingsHead
+from megpt.model.context import suffixes_with
+from megpt.model.findings import FindingsHead, told
 from megpt.model.generating import ReportGeneration
 from megpt.model.loss import IGNORED_LABEL, report_cross_entropy
 from megpt.model.projector import Projector
@@ -79,8 +79,7 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         self.bank = bank or PromptBank.fixed()
         width = self.get_input_embeddings().embedding_dim
         self.projector = Projector(self.vision.channels, width, config)
-        std = getattr(config.text_config, "initializer_range", 0.02)
-        self.findings = FindingsHead(self.vision.channels, width, std=std) if config.findings else None
+        self.findings = FindingsHead(self.vision.channels) if config.findings else None
         # Prompts are chosen by the encoder as it was when they were fitted: a frozen copy if it is trained.
         own = config.mode == "deep" and self.bank.centroids is not None
         self.prompt_encoder = copy.deepcopy(self.vision) if own else None
@@ -183,7 +182,8 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
             tokens, mask = in_sequence(flat, view_mask)
         visual = VisualFeatures(tokens, mask, prompt_id, l2)
         if self.findings is not None:
-            visual = self.findings(visual, features, self.config.findings_threshold, observations)
+            visual.findings = self.findings(features)
+            visual.told = told(visual.findings, self.config.findings_threshold, observations)
         return visual
 
     @torch.no_grad()
@@ -223,13 +223,11 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
                 made without `context`.
         """
         prefix, suffixes = self.prompt_ids()
+        if context_ids is not None and not self.config.context:
+            raise InputError("context_ids: this model was made without model.context", next="leave them out")
         chosen = [suffixes[k] for k in visual.prompt_id.tolist()]
-        if context_ids is not None:
-            if not self.config.context:
-                raise InputError("context_ids: this model was made without model.context", next="leave them out")
-            rows_of_ids = [row[row != IGNORED_LABEL].tolist() for row in context_ids]
-            pairs = zip(visual.prompt_id.tolist(), rows_of_ids, strict=True)
-            chosen = [suffix_with(self.config.prompts or {}, k, ids) for k, ids in pairs]
+        if context_ids is not None or visual.told is not None:
+            chosen = suffixes_with(self.config.prompts or {}, visual.prompt_id, context_ids, visual.told)
         device, embed = visual.tokens.device, self.get_input_embeddings()
         # One lookup for the whole batch: under ZeRO-3 each one gathers the embedding table.
         ids = torch.tensor([i for part in (prefix, *chosen) for i in part], dtype=torch.long, device=device)
@@ -283,14 +281,14 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         hidden = language.hidden_states(self.language_model, embeds, mask)
         chunk = self.config.loss_chunk
         cross_entropy = report_cross_entropy(hidden, labels, head, chunk=chunk, items=num_items_in_batch)
-        told = None
+        labelled = None
         if self.findings is not None and visual.findings is not None and observations is not None:
-            told = self.findings.loss(visual.findings, observations, num_studies_in_batch or len(observations))
+            labelled = self.findings.loss(visual.findings, observations, num_studies_in_batch or len(observations))
         return MeGPTOutput(
-            loss=sum((part for part in (visual.l2, told) if part is not None), cross_entropy),
+            loss=sum((part for part in (visual.l2, labelled) if part is not None), cross_entropy),
             cross_entropy=cross_entropy,
             l2=visual.l2,
-            label_loss=told,
+            label_loss=labelled,
             prompt_id=visual.prompt_id,
         )
 

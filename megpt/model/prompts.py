@@ -178,12 +178,18 @@ def check_prompts(texts: Sequence[Any], clusters: int | None) -> None:
 
 
 def tokenise_bank(
-    bank: PromptBank, tokenizer: PreTrainedTokenizerBase, frame: str = "reference", *, context: bool = False
+    bank: PromptBank,
+    tokenizer: PreTrainedTokenizerBase,
+    frame: str = "reference",
+    *,
+    context: bool = False,
+    findings: bool = False,
 ) -> dict[str, Any]:
     """The `prompts` entry of config.json: the bank's texts, and the token ids before and after the visual tokens.
 
     Args:
         context: give the two halves of each suffix too, for studies whose context stands between them.
+        findings: give the halves, and the words for what a study's films show.
 
     Raises:
         InputError: the frame is the tokenizer's chat template, and it has none, or one that drops the text.
@@ -204,7 +210,11 @@ def tokenise_bank(
     suffixes = [ids(opening + close) for opening in openings]
     tree = {"texts": list(bank.texts), "prefix": start + ids(before), "suffixes": suffixes}
     halves = {"openings": [ids(opening) for opening in openings], "close": ids(close)}
-    return tree | halves if context else tree
+    if findings:
+        from megpt.model.findings import tokenised_words
+
+        halves["findings"] = tokenised_words(ids)
+    return tree | halves if context or findings else tree
 
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str, str]:

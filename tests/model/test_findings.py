@@ -2,6 +2,7 @@
 
 - a study's report is the same alone and in a batch, on both backends and from `model.generate`, before and after the
   checkpoint is saved; with all findings told it is another one than with none
+- they are named in words of the vocabulary, inside the prompt's frame, and the longest sentence has room
 - `generate.findings_threshold` replaces the checkpoint's, and is refused where none are told
 - `megpt export` carries the head; the estimate of a run counts its tokens
 - the threshold of the best micro-F1 is found, of equal ones the middle one
@@ -24,20 +25,22 @@ from tiny_models import MakeModel, films
 from megpt.config import GenerateConfig, load_config
 from megpt.data.studies import write_studies
 from megpt.errors import InputError
+from megpt.generation.limits import longest_prompt
 from megpt.generation.writer import ReportWriter
 from megpt.model import MeGPTForConditionalGeneration
-from megpt.model.findings import FINDINGS, THRESHOLD, best_threshold
+from megpt.model.context import suffix_with
+from megpt.model.findings import FINDINGS, THRESHOLD, best_threshold, longest_sentence, sentence
+from megpt.model.vision import VisualFeatures
 from megpt.study import CHEXPERT, Study
 from ray_jobs.train.threshold import threshold_setter
 
-RULES: dict[str, Any] = {"repetition_penalty": 1.5, "min_new_tokens": 3, "max_new_tokens": 12, "num_beams": 3}
+RULES: dict[str, Any] = {"repetition_penalty": 1.5, "length_penalty": 1.0, "num_beams": 3}
+RULES |= {"min_new_tokens": 3, "max_new_tokens": 12}
 
 
 @pytest.mark.parametrize("views", ["mean", "concat"])
 def test_alone_and_in_a_batch(make_model: MakeModel, tmp_path: Path, views: str) -> None:
     model, processor = make_model("vit", findings=True, views=views)
-    with torch.no_grad():
-        model.findings.tokens.weight.mul_(20)  # loud enough for random weights to listen
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     loaded = MeGPTForConditionalGeneration.from_pretrained(tmp_path)
@@ -111,3 +114,30 @@ def test_chosen_on_validation(make_model: MakeModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "checkpoint")
     again = MeGPTForConditionalGeneration.from_pretrained(tmp_path / "checkpoint")
     assert again.config.findings_threshold == found["threshold"]
+
+
+def test_the_words(make_model: MakeModel) -> None:
+    model, processor = make_model("vit", findings=True)
+    ids = lambda text: processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    shown = [name in ("Cardiomegaly", "Pleural Effusion") for name in FINDINGS]
+    said = [*ids(" Findings:"), *ids(" cardiomegaly"), *ids(","), *ids(" pleural effusion"), *ids(".")]
+    vocabulary = model.config.prompts["findings"]
+    assert sentence(vocabulary, shown) == said
+    assert sentence(vocabulary, [False] * 13) == [*ids(" Findings:"), *ids(" none"), *ids(".")]
+    # inside the prompt's frame, behind the context
+    frame = model.config.prompts["openings"][0], model.config.prompts["close"]
+    assert suffix_with(model.config.prompts, 0, [5, 6], shown) == [*frame[0], 5, 6, *said, *frame[1]]
+    visual = VisualFeatures(torch.zeros(2, 3, model.get_input_embeddings().embedding_dim), torch.ones(2, 3).bool(),
+                            torch.zeros(2).long(), told=torch.tensor([shown, [False] * 13]))  # fmt: skip
+    embeds, mask = model.assemble(visual)
+    prefix = model.config.prompts["prefix"]
+    whole = [*frame[0], *said, *frame[1]]
+    assert mask.sum(1)[0] == len(prefix) + 3 + len(whole) == embeds.shape[1]
+    torch.testing.assert_close(embeds[0, -len(whole) :], model.get_input_embeddings()(torch.tensor(whole)))
+    # the longest counts for the room in the language model's context, on both backends
+    assert longest_sentence(model.config.prompts) == len(sentence(vocabulary, [True] * 13))
+    without, _ = make_model("vit")
+    told_longest, ordinary = longest_prompt(model.config, 1), longest_prompt(without.config, 1)
+    assert told_longest is not None and ordinary is not None
+    assert told_longest - ordinary == longest_sentence(model.config.prompts)
+    assert longest_sentence(without.config.prompts) == 0

@@ -9,7 +9,7 @@
   a batch add up to the whole
 - the language model is told what the report states, else what the films show at the threshold
 - a run with all three resumes where it was killed, gives the same curve on two workers under ZeRO-3 and with kept
-  features, and its checkpoint holds the head and the tokens
+  features, and its checkpoint holds the head
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from training_groups import losses, run_group
 from megpt.config import DataConfig, TrainConfig, load_config
 from megpt.errors import InputError
 from megpt.model import MeGPTForConditionalGeneration
-from megpt.model.findings import FINDINGS, FindingsHead
+from megpt.model.findings import FINDINGS, THRESHOLD, FindingsHead, told
 from megpt.model.projector import reset
-from megpt.model.vision import VisualFeatures
 from megpt.study import CHEXPERT
 from megpt.training.deepspeed import check_findings
 from megpt.training.engine import parameter_groups, set_learning_rate
@@ -107,7 +106,7 @@ def test_observations_of_the_samples(tmp_path: Path) -> None:
 def test_the_label_loss() -> None:
     logits, stated = torch.randn(3, 13), torch.tensor(np.eye(3, 14), dtype=torch.float32)
     told = stated[:, [column for column, name in enumerate(CHEXPERT) if name != "No Finding"]]
-    head = FindingsHead(6, 4)
+    head = FindingsHead(6)
     head.scale = 2.0
     expected = 2 * nn.functional.binary_cross_entropy_with_logits(logits, told)
     torch.testing.assert_close(head.loss(logits, stated, 3), expected)
@@ -119,26 +118,16 @@ def test_the_label_loss() -> None:
 
 
 def test_what_is_told() -> None:
-    head = FindingsHead(6, 4, std=0.5)
-    reset(head, 1)
-    assert 0.4 < head.tokens.weight.std() < 0.6
-    features, (absent, present) = torch.randn(3, 6), head.tokens.weight.view(13, 2, 4).unbind(1)
-    mask = torch.tensor([[True, True], [True, False], [True, True]])
-    visual = VisualFeatures(torch.randn(3, 2, 4), mask, torch.zeros(3, dtype=torch.long))
+    logits = torch.tensor([0.1, -0.1] * 6 + [0.1]).repeat(3, 1)
     stated = torch.full((3, 14), torch.nan)
     stated[0] = 0
     stated[0, EFFUSION] = 1
-    place = FINDINGS.index("Pleural Effusion")
-    found = head(visual, features, 0.5, stated)
-    assert torch.equal(found.tokens[:, 13:], visual.tokens) and torch.equal(found.token_mask[:, 13:], mask)
-    assert found.token_mask[:, :13].all() and found.prompt_id is visual.prompt_id
-    tokens = found.tokens[:, :13]
-    assert torch.equal(tokens[0, place], present[place])
-    assert torch.equal(tokens[0, :place], absent[:place]) and torch.equal(tokens[0, place + 1 :], absent[place + 1 :])
-    seen = torch.where((found.findings > 0)[..., None], present, absent)  # nobody knows: what the films show
-    assert torch.equal(tokens[1:], seen[1:]) and not torch.equal(tokens[0], seen[0])
-    assert torch.equal(head(visual, features, 0.0).tokens[:, :13], present.expand(3, -1, -1))
-    assert torch.equal(head(visual, features, 1.0).tokens[:, :13], absent.expand(3, -1, -1))
+    found = told(logits, 0.5, stated)
+    assert found[0].nonzero().flatten().tolist() == [FINDINGS.index("Pleural Effusion")]
+    assert torch.equal(found[1:], logits[1:] > 0)  # nobody knows: what the films show
+    assert torch.equal(told(logits, 0.5), logits > 0)
+    assert told(logits, 0.0).all() and not told(logits, 1.0).any()
+    assert torch.equal(told(logits, None), logits.sigmoid() >= THRESHOLD)
 
 
 def test_the_loss_and_its_head_need_each_other() -> None:
@@ -182,10 +171,10 @@ def test_a_run_with_all_three(settings, tmp_path: Path) -> None:
     assert rows.count('"label_loss": ') == 6
     weights = load_file(tmp_path / "one" / "model.safetensors")
     assert {name for name in weights if "findings" in name} == {
-        f"findings.{n}" for n in ("head.weight", "head.bias", "tokens.weight")
+        f"findings.{n}" for n in ("head.weight", "head.bias")
     }
     model = MeGPTForConditionalGeneration.from_pretrained(tmp_path / "one")
-    assert torch.equal(model.findings.tokens.weight, weights["findings.tokens.weight"])
+    assert torch.equal(model.findings.head.weight, weights["findings.head.weight"])
 
     # Back to the checkpoint after three steps: the last three again, to the same weights.
     steps = tmp_path / "resumed" / "steps"

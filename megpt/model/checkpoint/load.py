@@ -153,7 +153,8 @@ def _retokenise(config: MeGPTConfig, bank: PromptBank, own: PreTrainedTokenizerB
     """Renew the token ids in `config.prompts` if somebody has edited the texts of the bank."""
     if (config.prompts or {}).get("texts") != list(bank.texts):
         tokenizer = own or language.load_tokenizer(config.llm)
-        config.prompts = tokenise_bank(bank, tokenizer, config.frame, context=bool(config.context))
+        context, findings = bool(config.context), config.findings
+        config.prompts = tokenise_bank(bank, tokenizer, config.frame, context=context, findings=findings)
 
 
 def _language_model(config: MeGPTConfig, tensors: dict[str, Tensor], llm: str | None, dtype: torch.dtype) -> Any:

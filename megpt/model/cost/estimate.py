@@ -21,7 +21,7 @@ from megpt.model.configuration import MeGPTConfig
 from megpt.model.cost.architectures import language_model_config
 from megpt.model.cost.flops import Cost, Lengths, generation_flops, study_costs
 from megpt.model.cost.memory import STAGES, Memory, memory_per_gpu
-from megpt.model.findings import FINDINGS
+from megpt.model.findings import TYPICAL_TOKENS
 from megpt.model.modeling import MeGPTForConditionalGeneration
 from megpt.model.prompts import INSTRUCTION, PromptBank
 
@@ -140,7 +140,7 @@ def estimate(config: Config) -> Estimate:
     model = skeleton(config)
     views = config.data.max_views or VIEWS
     prompt = PROMPT_TOKENS + len(config.model.context) * config.model.context_tokens
-    prompt += len(FINDINGS) if config.model.findings else 0
+    prompt += TYPICAL_TOKENS if config.model.findings else 0
     lengths = Lengths(views, prompt, config.train.max_report_tokens + 1)
     costs = study_costs(model, lengths, chunk=config.train.loss_chunk)
     parts = _parts(model, costs)
