@@ -30,7 +30,6 @@ from megpt.config import DataConfig, TrainConfig, load_config
 from megpt.errors import InputError
 from megpt.model import MeGPTForConditionalGeneration
 from megpt.model.findings import FINDINGS, THRESHOLD, FindingsHead, told
-from megpt.model.projector import reset
 from megpt.study import CHEXPERT
 from megpt.training.deepspeed import check_findings
 from megpt.training.engine import parameter_groups, set_learning_rate
