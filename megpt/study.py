@@ -210,6 +210,9 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("error", pa.string()),
         ("model", pa.string()),
+        ("logprob", pa.float32()),
+        ("sentence_logprobs", pa.list_(pa.float32())),
+        ("novelty", pa.float32()),
     ]
 )
 """predictions/reports/part-*.parquet: one row a study; `report` is null where `error` is not."""

@@ -29,6 +29,7 @@ from typing import Any
 from megpt.config import ClusterConfig, PrepareConfig
 from megpt.data.growth import Intake, choice_of
 from megpt.data.listing import line
+from megpt.data.parquet import check_columns
 from megpt.data.prepare import (
     FAILED,
     FILMS_FAILED,
@@ -45,11 +46,12 @@ from megpt.data.prepare import (
 )
 from megpt.data.shards import Shard, ShardList
 from megpt.data.sources import open_source
-from megpt.data.studies import Listed
+from megpt.data.studies import Listed, split_folders
 from megpt.data.superseded import drop_superseded, failed_ids
 from megpt.errors import InputError, TooManyFailed
 from megpt.output import write_json
 from megpt.progress import Progress, log
+from megpt.study import STUDIES_SCHEMA
 from ray_jobs.counting import Count
 from ray_jobs.helpers import Helpers
 from ray_jobs.job import Job
@@ -111,6 +113,9 @@ class Prepare(Job):
     def _intake(self, folder: Path) -> Intake:
         folder = folder.absolute()  # the tasks, which read the list, start in folders of their own
         base = ShardList.load(folder / LIST)
+        for split in split_folders(folder) if base else ():
+            for part in sorted(split.glob("*.parquet"))[:1]:
+                check_columns(part, STUDIES_SCHEMA, folder)
         failed = failed_ids(folder, base) if base and self.config.retry else frozenset[str]()
         return Intake(base, self.choice, output=folder, failed=failed, whole=self.source.whole)
 

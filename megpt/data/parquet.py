@@ -45,6 +45,19 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         yield file
 
 
+def check_columns(part: Path, schema: pa.Schema, table: Path) -> None:
+    """Raise InputError if `part`, a file of an output that is to grow, has other columns than this version writes."""
+    with open_parquet(part) as file:
+        known = file.schema_arrow.names
+    if known != schema.names:
+        raise InputError(
+            f"{table} was begun by another version of megpt",
+            where=f"{part}: its columns are {', '.join(known)}",
+            cause="one table cannot have files of different columns",
+            next="finish it with that version, or set output= to a new folder",
+        )
+
+
 @contextlib.contextmanager
 def open_rows(path: Path) -> Iterator[RowFile]:
     """A Parquet file to read rows from.

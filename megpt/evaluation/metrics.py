@@ -22,6 +22,7 @@ from megpt.errors import InputError
 from megpt.evaluation import caveats
 from megpt.evaluation.clinical import Findings
 from megpt.evaluation.clinical_scores import observation_counts
+from megpt.evaluation.coverage import risk_coverage
 from megpt.evaluation.intervals import METHOD, Bootstrap, patients
 from megpt.evaluation.labeller.quality import labeller_quality
 from megpt.evaluation.pairs import Pairs
@@ -118,6 +119,7 @@ def evaluate(
     metrics = {
         **head(n, count, alone, cleaner=cleaner, settings=settings, seed=seed),
         **found,
+        "risk_coverage": risk_coverage(scored.sets[MODEL].rows(), pairs.pairs, groups, settings, seed),
         "warnings": [*warnings, *full_stop_warnings(sets.texts[:n], references, cleaner)],
         "notes": {**(notes or {}), **sets.notes, **told(scored, [MODEL], n, count, alone, settings)},
         "n_failed": pairs.failed,

@@ -36,6 +36,8 @@ class Pair:
     error: str | None = None
     split: str | None = None
     prompt_id: int | None = None
+    logprob: float | None = None
+    novelty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ def _pair(record: Record, ours: bool, subject: str | None) -> Pair:
         finish_reason=(row.get("finish_reason") if ours else None) or "",
         error=error,
         split=_known(row.get(SPLIT) or row.get("split")),
-        prompt_id=row.get("prompt_id") if ours else None,
+        **{name: row.get(name) if ours else None for name in ("prompt_id", "logprob", "novelty")},
     )
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 RESEARCH_ONLY = "For research only. Not a medical device; not for clinical decisions."
 
 
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
 @dataclass(frozen=True)
 class Author:
     """A checkpoint and the decoding that applies to it, known without torch."""
@@ -59,6 +63,9 @@ class Author:
             "prompt": None if number is None else self.prompts[number],
             "num_tokens": prediction.num_tokens,
             "finish_reason": prediction.finish_reason,
+            "logprob": _rounded(prediction.logprob),
+            "sentence_logprobs": [_rounded(value) for value in prediction.sentence_logprobs or ()],
+            "novelty": _rounded(prediction.novelty),
             "films": len(prediction.study.views[: self.config.data.max_views]),
             "model": self.model,
             "decoding": self.decoding(),

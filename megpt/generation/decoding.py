@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -61,12 +61,14 @@ class EngineResult:
     """The tokens written for one study, with the end token if it was reached.
 
     `finish_reason` is stop (the end token), length (`max_new_tokens`) or error; `error` is the reason for an error.
+    `logprobs` has the log-probability of each token under the model itself, without penalties and temperature.
     """
 
     key: str
     token_ids: tuple[int, ...]
     finish_reason: str
     error: str | None = None
+    logprobs: tuple[float, ...] = field(default=(), compare=False)
 
 
 class PromptedModel(Protocol):

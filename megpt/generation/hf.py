@@ -6,11 +6,17 @@ Its texts are what the engine's are held to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from megpt.generation.decoding import (
     Decoding,
@@ -52,13 +58,18 @@ class HFBackend:
     @torch.no_grad()
     def _generate(self, batch: list[EngineItem]) -> list[EngineResult]:
         embeds, mask = self.assemble(batch)
+        likely = TokenLogprobs(len(batch), self.end)
         output = self.language_model.generate(
             inputs_embeds=embeds,
             attention_mask=mask,
             generation_config=self.settings(),
-            logits_processor=self._processors(batch),
+            logits_processor=self._processors(batch, likely),
         )
-        return [self._result(item, row) for item, row in zip(batch, output.tolist(), strict=True)]
+        rows = [self._cut(row) for row in output.tolist()]
+        return [
+            EngineResult(item.key, tokens, "stop" if tokens[-1] in self.end else "length", logprobs=logprobs)
+            for item, tokens, logprobs in zip(batch, rows, likely.of(rows), strict=True)
+        ]
 
     def assemble(self, batch: list[EngineItem]) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompt embeddings (B, T, H), padded on the left, and their mask (B, T)."""
@@ -88,34 +99,42 @@ class HFBackend:
             early_stopping=False,
             repetition_penalty=1.0,  # a processor of its own, see _processors
             length_penalty=rules.length_penalty,
-            min_new_tokens=rules.min_new_tokens,
+            min_new_tokens=0,  # as above
             max_new_tokens=rules.max_new_tokens,
             eos_token_id=list(self.end),
             pad_token_id=self.end[0],
             bos_token_id=self.end[0],
         )
 
-    def _processors(self, batch: list[EngineItem]) -> LogitsProcessorList:
-        rules, processors = self.decoding, LogitsProcessorList([RefuseNaN()])
-        if rules.repetition_penalty != 1.0:
-            # `generate` makes this one itself, but then skips as many *generated* tokens of a row as the row has
-            # left padding: with embeddings as input there are no prompt ids that the padding could stand for.
-            processors.append(RepetitionPenaltyLogitsProcessor(penalty=float(rules.repetition_penalty)))
+    def _processors(self, batch: list[EngineItem], likely: TokenLogprobs) -> LogitsProcessorList:
+        # `generate` makes that of the repetition penalty itself, but then skips as many *generated* tokens of a row as
+        # the row has left padding: with embeddings as input there are no prompt ids that the padding could stand for.
+        rules, processors = self.decoding, penalties(self.decoding, likely, self.end, prompt=0, device=self.device)
         if any(item.length for item in batch):
             processors.append(ForceLength([item.length for item in batch], self.end, rules.num_beams))
         if rules.do_sample:
             processors.append(DrawTokens(batch, rules))
         return processors
 
-    def _result(self, item: EngineItem, row: list[int]) -> EngineResult:
-        stop = next((n for n, token in enumerate(row) if token in self.end), None)
-        if stop is None:
-            return EngineResult(item.key, tuple(row), "length")
-        return EngineResult(item.key, tuple(row[: stop + 1]), "stop")
+    def _cut(self, row: list[int]) -> tuple[int, ...]:
+        """A row up to its end token."""
+        return tuple(row[: next((n + 1 for n, token in enumerate(row) if token in self.end), None)])
 
 
 def _failed(item: EngineItem, error: str) -> list[EngineResult]:
     return [EngineResult(item.key, (), "error", error)]
+
+
+def penalties(
+    rules: Decoding, likely: TokenLogprobs, end: Sequence[int], *, prompt: int, device: torch.device
+) -> LogitsProcessorList:
+    """The rules that transformers would apply by itself, before any processor that it is given could see the scores."""
+    processors = LogitsProcessorList([likely, RefuseNaN()])
+    if rules.repetition_penalty != 1.0:
+        processors.append(RepetitionPenaltyLogitsProcessor(penalty=float(rules.repetition_penalty)))
+    if rules.min_new_tokens:
+        processors.append(MinNewTokensLengthLogitsProcessor(prompt, rules.min_new_tokens, list(end), str(device)))
+    return processors
 
 
 class ForceLength(LogitsProcessor):
@@ -135,6 +154,56 @@ class ForceLength(LogitsProcessor):
         scores[ended] = -torch.inf
         scores[ended, self.end[0]] = kept
         return scores
+
+
+class TokenLogprobs(LogitsProcessor):
+    """Notes the log-probability of each token under the model itself, as the first of the processors that sees it.
+
+    `generate` can keep the scores of all steps instead, which for a batch of beams are gigabytes. Here only those of
+    the latest step are kept: which tokens were taken, and from which beam, shows in the next call's ids. A beam that
+    ended is no longer there, so the end tokens' are kept of every step.
+
+    Args:
+        rows: studies in the batch.
+    """
+
+    def __init__(self, rows: int, end: Sequence[int]):
+        self.rows, self.end = rows, tuple(end)
+        self.prompt: int | None = None
+        """Ids before the first new token: none where the prompt is given as embeddings."""
+        self._latest: torch.Tensor | None = None
+        self._steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        """Of each step: ids (B, K, t) written before it, their log-probabilities, and those of the end tokens next."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.prompt = input_ids.shape[1] if self.prompt is None else self.prompt
+        ids = input_ids[:, self.prompt :].unflatten(0, (self.rows, -1))
+        likely = scores.float().log_softmax(-1).unflatten(0, (self.rows, -1))
+        values = ids.new_zeros(ids.shape, dtype=torch.float32)
+        if self._latest is not None:
+            before, old, _ = self._steps[-1]
+            same = (ids[:, :, None, :-1] == before[:, None]).all(-1)  # (B, K, K): which beam each one continues
+            parent = same.int().argmax(-1)
+            values[:, :, :-1] = old.gather(1, parent.unsqueeze(-1).expand(-1, -1, old.shape[-1]))
+            token = parent * likely.shape[-1] + ids[:, :, -1]
+            values[:, :, -1] = self._latest.flatten(1).gather(1, token)
+        self._latest = likely
+        self._steps.append((ids, values, likely[:, :, list(self.end)]))
+        return scores
+
+    def of(self, written: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+        """The log-probabilities of the rows that `generate` returned, cut behind their end token."""
+        return [self._of(number, tokens) for number, tokens in enumerate(written)]
+
+    def _of(self, number: int, tokens: Sequence[int]) -> tuple[float, ...]:
+        assert self._latest is not None
+        ids, values, ends = (tensor[number] for tensor in self._steps[len(tokens) - 1])
+        before = torch.tensor(list(tokens[:-1]), dtype=torch.long, device=ids.device)
+        beam = int((ids == before).all(-1).int().argmax())
+        last = (
+            ends[beam, self.end.index(tokens[-1])] if tokens[-1] in self.end else self._latest[number, beam, tokens[-1]]
+        )
+        return (*values[beam].tolist(), float(last))
 
 
 class RefuseNaN(LogitsProcessor):

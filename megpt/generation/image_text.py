@@ -25,7 +25,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     GenerationConfig,
-    LogitsProcessorList,
 )
 
 from megpt.config import GenerateConfig
@@ -33,7 +32,8 @@ from megpt.errors import InputError
 from megpt.films.decode import UnreadableFilm
 from megpt.generation.decoding import Decoding, EngineItem
 from megpt.generation.faults import halve_until_alone
-from megpt.generation.hf import DrawTokens, RefuseNaN
+from megpt.generation.hf import DrawTokens, TokenLogprobs, penalties
+from megpt.generation.likelihood import likelihood
 from megpt.generation.writer import Films, Prediction, failed
 from megpt.model.checkpoint.fetch import local_folder
 from megpt.model.prompts import INSTRUCTION
@@ -177,11 +177,16 @@ class ImageTextWriter:
             # Most chat templates write the first token themselves.
             add_special_tokens=not (begin and texts[0].startswith(begin)),
         ).to(self.model.device, self.model.dtype)
-        output = self.model.generate(
-            **inputs, generation_config=self._settings(), logits_processor=self._processors([s for s, _ in batch])
-        )
-        written = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self._prediction(study, tokens) for (study, _), tokens in zip(batch, written, strict=True)]
+        likely = TokenLogprobs(len(batch), self.ends)
+        prompt = inputs["input_ids"].shape[1]
+        processors = penalties(self.rules, likely, self.ends, prompt=prompt, device=self.model.device)
+        if self.rules.do_sample:
+            nothing = torch.empty(0, 0)
+            processors.append(DrawTokens([EngineItem(study.study_id, nothing) for study, _ in batch], self.rules))
+        output = self.model.generate(**inputs, generation_config=self._settings(), logits_processor=processors)
+        written = [self._cut(row) for row in output[:, prompt:].tolist()]
+        rows = zip(batch, written, likely.of(written), strict=True)
+        return [self._prediction(study, tokens, logprobs) for (study, _), tokens, logprobs in rows]
 
     def _settings(self) -> GenerationConfig:
         rules = self.rules
@@ -189,24 +194,23 @@ class ImageTextWriter:
             num_beams=rules.num_beams,
             do_sample=False,  # sampling is done by a processor that leaves one token
             early_stopping=False,
-            repetition_penalty=rules.repetition_penalty,
+            repetition_penalty=1.0,  # applied by `penalties`
             length_penalty=rules.length_penalty,
-            min_new_tokens=rules.min_new_tokens,
+            min_new_tokens=0,
             max_new_tokens=rules.max_new_tokens,
             eos_token_id=self.ends,
             pad_token_id=self.processor.tokenizer.pad_token_id,
         )
 
-    def _processors(self, studies: list[Study]) -> LogitsProcessorList:
-        nothing = torch.empty(0, 0)
-        items = [EngineItem(study.study_id, nothing) for study in studies]
-        return LogitsProcessorList([RefuseNaN(), *([DrawTokens(items, self.rules)] if self.rules.do_sample else [])])
+    def _cut(self, row: list[int]) -> list[int]:
+        """A row up to its end token."""
+        return row[: next((n + 1 for n, token in enumerate(row) if token in self.ends), None)]
 
-    def _prediction(self, study: Study, tokens: list[int]) -> Prediction:
-        stop = next((n + 1 for n, token in enumerate(tokens) if token in self.ends), None)
-        tokens = tokens[:stop]
-        text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        return Prediction(study, text, None, len(tokens), "stop" if stop else "length")
+    def _prediction(self, study: Study, tokens: list[int], logprobs: tuple[float, ...]) -> Prediction:
+        tokenizer, ended = self.processor.tokenizer, tokens[-1] in self.ends
+        text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        likely = likelihood(tokenizer, tokens, logprobs, text, ended=ended)
+        return Prediction(study, text, None, len(tokens), "stop" if ended else "length", **likely)
 
 
 def _failed(item: tuple[Study, list[Image]], error: str) -> list[Prediction]:

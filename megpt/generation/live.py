@@ -13,9 +13,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -26,7 +25,7 @@ from megpt.generation.decoding import EngineItem, EngineResult
 from megpt.generation.engine import GenerationEngine
 from megpt.generation.faults import halve_until_alone, reason
 from megpt.generation.loop import Loop
-from megpt.generation.writer import Prediction, ReportWriter, failed
+from megpt.generation.writer import Encoded, Prediction, ReportWriter, failed
 from megpt.study import Study
 
 DRAFT_EVERY_S = 0.1
@@ -52,7 +51,7 @@ class Request:
     films: list[Image]
     tell: Tell
     drafts: bool
-    prompt_id: int = 0
+    encoded: Encoded = field(default_factory=lambda: Encoded(None, 0))
     cancelled: bool = False
     """Set by whoever no longer waits; a request that is not yet begun is then dropped."""
 
@@ -141,10 +140,10 @@ class LiveWriter:
 
     def _encode(self, batch: list[Request]) -> Iterator[EngineItem]:
         encoded = self.writer.encode([request.films for request in batch])
-        for request, (tokens, prompt_id, told) in zip(batch, encoded, strict=True):
-            request.prompt_id = prompt_id
-            suffix = self.writer.suffix(request.study, prompt_id, told)
-            item = EngineItem(request.key, tokens, prompt_id, suffix=suffix, study=request.study.study_id)
+        for request, films in zip(batch, encoded, strict=True):
+            request.encoded = replace(films, tokens=None)
+            suffix, study = self.writer.suffix(request.study, films), request.study.study_id
+            item = EngineItem(request.key, films.tokens, films.prompt_id, suffix=suffix, study=study)
             backend = self.writer.backend
             try:
                 if isinstance(backend, GenerationEngine):
@@ -156,7 +155,7 @@ class LiveWriter:
 
     def _fail(self, request: Request, error: str) -> Iterable[EngineItem]:
         self.in_flight.pop(request.key, None)
-        request.tell(failed(request.study, error, request.prompt_id))
+        request.tell(failed(request.study, error, request.encoded.prompt_id))
         return ()
 
     def _finish(self, result: EngineResult) -> None:
@@ -164,18 +163,15 @@ class LiveWriter:
         if result.error:
             self._fail(request, result.error)
             return
-        text, tokens = self._text(result.token_ids), len(result.token_ids)
-        request.tell(Prediction(request.study, text, request.prompt_id, tokens, result.finish_reason))
+        request.tell(self.writer.prediction(request.study, request.encoded, result))
         # last, so that whatever fails before it is answered
         del self.in_flight[result.key]
 
     def _draft(self, key: str, tokens: Callable[[], list[int]]) -> None:
         request = self.in_flight[key]
         if request.drafts and not request.cancelled:
-            request.tell(Draft(self._text(tokens()), request.prompt_id))
-
-    def _text(self, ids: Any) -> str:
-        return str(self.writer.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            text = str(self.writer.processor.tokenizer.decode(tokens(), skip_special_tokens=True)).strip()
+            request.tell(Draft(text, request.encoded.prompt_id))
 
 
 class LiveLoop(Loop):

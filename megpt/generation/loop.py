@@ -154,7 +154,7 @@ class Loop:
         done, broken = torch.stack((state.done, state.broken)).tolist()  # the only question to the device
         finished = [row for row in slots.live() if done[row]]
         whole = [row for row in finished if not broken[row]]
-        written = dict(zip(whole, slots.rule.tokens(state, whole) if whole else (), strict=True))
+        written = dict(zip(whole, slots.rule.written(state, whole) if whole else (), strict=True))
         for row in finished:
             item = slots.items[row]
             assert item is not None
@@ -163,9 +163,9 @@ class Loop:
                 self.out.append(EngineResult(item.key, (), "error", "the model's scores are not numbers"))
                 slots.flight.cache.clear(row)
                 continue
-            tokens = tuple(written[row])
+            tokens, logprobs = map(tuple, written[row])
             ended = bool(tokens) and tokens[-1] in self.engine.end
-            self.out.append(EngineResult(item.key, tokens, "stop" if ended else "length"))
+            self.out.append(EngineResult(item.key, tokens, "stop" if ended else "length", logprobs=logprobs))
         if finished and self.exhausted and not self.waiting:
             slots.compact()
 

@@ -32,6 +32,8 @@ class State:
     """(R,) long: the token that must be the end token, 0 for none."""
     numbers: torch.Tensor
     """(R, T) float64: the study's own random numbers; (R, 0) when nothing is drawn."""
+    logprobs: torch.Tensor
+    """(R, K, T) float32: log-probability of each generated token under the model itself, before any rule."""
     done: torch.Tensor
     """(R,) bool."""
     broken: torch.Tensor
@@ -42,6 +44,8 @@ class State:
     """(R, K) float32: scores of the finished beams, best first."""
     best_tokens: torch.Tensor
     """(R, K, T) long: their tokens."""
+    best_logprobs: torch.Tensor
+    """(R, K, T) float32: what `logprobs` is to `tokens`."""
     finished: torch.Tensor
     """(R, K) bool: which of them exist."""
     improvable: torch.Tensor
@@ -58,11 +62,13 @@ class State:
             step=full((rows,), 0, torch.long),
             length=full((rows,), 0, torch.long),
             numbers=full((rows, width if draws else 0), 0, torch.float64),
+            logprobs=full((rows, beams, width), 0.0, torch.float32),
             done=full((rows,), False, torch.bool),
             broken=full((rows,), False, torch.bool),
             running=full((rows, beams), NEVER, torch.float32),
             best=full((rows, beams), NEVER, torch.float32),
             best_tokens=full((rows, beams, width), 0, torch.long),
+            best_logprobs=full((rows, beams, width), 0.0, torch.float32),
             finished=full((rows, beams), False, torch.bool),
             improvable=full((rows, 1), True, torch.bool),
         )
@@ -118,6 +124,7 @@ class Rule:
         Returns:
             For beams, the beam (R, K) that each one continues; else None.
         """
+        likely = logits[:, 0].float().log_softmax(-1)
         scores = self._process(state, logits.float(), steps)[:, 0]
         if self.decoding.do_sample:
             number = state.numbers.gather(1, state.step.unsqueeze(1)).squeeze(1)
@@ -125,7 +132,9 @@ class Rule:
         else:
             token = scores.argmax(-1)
         state.broken |= scores.gather(1, token.unsqueeze(1)).squeeze(1).isnan()
-        state.tokens.scatter_(2, state.step.view(-1, 1, 1), token.view(-1, 1, 1))
+        place = state.step.view(-1, 1, 1)
+        state.tokens.scatter_(2, place, token.view(-1, 1, 1))
+        state.logprobs.scatter_(2, place, likely.gather(1, token.unsqueeze(1)).unsqueeze(1))
         state.last.copy_(token.unsqueeze(1))
         state.step += 1
         state.done |= self._is_end(token) | (state.step >= self.decoding.max_new_tokens) | state.broken
@@ -163,14 +172,18 @@ class Rule:
         scores[:, :, self.end[0]] = kept
         return scores
 
-    def tokens(self, state: State, rows: list[int]) -> list[list[int]]:
-        """The tokens of rows that are done, up to their end token (one transfer from the device)."""
-        return [self._cut(tokens) for tokens in self._written(state)[rows, 0].tolist()]
+    def written(self, state: State, rows: list[int]) -> list[tuple[list[int], list[float]]]:
+        """The tokens of rows that are done, up to their end token, and their log-probabilities."""
+        tokens, logprobs = self._best(state)
+        # One transfer from the device: float64 holds both.
+        both = torch.stack((tokens[rows, 0].double(), logprobs[rows, 0].double())).tolist()
+        cut = [self.cut([int(token) for token in row]) for row in both[0]]
+        return [(row, likely[: len(row)]) for row, likely in zip(cut, both[1], strict=True)]
 
-    def _written(self, state: State) -> torch.Tensor:
-        return state.tokens
+    def _best(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        return state.tokens, state.logprobs
 
-    def _cut(self, tokens: list[int]) -> list[int]:
+    def cut(self, tokens: list[int]) -> list[int]:
         tokens = tokens[: self.decoding.max_new_tokens]
         return next((tokens[: n + 1] for n, token in enumerate(tokens) if token in self.end), tokens)
 
@@ -194,7 +207,8 @@ class BeamRule(Rule):
 
     def advance(self, state: State, logits: torch.Tensor, steps: tuple[int, int]) -> torch.Tensor:
         rows, beams, vocabulary = logits.shape
-        scores = self._process(state, logits.float().log_softmax(-1), steps)
+        likely = logits.float().log_softmax(-1)
+        scores = self._process(state, likely.clone(), steps)
         scores += state.running.unsqueeze(-1)
         top, index = scores.view(rows, -1).topk(self.candidates)
         parent = torch.div(index, vocabulary, rounding_mode="floor")
@@ -202,6 +216,8 @@ class BeamRule(Rule):
         sequences = state.tokens.gather(1, parent.unsqueeze(-1).expand(-1, -1, self.width))
         place = state.step.view(-1, 1, 1).expand(-1, self.candidates, 1)
         sequences.scatter_(2, place, token.unsqueeze(-1))
+        logprobs = state.logprobs.gather(1, parent.unsqueeze(-1).expand(-1, -1, self.width))
+        logprobs.scatter_(2, place, likely.view(rows, -1).gather(1, index).unsqueeze(-1))
         state.step += 1
         ended = self._is_end(token) | (state.step >= self.decoding.max_new_tokens).unsqueeze(1)
 
@@ -209,8 +225,10 @@ class BeamRule(Rule):
         chosen = going.topk(beams)[1]
         state.running.copy_(going.gather(1, chosen))
         state.last.copy_(token.gather(1, chosen))
-        state.tokens.copy_(sequences.gather(1, chosen.unsqueeze(-1).expand(-1, -1, self.width)))
-        self._keep_finished(state, top, sequences, ended)
+        kept = chosen.unsqueeze(-1).expand(-1, -1, self.width)
+        state.tokens.copy_(sequences.gather(1, kept))
+        state.logprobs.copy_(logprobs.gather(1, kept))
+        self._keep_finished(state, top, (sequences, logprobs), ended)
 
         worst = torch.where(state.finished, state.best.min(1, keepdim=True)[0], NEVER)
         hope = state.running[:, :1] / self._norm(state.step)
@@ -223,8 +241,10 @@ class BeamRule(Rule):
         """length ** length_penalty (R, 1), rounded to float32 as a Python number is before it divides a tensor."""
         return (length.double() ** self.decoding.length_penalty).float().unsqueeze(1)
 
-    def _keep_finished(self, state: State, top: torch.Tensor, sequences: torch.Tensor, ended: torch.Tensor) -> None:
-        """Merge the candidates that just ended into the finished beams."""
+    def _keep_finished(
+        self, state: State, top: torch.Tensor, written: tuple[torch.Tensor, torch.Tensor], ended: torch.Tensor
+    ) -> None:
+        """Merge the candidates that just ended, with the tokens and log-probabilities written, into the finished."""
         just_ended = ended & self.is_top
         # Three additions and not one, as transformers has it: float32 keeps less of a score at each.
         score = top / self._norm(state.step)
@@ -233,12 +253,13 @@ class BeamRule(Rule):
         merged = torch.cat((state.best, score), dim=1)
         chosen = merged.topk(self.beams)[1]
         state.best.copy_(merged.gather(1, chosen))
-        tokens = torch.cat((state.best_tokens, sequences), dim=1)
-        state.best_tokens.copy_(tokens.gather(1, chosen.unsqueeze(-1).expand(-1, -1, self.width)))
+        kept = chosen.unsqueeze(-1).expand(-1, -1, self.width)
+        for best, new in zip((state.best_tokens, state.best_logprobs), written, strict=True):
+            best.copy_(torch.cat((best, new), dim=1).gather(1, kept))
         state.finished.copy_(torch.cat((state.finished, just_ended), dim=1).gather(1, chosen))
 
-    def _written(self, state: State) -> torch.Tensor:
-        return state.best_tokens
+    def _best(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        return state.best_tokens, state.best_logprobs
 
 
 class ForcedBeamRule(BeamRule):

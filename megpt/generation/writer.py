@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from megpt.generation.decoding import Backend, Decoding, EngineItem, EngineResul
 from megpt.generation.engine import GenerationEngine
 from megpt.generation.faults import halve_until_alone
 from megpt.generation.hf import HFBackend
+from megpt.generation.likelihood import likelihood
 from megpt.generation.limits import chosen, longest_prompt
 from megpt.model.context import Context, suffix_with
 from megpt.model.findings import longest_sentence
@@ -41,6 +42,11 @@ class Prediction:
     num_tokens: int
     finish_reason: str
     error: str | None = None
+    logprob: float | None = field(default=None, compare=False)  # its last digits depend on the batch
+    """See `megpt.generation.likelihood`."""
+    sentence_logprobs: tuple[float | None, ...] | None = field(default=None, compare=False)
+    novelty: float | None = field(default=None, compare=False)
+    """See `megpt.model.prompts.PromptBank.novelty`."""
 
     def to_row(self, *, model: str, section: str = "report", max_views: int | None = None) -> dict[str, Any]:
         """A row of `megpt.study.PREDICTIONS_SCHEMA`; `section` is the study's field that is its reference."""
@@ -53,6 +59,9 @@ class Prediction:
             "prompt_id": self.prompt_id,
             "num_tokens": self.num_tokens,
             "finish_reason": self.finish_reason,
+            "logprob": self.logprob,
+            "sentence_logprobs": self.sentence_logprobs,
+            "novelty": self.novelty,
             "error": self.error,
             "model": model,
         }
@@ -61,6 +70,17 @@ class Prediction:
 def failed(study: Study, error: str, prompt_id: int | None = None) -> Prediction:
     """The prediction of a study for which there is no report."""
     return Prediction(study, None, prompt_id, 0, "error", error)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What the model makes of a study's films: visual tokens (N, H), the number of its prompt, the observations that
+    are told (13) and its novelty where the model has them."""
+
+    tokens: Any
+    prompt_id: int
+    told: list[bool] | None = None
+    novelty: float | None = None
 
 
 class ReportWriter:
@@ -122,8 +142,8 @@ class ReportWriter:
             self.model.train(was_training)
 
     @torch.no_grad()
-    def encode(self, films: list[list[Image]]) -> list[tuple[torch.Tensor, int, list[bool] | None]]:
-        """Visual tokens (N, H) and prompt number of each study, and which observations are told (13)."""
+    def encode(self, films: list[list[Image]]) -> list[Encoded]:
+        """What the model makes of the films of each study."""
         batch = self.processor(images=films, return_tensors="pt")
         parameter = next(self.model.parameters())
         visual = self.model.encode(
@@ -131,17 +151,28 @@ class ReportWriter:
         )
         prompts = visual.prompt_id.tolist()
         told = [None] * len(prompts) if visual.told is None else visual.told.tolist()
-        return [
-            (tokens[mask], prompt, shown)
-            for tokens, mask, prompt, shown in zip(visual.tokens, visual.token_mask, prompts, told, strict=True)
-        ]
+        novelty = [None] * len(prompts) if visual.novelty is None else visual.novelty.tolist()
+        tokens = [tokens[mask] for tokens, mask in zip(visual.tokens, visual.token_mask, strict=True)]
+        return [Encoded(*row) for row in zip(tokens, prompts, told, novelty, strict=True)]
 
-    def suffix(self, study: Study, prompt_id: int, told: list[bool] | None) -> tuple[int, ...] | None:
+    def suffix(self, study: Study, films: Encoded) -> tuple[int, ...] | None:
         """The ids after the visual tokens of a study with context or findings; None for the prompt's own."""
         ids = self.context.ids(study)
-        if not ids and told is None:
+        if not ids and films.told is None:
             return None
-        return tuple(suffix_with(self.model.config.prompts, prompt_id, ids, told))
+        return tuple(suffix_with(self.model.config.prompts, films.prompt_id, ids, films.told))
+
+    def prediction(self, study: Study, films: Encoded, result: EngineResult) -> Prediction:
+        """What a backend has written, as text."""
+        if result.error:
+            return failed(study, result.error, films.prompt_id)
+        # An end token need not be a special one to the tokenizer.
+        ended, tokenizer = result.finish_reason == "stop", self.processor.tokenizer
+        written = result.token_ids[:-1] if ended else result.token_ids
+        text = tokenizer.decode(written, skip_special_tokens=True).strip()
+        likely = likelihood(tokenizer, result.token_ids, result.logprobs, text, ended=ended)
+        count, novelty = len(result.token_ids), films.novelty
+        return Prediction(study, text, films.prompt_id, count, result.finish_reason, novelty=novelty, **likely)
 
 
 class _Stream:
@@ -149,7 +180,7 @@ class _Stream:
 
     def __init__(self, writer: ReportWriter, studies: Iterable[tuple[Study, Films]]):
         self.writer, self.studies = writer, iter(studies)
-        self.in_flight: dict[str, tuple[Study, int]] = {}
+        self.in_flight: dict[str, tuple[Study, Encoded]] = {}
         self.failed: deque[Prediction] = deque()
 
     def items(self) -> Iterator[EngineItem]:
@@ -166,9 +197,10 @@ class _Stream:
 
     def _encode(self, batch: list[tuple[Study, list[Image]]]) -> Iterator[EngineItem]:
         encoded = self.writer.encode([films for _, films in batch])
-        for (study, _), (tokens, prompt_id, told) in zip(batch, encoded, strict=True):
-            self.in_flight[study.study_id] = study, prompt_id
-            yield EngineItem(study.study_id, tokens, prompt_id, suffix=self.writer.suffix(study, prompt_id, told))
+        for (study, _), films in zip(batch, encoded, strict=True):
+            suffix = self.writer.suffix(study, films)
+            self.in_flight[study.study_id] = study, replace(films, tokens=None)
+            yield EngineItem(study.study_id, films.tokens, films.prompt_id, suffix=suffix)
 
     def _fail(self, item: tuple[Study, list[Image]], error: str) -> list[EngineItem]:
         self.failed.append(failed(item[0], error))
@@ -179,13 +211,8 @@ class _Stream:
             yield self.failed.popleft()
 
     def prediction(self, result: EngineResult) -> Prediction:
-        study, prompt_id = self.in_flight.pop(result.key)
-        if result.error:
-            return failed(study, result.error, prompt_id)
-        # An end token need not be a special one to the tokenizer.
-        written = result.token_ids[:-1] if result.finish_reason == "stop" else result.token_ids
-        text = self.writer.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
-        return Prediction(study, text, prompt_id, len(result.token_ids), result.finish_reason)
+        study, films = self.in_flight.pop(result.key)
+        return self.writer.prediction(study, films, result)
 
 
 def _told_from(threshold: float, config: Any) -> float:

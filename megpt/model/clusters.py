@@ -54,6 +54,7 @@ def fit_prompt_bank(
         sizes=tuple(int(n) for n in np.bincount(labels, minlength=len(centres))),
         examples=tuple(examples),
         encoder=encoder,
+        reach=float(np.percentile(np.linalg.norm(x.astype(np.float64) - centres[labels], axis=1), 99)),
     )
 
 

@@ -170,8 +170,7 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         check_films(films, view_mask, self.vision.image_size)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode != "shallow"):
             maps = self.vision(films)  # (R, C, h, w)
-        prompt_id = self._prompt_id(films, maps, view_mask, prompt_id)
-        features = pooled(maps, view_mask) if self.findings is not None else None
+        prompt_id, novelty = self._prompt_id(films, maps, view_mask, prompt_id)
         if self.config.global_only:
             maps = maps.mean((2, 3), keepdim=True)
         if self.config.views == "mean":
@@ -180,24 +179,29 @@ class MeGPTForConditionalGeneration(  # pyrefly: ignore[inconsistent-inheritance
         else:
             flat, l2 = self.projector(maps)  # (R, n, H)
             tokens, mask = in_sequence(flat, view_mask)
-        visual = VisualFeatures(tokens, mask, prompt_id, l2)
+        visual = VisualFeatures(tokens, mask, prompt_id, l2, novelty=novelty)
         if self.findings is not None:
-            visual.findings = self.findings(features)
+            visual.findings = self.findings(pooled(maps, view_mask))
             visual.told = told(visual.findings, self.config.findings_threshold, observations)
         return visual
 
     @torch.no_grad()
-    def _prompt_id(self, films: Tensor, maps: Tensor, view_mask: Tensor, known: Tensor | None) -> Tensor:
+    def _prompt_id(
+        self, films: Tensor, maps: Tensor, view_mask: Tensor, known: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The prompt of each study (B,), and their novelty (B,) where all are chosen now."""
         if self.bank.centroids is None:
-            return torch.zeros(len(view_mask), dtype=torch.long, device=maps.device)
+            return torch.zeros(len(view_mask), dtype=torch.long, device=maps.device), None
         if known is None:
-            return self.bank.assign(pooled(self._maps_for_prompts(films, maps), view_mask))
+            features = pooled(self._maps_for_prompts(films, maps), view_mask)
+            chosen = self.bank.assign(features)
+            return chosen, self.bank.novelty(features, chosen)
         unknown = known < 0
         if unknown.any():
             its_films = unknown.repeat_interleave(view_mask.sum(1))
             fresh = self._maps_for_prompts(films[its_films], maps[its_films])
             known = known.masked_scatter(unknown, self.bank.assign(pooled(fresh, view_mask[unknown])))
-        return known
+        return known, None
 
     def _maps_for_prompts(self, films: Tensor, maps: Tensor) -> Tensor:
         """The maps (R, C, h, w) from the encoder that the clusters were fitted with."""

@@ -37,7 +37,8 @@ class PromptBank:
     """K cluster centres (K, C) float32 and K prompt texts; without centres, one text for every study.
 
     `encoder` is the fingerprint of the encoder whose features were clustered. `sizes` (training studies in each
-    cluster) and `examples` (ids of the studies nearest its centre) describe the clusters to a reader.
+    cluster) and `examples` (ids of the studies nearest its centre) describe the clusters to a reader. Of 99 in 100
+    training studies the features lie within `reach` of their centre.
     """
 
     texts: tuple[str, ...]
@@ -45,6 +46,7 @@ class PromptBank:
     sizes: tuple[int, ...] = ()
     examples: tuple[tuple[str, ...], ...] = ()
     encoder: str | None = None
+    reach: float | None = None
 
     def __post_init__(self) -> None:
         check_prompts(self.texts, None if self.centroids is None else len(self.centroids))
@@ -70,6 +72,19 @@ class PromptBank:
         near = distance <= distance.amin(dim=1, keepdim=True) * (1 + TIE)
         return near.to(torch.uint8).argmax(dim=1)
 
+    def novelty(self, features: Tensor, prompt_ids: Tensor) -> Tensor | None:
+        """How far studies lie from those of the training split, (B,) float32: above 1 is further than 99 in 100.
+
+        The distance of pooled features (B, C) to the centre of their prompt, in units of `reach`; a film that is no
+        chest film stands out. None for a bank without clusters, or one that was fitted before `reach` was kept.
+        """
+        import torch
+
+        if self.centroids is None or not self.reach:
+            return None
+        centres = self.centroids.to(features.device, torch.float64)[prompt_ids]
+        return ((features.to(torch.float64) - centres).square().sum(-1).sqrt() / self.reach).float()
+
     def with_texts(self, texts: Sequence[str]) -> PromptBank:
         """The same clusters with other texts."""
         return replace(self, texts=tuple(texts))
@@ -91,9 +106,13 @@ class PromptBank:
         (folder / PROMPTS).write_text(text, encoding="utf-8")
         (folder / CENTROIDS).unlink(missing_ok=True)
         if self.centroids is not None:
+            import torch
             from safetensors.torch import save_file
 
-            save_file({"centroids": self.centroids.float().contiguous().cpu()}, folder / CENTROIDS)
+            held = {"centroids": self.centroids.float().contiguous().cpu()}
+            if self.reach is not None:
+                held["reach"] = torch.tensor([self.reach], dtype=torch.float32)
+            save_file(held, folder / CENTROIDS)
             follow_umask(folder / CENTROIDS)
         return folder
 
@@ -107,8 +126,9 @@ class PromptBank:
         from safetensors.torch import load_file
 
         found = read_prompts(folder := Path(folder))
-        centroids = load_file(folder / CENTROIDS)["centroids"] if (folder / CENTROIDS).exists() else None
-        return cls(**found, centroids=centroids)
+        held = load_file(folder / CENTROIDS) if (folder / CENTROIDS).exists() else {}
+        reach = float(held["reach"]) if "reach" in held else None
+        return cls(**found, centroids=held.get("centroids"), reach=reach)
 
 
 def read_prompts(folder: Path) -> dict[str, Any]:

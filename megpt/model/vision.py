@@ -205,7 +205,8 @@ class VisualFeatures:
     """The films of a batch of studies as the language model gets them.
 
     tokens (B, N, H); token_mask (B, N) bool, real tokens first; prompt_id (B,) long; l2: the penalty, a scalar;
-    findings: the logits (B, 13) of `megpt.model.findings`, and told (B, 13) bool: those that the prompt names.
+    findings: the logits (B, 13) of `megpt.model.findings`, and told (B, 13) bool: those that the prompt names;
+    novelty: (B,) float32 of `PromptBank.novelty`, where the prompt was chosen now by a bank that knows it.
     """
 
     tokens: Tensor
@@ -214,6 +215,7 @@ class VisualFeatures:
     l2: Tensor | None = None
     findings: Tensor | None = None
     told: Tensor | None = None
+    novelty: Tensor | None = None
 
 
 def check_films(films: Tensor, view_mask: Tensor, size: int) -> None:

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 from megpt import places
 from megpt.config import Config, GenerateConfig
 from megpt.data.growth import Intake, choice_of
+from megpt.data.parquet import check_columns
 from megpt.data.shards import ShardList
 from megpt.data.sources import open_source
 from megpt.errors import MegptError, TooManyFailed, from_json
@@ -54,6 +55,7 @@ from megpt.model.checkpoint.fetch import local_folder, pinned
 from megpt.model.checkpoint.fingerprint import is_own
 from megpt.output import SUCCESS
 from megpt.progress import Progress, log
+from megpt.study import PREDICTIONS_SCHEMA
 from ray_jobs.counting import Count
 from ray_jobs.generate.checkpoint import check_weights, checkpoint_fingerprint, decoding
 from ray_jobs.job import Job, absolute
@@ -161,6 +163,8 @@ class Generate(Job):
 
     def _intake(self, folder: Path) -> Intake:
         earlier = Predictions.open(folder)
+        for shard in earlier.finished()[:1] if earlier else ():
+            check_columns(earlier.path(shard), PREDICTIONS_SCHEMA, folder)
         failed = earlier.failed_ids() if earlier and self.config.retry else frozenset[str]()
         base, whole = earlier.shards if earlier else None, self.source.whole
         return Intake(base, self.choice, output=folder, failed=failed, whole=whole)

@@ -71,7 +71,8 @@ def test_the_texts_of_a_batch(tiny_checkpoint: Path, rules: dict[str, Any]) -> N
         asked.append((number, ask(live, number)))
         time.sleep(pause.choice((0, 0, 0.002, 0.02)))
     for number, told in asked:
-        assert waited(told)[1] == batch[f"s{number}"]
+        found, expected = waited(told)[1], batch[f"s{number}"]
+        assert found == expected and found.logprob == pytest.approx(expected.logprob, abs=1e-4)
     live.close()
     assert not live.alive and not live.in_flight
 

@@ -4,6 +4,7 @@
   `transformers.generate` writes for the same scores, row by row
 - rows that begin at different times get the tokens they get when they begin together; a row that is done keeps its
   tokens though it is computed further; every beam names the beam that it continues
+- each token comes with its log-probability before any rule
 - imposed lengths are those of `ForceLength`, and the end token is the last one
 - sampling draws each token from the processed scores with the study's own number
 - a search stops once the running beams can at most tie with the worst finished one
@@ -97,7 +98,9 @@ def drive(rule, model, delays=None, lengths=None, numbers=None):
         done = state.done.tolist()
         for place, row in enumerate(rows):
             if done[place]:
-                written[row] = rule.tokens(state, [place])[0]
+                written[row], logprobs = rule.written(state, [place])[0]
+                before = [int(STARTS[row]), *written[row][:-1]]
+                torch.testing.assert_close(torch.tensor(logprobs), table.log_softmax(-1)[before, written[row]])
         kept = [place for place in range(len(rows)) if not done[place]]
         state = State(**{f.name: getattr(state, f.name)[kept] for f in fields(State)})
         rows = [rows[place] for place in kept]
@@ -149,7 +152,7 @@ def test_rows_that_are_computed_further_when_they_are_done(settings):
     state = rule.begin(model.table.detach()[STARTS], torch.zeros(ROWS, dtype=torch.long), None)
     for _ in range(9):
         rule.advance(state, model.table.detach()[state.last], (int(state.step.min()), int(state.step.max())))
-    assert state.done.all() and rule.tokens(state, list(range(ROWS))) == written
+    assert state.done.all() and [row for row, _ in rule.written(state, list(range(ROWS)))] == written
 
 
 @pytest.mark.parametrize("settings", SETTINGS[::2], ids=str)

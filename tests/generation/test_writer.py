@@ -79,6 +79,9 @@ def test_the_row_of_a_prediction() -> None:
         "finish_reason": "stop",
         "error": None,
         "model": "mark",
+        "logprob": None,
+        "sentence_logprobs": None,
+        "novelty": None,
     }
     row = failed(study, "broken", 1).to_row(model="mark")
     assert (row["report"], row["reference"], row["image_ids"]) == (None, "All.", ["a", "b"])

@@ -4,12 +4,14 @@
 - A default text names the terms that set its cluster's reports apart, and none that all share.
 - `assign` is the nearest centre, each row alone; clusters that rounding alone tells apart resolve to the first.
 - The frame around the image is the reference's, the tokenizer's chat template, or none; it travels with a checkpoint.
+- Of 100 studies that it was fitted with, one has a novelty above 1; a picture that is no film has one too.
 - It saves to text that a person can edit; fewer studies than clusters, and features that are not finite, are refused.
 """
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+from tiny_models import MakeModel, films
 from transformers import AutoTokenizer
 
 from megpt.config import FitPromptsConfig
 from megpt.errors import InputError
 from megpt.model import MeGPTForConditionalGeneration, PromptBank, fit_prompt_bank
 from megpt.model.prompts import INSTRUCTION, tokenise_bank
+from megpt.model.vision import prompt_features
 
 REPORTS = (
     "The lungs show a large left pleural effusion.",
@@ -146,3 +151,33 @@ def test_the_frame_travels_with_the_checkpoint(tiny_llm: Path, tmp_path: Path, m
     prefix, suffixes = again.prompt_ids()
     assert tokenizer.decode(prefix) == "<s>[user] "
     assert tokenizer.decode(suffixes[0]) == "Describe the heart. Briefly.\n[assistant] "
+
+
+def test_novelty(make_model: MakeModel) -> None:
+    model, processor = make_model("vit")
+    rng = np.random.default_rng(0)
+    usual = [[film] for film in films(6, seed=1)]
+    with torch.no_grad():
+        features = prompt_features(model.vision, **processor(images=usual, return_tensors="pt"))
+        ids = model.bank.assign(features)
+        assert model.encode(**processor(images=usual, return_tensors="pt")).novelty is None  # an older bank
+        far = (features - model.bank.centroids[ids]).norm(dim=1)
+        model.bank = replace(model.bank, reach=float(far.max()))
+        odd = [[Image.fromarray(rng.integers(0, 2, (64, 64), np.uint8) * 255)]]
+        found = model.encode(**processor(images=[*usual, *odd], return_tensors="pt")).novelty
+        alone = model.encode(**processor(images=odd, return_tensors="pt")).novelty
+    torch.testing.assert_close(found[:6], far / far.max(), atol=1e-5, rtol=1e-5)
+    assert found[:6].max() == pytest.approx(1, abs=1e-5) and found[6] > 1
+    torch.testing.assert_close(found[6:], alone)
+
+
+def test_the_reach_of_a_bank(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(400, 5)).astype(np.float32)
+    ids = [f"s{n:03d}" for n in range(400)]
+    bank = fit_prompt_bank(x, ["Clear lungs."] * 400, ids, FitPromptsConfig(num_clusters=3), 0, encoder="e")
+    bank.save(tmp_path)
+    again = PromptBank.load(tmp_path)
+    novelty = again.novelty(torch.from_numpy(x), again.assign(torch.from_numpy(x)))
+    assert novelty is not None and (novelty > 1).sum() == 4  # one in a hundred
+    assert again.reach == pytest.approx(bank.reach) and PromptBank.fixed().novelty(torch.zeros(1, 5), ids) is None

@@ -169,9 +169,7 @@ def test_a_run_with_all_three(settings, tmp_path: Path) -> None:
     rows = (tmp_path / "one" / "log.jsonl").read_text()
     assert rows.count('"label_loss": ') == 6
     weights = load_file(tmp_path / "one" / "model.safetensors")
-    assert {name for name in weights if "findings" in name} == {
-        f"findings.{n}" for n in ("head.weight", "head.bias")
-    }
+    assert {name for name in weights if "findings" in name} == {f"findings.{n}" for n in ("head.weight", "head.bias")}
     model = MeGPTForConditionalGeneration.from_pretrained(tmp_path / "one")
     assert torch.equal(model.findings.head.weight, weights["findings.head.weight"])
 

@@ -22,6 +22,7 @@ import numpy as np
 from markupsafe import Markup
 
 from megpt.evaluation.clinical_scores import verdicts
+from megpt.evaluation.coverage import SIGNALS
 from megpt.evaluation.metrics import Evaluation, Runner, run_here
 from megpt.evaluation.page.payload import KINDS, described
 from megpt.evaluation.page.summary import Summary, study_scores, summarised
@@ -125,7 +126,7 @@ def study_rows(
         films: row of a study → the sources of its films.
     """
     pairs = [system.evaluation.pairs.every for system in systems]
-    scores = [system.evaluation.statistics.per_study() for system in systems]
+    scores = [_study_values(system.evaluation) for system in systems]
     told = [_verdicts(system.evaluation) for system in systems]
     shown = study_scores(systems)
     spans = [slice(start, start + CHUNK) for start in range(0, len(pairs[0]), CHUNK)]
@@ -152,6 +153,12 @@ def study_rows(
                     for system, part, values, marked in zip(systems, pairs, scores, marks, strict=True)
                 ],
             }
+
+
+def _study_values(evaluation: Evaluation) -> dict[str, Sequence[float | None] | np.ndarray]:
+    """The scores of each study alone, and what its model has said of its own report."""
+    pairs = evaluation.pairs.every
+    return {**evaluation.statistics.per_study(), **{name: [getattr(p, name) for p in pairs] for name in SIGNALS}}
 
 
 def _verdicts(evaluation: Evaluation) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from megpt.evaluation.coverage import SIGNALS
 from megpt.evaluation.page.titles import TITLES
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Summary:
     signature: str
     finding_table: PageTable
     labeller: str
+    coverage: list[tuple[str, PageTable]]
     prompts: list[dict[str, Any]]
     curves: bool
     differences: list[tuple[str, PageTable]]
@@ -81,6 +83,7 @@ def summarised(systems: Sequence[System], extras: Extras) -> Summary:
         signature=metrics["signature"],
         finding_table=finding_table({system.name: system.evaluation.metrics for system in systems}),
         labeller=_labeller(metrics),
+        coverage=[(TITLES[name], coverage_table(rows)) for name, rows in metrics.get("risk_coverage", {}).items()],
         prompts=_prompts(systems[0], extras),
         curves=bool(extras.curves),
         differences=[(f"{pair['a']} − {pair['b']}", difference_table(pair)) for pair in extras.differences],
@@ -144,11 +147,29 @@ def difference_table(pair: Mapping[str, Any]) -> PageTable:
     return PageTable(["score", "difference", "p", "p, corrected (Holm)"], rows)
 
 
+def coverage_table(rows: Sequence[Mapping[str, Any]]) -> PageTable:
+    """A row a coverage: the studies kept, the last value among them, and the scores with their intervals."""
+    found = []
+    for row in rows:
+        cells = [Cell(str(row["n"])), Cell(_number(row["threshold"], 2))]
+        cells += [Cell(_number(value), _range(row["intervals"][name])) for name, value in row["scores"].items()]
+        found.append(Row(f"{100 * row['coverage']:g} %", cells))
+    names = [TITLES.get(name, name) for name in rows[0]["scores"]]
+    return PageTable(["kept", "studies", "at least" if _falls(rows) else "at most", *names], found)
+
+
+def _falls(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether keeping fewer studies raises the threshold: high values are the good ones."""
+    known = [row["threshold"] for row in rows if row["threshold"] is not None]
+    return bool(known) and known[-1] >= known[0]
+
+
 def study_scores(systems: Sequence[System]) -> list[str]:
-    """The scores of a study alone that are shown: those of `STUDY_SCORES` that are known, and further ones."""
-    statistics = systems[0].evaluation.statistics
+    """What is shown of a study alone: the `STUDY_SCORES` that are known, further scores, and the model's signals."""
+    statistics, pairs = systems[0].evaluation.statistics, systems[0].evaluation.pairs.every
     known = statistics.per_study()
-    return [name for name in (*STUDY_SCORES, *statistics.further) if name in known]
+    signals = [name for name in SIGNALS if any(getattr(pair, name) is not None for pair in pairs)]
+    return [*(name for name in (*STUDY_SCORES, *statistics.further) if name in known), *signals]
 
 
 def _facts(metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 TITLES = {
     **{f"BLEU_{n}": f"BLEU-{n}" for n in range(1, 5)},
     "ROUGE_L": "ROUGE-L",
+    "logprob": "log-probability",
+    "novelty": "novelty",
     "clinical_f1": "clinical F1",
     "clinical_micro_f1": "clinical micro-F1, 13 findings",
     "clinical_macro_f1": "clinical macro-F1",
