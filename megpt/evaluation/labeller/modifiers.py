@@ -74,6 +74,9 @@ RULES = (
             *("unlikely (to be|to represent|)", "removed", "(has|have) been removed", "resolved", "discontinued"),
             f"{_FULLY} (complete|interval|complete interval|) {_REMOVAL} of",
             *("evacuation of", "(explanted|extracted|withdrawn)"),
+            f"(no longer|not) {_SURELY} {_SEEN} (is|are|was|were)",
+            "(may|might|could|can|to|) (simulate|simulates|simulating|mimic|mimics|mimicking)",
+            "(be|) (mistaken for|confused with)",
         ),
     ),
     ModifierRule(
