@@ -32,7 +32,7 @@ from untrained import write_checkpoint
 
 from megpt.data.studies import write_studies
 from megpt.generation.predictions import finished_shards
-from megpt.study import Study, View
+from megpt.study import APPROXIMATE, Study, View
 
 BROKEN_EVERY = 97
 # What marks a victim's command line; the driver is the process that was started.
@@ -118,8 +118,10 @@ def finished(archive: Path, output: Path, options: argparse.Namespace, kills: in
 
 
 def rows(output: Path) -> list[dict[str, Any]]:
+    """The table but for what depends on which studies were computed together."""
     paths = sorted((output / "reports").glob("part-*.parquet"))
-    return sorted((r for p in paths for r in pq.read_table(p).to_pylist()), key=lambda row: row["study_id"])
+    found = (row for path in paths for row in pq.read_table(path).drop_columns(list(APPROXIMATE)).to_pylist())
+    return sorted(found, key=lambda row: row["study_id"])
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from record import record, save
+from roofline import MEMORY, PROMPT_TOKENS, Shape, ceiling
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megpt.generation import Decoding, EngineItem, GenerationEngine, HFBackend
@@ -32,7 +33,7 @@ from megpt.generation.step import Recorder
 
 # Every fifth percentile of the report lengths of IU X-Ray's test split (R2Gen's 590 studies), in words and marks.
 QUANTILES = (10, 14, 19, 19, 23, 23, 26, 27, 28, 29, 30, 32, 35, 36, 37, 39, 43, 46, 54, 61, 108)
-PREFIX, VISUAL, SUFFIX = 6, 49, 20
+PREFIX, VISUAL, SUFFIX = PROMPT_TOKENS.values()
 
 MODELS = {
     "demo": {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "heads": 4},
@@ -44,8 +45,6 @@ RULES = {
     "greedy": {"num_beams": 1},
     "beam3": {"num_beams": 3, "repetition_penalty": 2.0, "length_penalty": 2.0},
 }
-# TFLOP/s of dense bf16 on one H200, as measured for large matrices; the ceiling of docs and results.
-H200_TFLOPS = 790
 
 
 @dataclass
@@ -214,10 +213,17 @@ def shares(make: Callable[..., GenerationEngine], studies: list[EngineItem]) -> 
     return {name: round(part / whole, 3) for name, part in parts.items()}
 
 
-def ceiling(model: Prompted, tokens: float) -> float:
-    """Reports a second if every token cost its arithmetic alone: 2 FLOP a parameter."""
+def most(model: Prompted, rule: str, tokens: float, slots: int) -> float | None:
+    """Reports a second that this GPU could reach at most (benchmarks/roofline.py); None for one that is not known."""
+    gpu = next((name for name in MEMORY if name in torch.cuda.get_device_name()), None)
+    if gpu is None:
+        return None
+    config = model.language_model.config
     parameters = sum(p.numel() for p in model.language_model.parameters())
-    return H200_TFLOPS * 1e12 / (2 * parameters * (PREFIX + VISUAL + SUFFIX + tokens))
+    width = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
+    shape = Shape(parameters, config.num_hidden_layers, width)
+    found = ceiling(shape, gpu, slots=slots, beams=RULES[rule]["num_beams"], tokens=tokens)
+    return found["reports_per_second"]
 
 
 def counts(text: str, models: list[str]) -> dict[str, int]:
@@ -262,9 +268,9 @@ def main() -> None:
         for rule in options.rules.split(","):
             found[rule] = compare(model, rule, studies[name], hf_studies[name], repeat[name], options)
             if options.device == "cuda":
-                most = ceiling(model, found[rule]["tokens_per_report"])
-                found[rule]["h200_ceiling"] = round(most, 1)
-                found[rule]["share_of_ceiling"] = round(found[rule]["reports_per_second"]["engine"] / most, 3)
+                found[rule]["ceiling"] = limit = most(model, rule, found[rule]["tokens_per_report"], options.slots)
+                if limit:
+                    found[rule]["share_of_ceiling"] = round(found[rule]["reports_per_second"]["engine"] / limit, 3)
                 found[rule]["gigabytes"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)
             print(name, rule, found[rule], file=sys.stderr, flush=True)
             save(result, options.out)  # what was measured stays, whatever comes next

@@ -6,10 +6,9 @@ The same checkpoint (random weights, a few million parameters), the same films a
 torch thread a worker on all sides, in turns:
 
 - bare: ReportWriter in one process over films that lie decoded in its memory, once warmed up; loading is not counted
-- bare in shards: the same, begun anew for each shard, as the job must so that a shard's texts depend on it alone: what
-  it loses while the last reports of a shard leave their slots empty
-- one worker, two workers: `megpt generate`. Its steady rate is that of the shards behind each worker's first one, by
-  the times of their files; start-up is what is left of the command's seconds
+- one worker, two workers: `megpt generate` on Ray. Its steady rate is that of the shards behind each worker's first,
+  by the times of their files; start-up is what is left of the command's seconds. Where there are no more shards than
+  workers, the rate is that of the whole command, and there is no start-up
 
 Reports are drawn (do_sample), so that their lengths vary as real ones do; texts of all sides are compared.
 """
@@ -30,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from generate import lengths
 from PIL import Image
 from record import record, save
 from untrained import write_checkpoint
@@ -42,9 +40,8 @@ from megpt.generation.writer import ReportWriter
 from megpt.study import Study, View
 
 SIDE, PART = 64, 500
-FILMS_A_STUDY = 377_110 / 227_835
 RULES = ("do_sample=true", "num_beams=1", "min_new_tokens=8", "max_new_tokens=100")
-BARE, SHARDS = "bare", "bare in shards"
+BARE = "bare"
 TARGET = {"one worker / bare": 0.85, "two workers / one": 1.8}
 
 
@@ -66,16 +63,15 @@ def settings(folder: Path, options: argparse.Namespace, *more: str) -> list[str]
     return [f"source={folder / 'studies'}", f"checkpoint={folder / 'checkpoint'}", *rules, *more]
 
 
-def bare(config: Config, *, in_shards: bool) -> dict[str, Any]:
+def bare(config: Config) -> dict[str, Any]:
     """Reports a second of the engine alone, in this process."""
     studies = list(open_source(str(config.source), data=config.data).studies())
     films = [[Image.open(io.BytesIO(view.data or b"")).convert("L") for view in study.views] for study in studies]
     writer = ReportWriter(str(config.checkpoint), config.generate, config.seed)
     pairs: list[Any] = list(zip(studies, films, strict=True))
     list(writer.write(pairs[: config.generate.slots]))
-    size = config.generate.shard_size if in_shards else len(pairs)
     began = time.perf_counter()
-    predictions = [p for start in range(0, len(pairs), size) for p in writer.write(pairs[start : start + size])]
+    predictions = list(writer.write(pairs))
     seconds = time.perf_counter() - began
     return {
         "rate": len(pairs) / seconds,
@@ -88,46 +84,18 @@ def job(folder: Path, workers: int, options: argparse.Namespace) -> dict[str, An
     """Steady rate and start-up of the command."""
     output = folder / f"out{workers}-{time.monotonic_ns()}"
     command = [sys.executable, "-m", "ray_jobs", "generate", f"output={output}", f"cluster.num_workers={workers}"]
+    command += ["cluster.ray=always"]
     began = time.time()
     subprocess.run([*command, *settings(folder, options)], check=True, stderr=subprocess.DEVNULL)
     seconds = time.time() - began
     paths = sorted((output / "reports").glob("part-*.parquet"), key=lambda path: path.stat().st_mtime)
     times = [path.stat().st_mtime for path in paths]
+    texts = {row["study_id"]: row["report"] for path in paths for row in rows(path)}
+    if len(paths) <= workers:
+        return {"rate": len(texts) / seconds, "start_up_s": 0.0, "seconds": seconds, "texts": texts}
     studies = sum(pq.read_metadata(path).num_rows for path in paths[workers:])
     rate = studies / (times[-1] - times[workers - 1])
-    texts = {row["study_id"]: row["report"] for path in paths for row in rows(path)}
     return {"rate": rate, "start_up_s": seconds - len(texts) / rate, "seconds": seconds, "texts": texts}
-
-
-def steps(studies: int, slots: int) -> int:
-    """Decoding steps of the engine for one shard, its lengths as in IU X-Ray's test split."""
-    waiting, running, count = lengths(studies), [], 0
-    while waiting or running:
-        if slots - len(running) >= max(1, slots // 8) or not running:
-            while waiting and len(running) < slots:
-                running.append(waiting.pop())
-        running = [left - 1 for left in running if left > 1]
-        count += 1
-    return count
-
-
-def gpu_node(seconds_a_shard: float) -> list[dict[str, Any]]:
-    """The job's share of the bare engine on a GPU, by arithmetic from what a shard costs here beside the engine.
-
-    A step of a 7 B model with 256 reports in flight reads 13.5 GB of weights and about as much of the cache: 6 ms at
-    4.8 TB/s. A shard's last reports cost so many steps more than a stream without end. As if nothing overlapped.
-    """
-    slots, step_s = 256, 0.006
-    found = []
-    for shard_size in (2048, 4096, 8192):
-        many = 40 * shard_size
-        more = steps(shard_size, slots) - steps(many, slots) / 40
-        for rate in (100, 340):
-            ideal = shard_size / rate
-            share = ideal / (ideal + more * step_s + seconds_a_shard)
-            case = {"reports_per_second": rate, "slots": slots, "shard_size": shard_size, "more_steps": round(more)}
-            found.append({**case, "share": round(share, 3), "decoding_cores": round(rate * FILMS_A_STUDY / 35, 1)})
-    return found
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -143,7 +111,6 @@ def sides(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, dict
 
     for _ in range(options.rounds):
         yield BARE, alone(BARE)
-        yield SHARDS, alone(SHARDS)
         yield "one worker", job(folder, 1, options)
         yield "two workers", job(folder, 2, options)
     yield BARE, alone(BARE)
@@ -161,7 +128,7 @@ def main() -> int:
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(bare(load_config(None, json.loads(options.settings)), in_shards=options.side == SHARDS)))
+        print(json.dumps(bare(load_config(None, json.loads(options.settings)))))
         return 0
     if os.environ.get("OMP_NUM_THREADS") != "1":
         parser.error(
@@ -175,7 +142,7 @@ def main() -> int:
         for name, side in sides(folder, options):
             found.setdefault(name, []).append(side)
             print(name, {k: round(v, 2) for k, v in side.items() if k != "texts"}, file=sys.stderr, flush=True)
-    texts = found[SHARDS][0]["texts"]  # what is computed together decides the last bit, and that now and then a draw
+    texts = found[BARE][0]["texts"]  # what is computed together decides the last bit, and that now and then a draw
     rate = {name: sum(side["rate"] for side in turns) / len(turns) for name, turns in found.items()}
     result = record("job.py", "ray", "torch", "transformers") | {
         "parameters": parameters,
@@ -190,11 +157,9 @@ def main() -> int:
         },
         "ratios": {
             "one worker / bare": round(rate["one worker"] / rate[BARE], 3),
-            "one worker / bare in shards": round(rate["one worker"] / rate[SHARDS], 3),
             "two workers / one": round(rate["two workers"] / rate["one worker"], 3),
         },
         "target": TARGET,
-        "gpu_node": gpu_node(max(0.0, options.shard_size * (1 / rate["one worker"] - 1 / rate[SHARDS]))),
         "equal_texts": {
             name: sum(texts[k] == v for k, v in turns[-1]["texts"].items()) for name, turns in found.items()
         },

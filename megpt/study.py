@@ -216,3 +216,7 @@ PREDICTIONS_SCHEMA = pa.schema(
     ]
 )
 """predictions/reports/part-*.parquet: one row a study; `report` is null where `error` is not."""
+
+APPROXIMATE = ("logprob", "sentence_logprobs", "novelty")
+"""The columns whose last digits depend on which studies were computed together. All others are the same however often
+a job was interrupted, and on any number of workers."""

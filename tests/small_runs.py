@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from megpt.config import Config
-from megpt.study import Study, View
+from megpt.study import APPROXIMATE, Study, View
 
 WORDS = (
     "The heart is normal in size.",
@@ -58,3 +59,14 @@ def small_config(output: Path, *, studies: Path | str, llm: Path, **changes: Any
         "train.loggers": [],
     }
     return Config().overridden(tree | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def exact(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of predictions without what depends on which studies were computed together."""
+    return {name: value for name, value in row.items() if name not in APPROXIMATE}
+
+
+def report_rows(output: Path) -> list[dict[str, Any]]:
+    """The `exact` rows of a job's reports, in the order of their files."""
+    paths = sorted((output / "reports").glob("*.parquet"))
+    return [exact(row) for path in paths for row in pq.read_table(path).to_pylist()]

@@ -11,6 +11,7 @@ in the order of their length, so that few rows wait for a longer one. Code from 
 from __future__ import annotations
 
 import string
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -129,6 +130,8 @@ class ImageTextWriter:
         self.template, self.batch_size = generate.prompt or INSTRUCTION, generate.slots
         self.context_counts: Counter[str] = Counter()
         """As a ReportWriter has; the prompt's fields are not counted."""
+        self.waited = 0.0
+        """Seconds in which the model had no films, as of a ReportWriter."""
         self.rules = Decoding.from_config(generate, seed)
         ends = self.model.generation_config.eos_token_id or self.processor.tokenizer.eos_token_id
         self.ends: list[int] = [ends] if isinstance(ends, int) else list(ends)
@@ -136,7 +139,7 @@ class ImageTextWriter:
     def write(self, studies: Iterable[tuple[Study, Films]]) -> Iterator[Prediction]:
         """One prediction per study. One with unreadable films, or on which the model fails, has an `error`."""
         stream = iter(studies)
-        while window := list(islice(stream, WINDOW * self.batch_size)):
+        while window := self._window(stream):
             readable: list[tuple[Study, list[Image]]] = []
             for study, films in window:
                 if isinstance(films, UnreadableFilm):
@@ -146,6 +149,12 @@ class ImageTextWriter:
             readable.sort(key=self._length)  # stable: the same studies give the same batches
             for start in range(0, len(readable), self.batch_size):
                 yield from halve_until_alone(self._generate, readable[start : start + self.batch_size], _failed)
+
+    def _window(self, stream: Iterator[tuple[Study, Films]]) -> list[tuple[Study, Films]]:
+        began = time.monotonic()
+        window = list(islice(stream, WINDOW * self.batch_size))
+        self.waited += time.monotonic() - began
+        return window
 
     def _length(self, item: tuple[Study, list[Image]]) -> tuple[int, int, int]:
         study, films = item

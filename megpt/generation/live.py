@@ -139,7 +139,7 @@ class LiveWriter:
             yield from halve_until_alone(self._encode, batch, self._fail)
 
     def _encode(self, batch: list[Request]) -> Iterator[EngineItem]:
-        encoded = self.writer.encode([request.films for request in batch])
+        encoded = self.writer.encode(self.writer.pixels([request.films for request in batch]))
         for request, films in zip(batch, encoded, strict=True):
             request.encoded = replace(films, tokens=None)
             suffix, study = self.writer.suffix(request.study, films), request.study.study_id

@@ -6,9 +6,12 @@ for prediction in writer.write((study, load_films(study, …)) for study in stud
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -115,6 +118,8 @@ class ReportWriter:
             self.model.config.findings_threshold = _told_from(generate.findings_threshold, self.model.config)
         self.context = Context.of(self.model.config, self.processor.tokenizer)
         self.context_counts = self.context.counts
+        self.waited = 0.0
+        """Seconds in which the model had no films; whoever reads it may set it back."""
         decoding = Decoding.from_config(generate, seed)
         # How long prompts are is known only now; what the class can do was tried when the job began.
         generate = chosen(generate, self.model.config.text_config, {}, longest_prompt(self.model.config))
@@ -141,14 +146,19 @@ class ReportWriter:
         finally:
             self.model.train(was_training)
 
-    @torch.no_grad()
-    def encode(self, films: list[list[Image]]) -> list[Encoded]:
-        """What the model makes of the films of each study."""
-        batch = self.processor(images=films, return_tensors="pt")
+    def pixels(self, films: list[list[Image]]) -> dict[str, torch.Tensor]:
+        """The films as the encoder takes them, in page-locked memory for a GPU."""
+        made = self.processor(images=films, return_tensors="pt")
         parameter = next(self.model.parameters())
-        visual = self.model.encode(
-            batch["pixel_values"].to(parameter.device, parameter.dtype), batch["view_mask"].to(parameter.device)
-        )
+        made["pixel_values"] = made["pixel_values"].to(parameter.dtype)
+        return {name: value.pin_memory() if parameter.is_cuda else value for name, value in made.items()}
+
+    @torch.no_grad()
+    def encode(self, pixels: dict[str, torch.Tensor]) -> list[Encoded]:
+        """What the model makes of the films of each study, as `pixels` gives them."""
+        device = next(self.model.parameters()).device
+        films, mask = (pixels[name].to(device, non_blocking=True) for name in ("pixel_values", "view_mask"))
+        visual = self.model.encode(films, mask)
         prompts = visual.prompt_id.tolist()
         told = [None] * len(prompts) if visual.told is None else visual.told.tolist()
         novelty = [None] * len(prompts) if visual.novelty is None else visual.novelty.tolist()
@@ -175,6 +185,14 @@ class ReportWriter:
         return Prediction(study, text, films.prompt_id, count, result.finish_reason, novelty=novelty, **likely)
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Studies whose films could be read, and these films for the encoder; None where they could not be made."""
+
+    readable: list[tuple[Study, list[Image]]]
+    pixels: dict[str, torch.Tensor] | None
+
+
 class _Stream:
     """One call of `write`: the studies in flight, and those that failed before they reached the backend."""
 
@@ -184,20 +202,43 @@ class _Stream:
         self.failed: deque[Prediction] = deque()
 
     def items(self) -> Iterator[EngineItem]:
-        """The backend's input; it encodes a batch of films whenever the backend asks for more."""
-        while batch := list(islice(self.studies, self.writer.batch_size)):
-            readable: list[tuple[Study, list[Image]]] = []
-            for study, films in batch:
-                if isinstance(films, UnreadableFilm):
-                    self.failed.append(failed(study, films.reason))
-                else:
-                    readable.append((study, films))
-            if readable:
-                yield from halve_until_alone(self._encode, readable, self._fail)
+        """The backend's input; it encodes a batch of films whenever the backend asks for more.
 
-    def _encode(self, batch: list[tuple[Study, list[Image]]]) -> Iterator[EngineItem]:
-        encoded = self.writer.encode([films for _, films in batch])
-        for (study, _), films in zip(batch, encoded, strict=True):
+        The next batch is waited for, and made ready for the encoder, in a thread of its own.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="films") as ahead:
+            coming = ahead.submit(self._batch)
+            while True:
+                began = time.monotonic()
+                batch = coming.result()
+                self.writer.waited += time.monotonic() - began
+                if batch is None:
+                    return
+                coming = ahead.submit(self._batch)
+                if batch.readable:
+                    yield from halve_until_alone(partial(self._encode, batch), batch.readable, self._fail)
+
+    def _batch(self) -> _Batch | None:
+        """The next films; None when there are no more studies."""
+        if not (batch := list(islice(self.studies, self.writer.batch_size))):
+            return None
+        readable: list[tuple[Study, list[Image]]] = []
+        for study, films in batch:
+            if isinstance(films, UnreadableFilm):
+                self.failed.append(failed(study, films.reason))
+            else:
+                readable.append((study, films))
+        try:
+            pixels = self.writer.pixels([films for _, films in readable]) if readable else None
+        except Exception:  # on whose account is found by halves
+            pixels = None
+        return _Batch(readable, pixels)
+
+    def _encode(self, batch: _Batch, part: list[tuple[Study, list[Image]]]) -> Iterator[EngineItem]:
+        """The items of `part`, which is all of the batch, or less after it has failed."""
+        ready = batch.pixels if len(part) == len(batch.readable) else None
+        encoded = self.writer.encode(ready or self.writer.pixels([films for _, films in part]))
+        for (study, _), films in zip(part, encoded, strict=True):
             suffix = self.writer.suffix(study, films)
             self.in_flight[study.study_id] = study, replace(films, tokens=None)
             yield EngineItem(study.study_id, films.tokens, films.prompt_id, suffix=suffix)

@@ -8,16 +8,16 @@ since a shard's file appears whole or not at all; a shortage of memory ends the 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from itertools import pairwise
 from typing import Any
 
 from megpt.config import Config
 from megpt.data.studies import Listed
 from megpt.generation.predictions import Predictions
-from megpt.study import Study
+from megpt.progress import PieceCounts
 from ray_jobs.counting import Count
+from ray_jobs.generate.lane import ShardWork
 from ray_jobs.generate.worker import Pixels, ShardWorker, decode
 from ray_jobs.helpers import HelperDied, Helpers
 from ray_jobs.imports import uncollected
@@ -58,12 +58,13 @@ def written_here(
 class _Here(Teller):
     """Tells the count itself: both are in this process, in which nobody else would look."""
 
-    def __init__(self, count: Count, piece: str):
+    def __init__(self, count: Count, piece: str, under_way: dict[str, PieceCounts]):
         super().__init__(count.run, piece)
-        self.count = count
+        self.count, self.under_way = count, under_way
 
     def tell(self) -> None:
-        self.count.progress.in_flight({self.piece: self.counts})
+        self.under_way[self.piece] = self.counts
+        self.count.progress.in_flight(self.under_way)
         self.count.check()
 
 
@@ -98,32 +99,51 @@ class LocalWorker(ShardWorker):
 
         # A worker that asks for no GPU gets none from Ray either, and the same number of threads: the texts are equal.
         self.device = None if config.cluster.gpus_per_worker else "cpu"
-        self.helpers, self.count = helpers, count
-        self.shards, self.following = shards, dict(pairwise(shards))
-        self.ahead: dict[int, tuple[list[Listed], Iterator[tuple[Study, Any]]]] = {}
+        self.helpers, self.count, self.under_way = helpers, count, dict[str, PieceCounts]()
+        self.shards = shards
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
         super().__init__(config.to_yaml(), predictions, archive, fingerprint, {}, count.run, llm)
 
     def written(self) -> Iterator[dict[str, Any]]:
-        """The shards, one after another; a row of counts each, or the error that ended it."""
-        for shard in self.shards:
-            yield self._answer(shard)
+        """The shards, one after another; a row of counts each, or the error that ended them."""
+        left = [shard for shard in self.shards if not self.predictions.path(shard).is_file()]
+        yield from (self._counts(shard) for shard in self.shards if shard not in left)
+        lane = self._lane(self._following(left))
+        try:
+            for work in lane.finished():
+                self.under_way.pop(str(work.number), None)
+                yield self._kept(work)
+        except Exception as error:
+            yield self._unfinished(next(iter(lane.open), -1), error)
+
+    def _following(self, left: list[int]) -> Callable[[], ShardWork | None]:
+        """Gives the shards in turn; the films of the next one are begun behind those of the one that is given."""
+        numbers = iter(left)
+
+        def begun() -> ShardWork | None:
+            number = next(numbers, None)
+            return None if number is None else self._work(number)
+
+        ahead = [begun()]
+
+        def following() -> ShardWork | None:
+            work = ahead.pop()
+            ahead.append(begun())
+            return work
+
+        return following
+
+    def _started(self) -> Any:
+        """No thread: the command's own has the model."""
 
     def _metrics(self) -> Any:
         return _Unmeasured()
 
     def _teller(self, number: int) -> Teller:
-        return _Here(self.count, str(number))
+        return _Here(self.count, str(number), self.under_way)
 
     def _decoder(self, options: dict[str, Any]) -> Helpers:
         return self.helpers
-
-    def _begun(self, number: int) -> tuple[list[Listed], Iterator[tuple[Study, Any]]]:
-        """As in any worker; the films of the next shard are begun behind those of this one."""
-        taken = self.ahead.pop(number, None) or super()._begun(number)
-        if (following := self.following.get(number)) is not None:
-            self.ahead[following] = super()._begun(following)
-        return taken
 
     def _start(self, chunk: list[Listed]) -> Future[list[Pixels]]:
         return self.helpers.start(chunk, **self._how())

@@ -3,17 +3,17 @@
     megpt generate --config configs/phantom.yaml source=/data/archive checkpoint=runs/demo/checkpoint output=runs/out
 
 A shard list on disk cuts the archive into shards (megpt/data/shards.py). Ray Data hands shard numbers to a pool of
-actors, each with the model on its GPU or share of one; an actor asks CPU tasks to decode its shard's films a chunk
-ahead of itself, writes the reports, and then the shard's one file. Nothing else passes through the object store, so
-memory depends neither on the archive nor on the shard's size.
+actors, each with the model on its GPU or share of one; an actor asks CPU tasks to decode its films ahead of itself,
+writes the reports of one shard behind the other (ray_jobs/generate/lane.py), and a file for each. Nothing else passes
+through the object store, so memory does not depend on the archive.
 
 With one worker and no cluster around, all this happens in the command's own process (ray_jobs/generate/here.py).
 
 Why a kill at any moment is safe: a shard's file gets its name, by a rename, only when all of its rows are in it. A
 process that is killed before that has done nothing, and one that is killed after it has done everything. If two actors
-write the same shard, because one of them was believed lost, they write the same rows to the same file. Shards without a
-file are still to do. An actor works on one shard at a time, so a shard's texts depend on its own studies only, and a
-resumed run gives the table of an uninterrupted one.
+write the same shard, because one of them was believed lost, they write the same reports to the same file. Shards
+without a file are still to do. A study's text does not depend on those beside it, so a resumed run gives the table of
+an uninterrupted one.
 
 Why a lost node does not delay the others: Ray would keep a dead actor's shards until the actor restarts, which never
 happens if nothing replaces its machine. Here such a shard is given up at once and done in the next pass over the shards
@@ -67,6 +67,8 @@ if TYPE_CHECKING:
 
 # Consecutive passes that may end without a new shard, as when actors die faster than they write.
 FRUITLESS_PASSES = 3
+# More waiting for films than this, in seconds and as a share of all, is told.
+LONG_S, MOST_WAITING = 10.0, 0.1
 
 
 def held_out(config: Config) -> Config:
@@ -85,6 +87,8 @@ class Generate(Job):
     needs = ("checkpoint",)
     grows = True
     staged = False
+    seconds = waited = 0.0
+    """Of this start's workers: all, and those in which the model had no films."""
 
     def open(self) -> None:
         _, path = self.config.input_of("source", "studies")
@@ -187,6 +191,8 @@ class Generate(Job):
                         if row["error"]:
                             raise from_json(str(row["error"]))
                         context.update(json.loads(row["context"]))
+                        self.seconds += float(row["seconds"])
+                        self.waited += float(row["waited"])
                         count.finished(str(row["shard"]), int(row["studies"]), json.loads(row["reasons"]))
                 tried, missing = missing, self.predictions.left()
                 fruitless = fruitless + 1 if len(missing) == len(tried) else 0
@@ -198,6 +204,9 @@ class Generate(Job):
                         "set a smaller generate.slots or shard_size",
                     )
                 progress.advance(studies - self.predictions.count(missing) - progress.done)
+        if self.waited > max(LONG_S, MOST_WAITING * self.seconds):
+            share = 100 * self.waited / self.seconds
+            log(f"generate: the model waited for films {share:.0f} % of the time: set a larger generate.decode_workers")
         if n := context:  # of the model's prompts; those of an earlier start were told then
             cut = f"a section of {n['cut']} was cut to the model's context_tokens"
             log(f"generate: {n['without']} of {n['studies']} studies have no context for the prompt; {cut}")
@@ -218,15 +227,15 @@ class Generate(Job):
         import ray.data
         from ray.util.annotations import RayDeprecationWarning
 
-        from ray_jobs.generate.worker import CALLS_PER_ACTOR, ShardWorker
+        from ray_jobs.generate.worker import ShardWorker, calls_per_actor
 
-        config = absolute(self.config)
+        config, calls = absolute(self.config), calls_per_actor(self.config.generate)
         cpus, decode_cpus = cpu_shares(config.cluster)
         pool = ray.data.ActorPoolStrategy(
             min_size=min(config.cluster.min_workers, len(missing)),
             max_size=min(config.cluster.max_workers, len(missing)),
-            max_tasks_in_flight_per_actor=CALLS_PER_ACTOR,
-            max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
+            max_tasks_in_flight_per_actor=calls,
+            max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=True,
         )
         archive = self.source.place
@@ -269,6 +278,7 @@ class Generate(Job):
             backend=config.generate.backend,
             decoding={**config.generate.model_dump(mode="json"), "seed": config.seed},
             model=self.fingerprint,
+            film_wait=round(self.waited / self.seconds, 4) if self.seconds else None,
         )
 
     def kept(self, folder: Path) -> bool:

@@ -6,17 +6,16 @@ Neither needs torch or Ray when it is imported: many processes run the task, and
 from __future__ import annotations
 
 import json
-import threading
-import time
+import math
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from megpt.config import Config
+from megpt.config import Config, GenerateConfig
 from megpt.data.sources.base import check_mounted
 from megpt.data.studies import Listed, with_films
 from megpt.errors import MegptError, to_json
@@ -28,6 +27,7 @@ from megpt.model.checkpoint.fingerprint import is_own
 from megpt.places import place
 from megpt.study import Study
 from ray_jobs.failures import known_failure
+from ray_jobs.generate.lane import Lane, LaneThread, ShardWork
 from ray_jobs.imports import uncollected
 from ray_jobs.runtime import require_gpu
 from ray_jobs.telling import Teller
@@ -36,14 +36,19 @@ if TYPE_CHECKING:
     from megpt.generation.image_text import ImageTextWriter
     from megpt.generation.writer import Films, Prediction, ReportWriter
 
-# A shard's films are decoded while the one before it is generated: two calls in flight, one of them on the model.
-CALLS_PER_ACTOR = 2
+# Bytes of films that are decoded ahead of the model in a shard, and how many a study has where nobody limits them.
+AHEAD_BYTES, VIEWS = 2**29, 2
 # Times that a decoding task is begun again when its process dies, before its studies are tried one by one.
 RETRIES = 3
 # Studies whose films one task decodes: small enough to start at once, large enough to pay for a task.
 CHUNK = 32
 
 Pixels = list[np.ndarray] | str
+
+
+def calls_per_actor(rules: GenerateConfig) -> int:
+    """Shards that an actor has at once: those that its slots span, and one whose films are decoded meanwhile."""
+    return 2 + rules.slots // rules.shard_size
 
 
 def decode(
@@ -74,8 +79,8 @@ def decode(
 class ShardWorker:
     """Ray Data's actor: shard numbers in, one row of counts a shard out; the reports go to the shard's file.
 
-    It is called from two threads. The lock lets one of them use the model; the other waits with its first films
-    decoded, or writes its file. `ray_jobs.generate.here` does the same without Ray.
+    It is called from several threads. One more has the model, and takes the shards of all of them one behind the
+    other; a call waits for its own, and writes its file. `ray_jobs.generate.here` does the same without Ray.
     """
 
     device: str | None = None
@@ -103,7 +108,7 @@ class ShardWorker:
         self.config = Config.model_validate(yaml.safe_load(config))
         require_gpu(self.config.cluster)
         self.predictions, self.archive, self.fingerprint, self.run = predictions, archive, fingerprint, run
-        self.model, self.metrics = threading.Lock(), self._metrics()
+        self.metrics = self._metrics()
         checkpoint, rules, seed = str(self.config.checkpoint), self.config.generate, self.config.seed
         self.writer: ReportWriter | ImageTextWriter
         if is_own(local_folder(checkpoint)):
@@ -113,6 +118,10 @@ class ShardWorker:
         self.decode = self._decoder(decode_options)
         if self.config.cluster.cpus_per_worker >= 2:  # else Ray's own setting of one thread is right
             torch.set_num_threads(int(self.config.cluster.cpus_per_worker))
+        self.lane = self._started()
+
+    def _started(self) -> LaneThread:
+        return LaneThread(self._lane)
 
     def _decoder(self, options: dict[str, Any]) -> Any:
         """What decodes."""
@@ -128,35 +137,60 @@ class ShardWorker:
     def _answer(self, number: int) -> dict[str, Any]:
         """Counts, or in `error` why there are none: an error that is raised would be taken for a lost actor."""
         try:
-            return {**self._shard(number), "error": ""}
+            # A shard whose actor died between the rename and the reply is not done again.
+            if self.predictions.path(number).is_file():
+                return self._counts(number)
+            work = self.lane.submit(self._work(number))
+            work.result()
         except Exception as error:
-            known = known_failure(error, str(self.config.output)) or unforeseen(error, number)
-            nothing = {"shard": number, "studies": 0, "reasons": "{}", "seconds": 0.0, "context": "{}"}
-            return {**nothing, "error": to_json(known)}
+            return self._unfinished(number, error)
+        return self._kept(work)
 
-    def _shard(self, number: int) -> dict[str, Any]:
-        began, context = time.monotonic(), {}
-        # A shard whose actor died between the rename and the reply is not done again.
-        if not self.predictions.path(number).is_file():
-            listed, films = self._begun(number)
-            with self.model:
-                self.writer.context_counts.clear()
-                written: list[Prediction] = []
-                tell = self._teller(number)
-                for prediction in self.writer.write(films):
-                    written.append(prediction)
-                    tell(prediction.error)
-                    used = getattr(getattr(self.writer, "backend", None), "live", None)  # the engine's
-                    self.metrics.wrote(prediction.num_tokens, used=used, slots=self.config.generate.slots)
-                context = dict(self.writer.context_counts)
-            self.predictions.write_shard(number, self._rows(listed, written))
+    def _lane(self, following: Callable[[], ShardWork | None]) -> Lane:
+        def seen(prediction: Prediction) -> None:
+            used = getattr(getattr(self.writer, "backend", None), "live", None)  # the engine's
+            self.metrics.wrote(prediction.num_tokens, used=used, slots=self.config.generate.slots)
+
+        return Lane(self.writer, following, seen)
+
+    def _work(self, number: int) -> ShardWork:
+        """A shard's studies, and their films, which are being decoded from now on."""
+        listed = self.predictions.studies(number)
+        return ShardWork(number, listed, self._films(listed), self._teller(number))
+
+    def _kept(self, work: ShardWork) -> dict[str, Any]:
+        """Counts of a shard whose reports are all written, with its file on disk; in `error` why it is not there."""
+        try:
+            self._write(work)
+            return self._counts(work.number, context=work.context, seconds=work.seconds, waited=work.waited)
+        except Exception as error:
+            return self._unfinished(work.number, error)
+
+    def _write(self, work: ShardWork) -> None:
+        """Write a shard's file, in the list's order, so that the same reports give the same file."""
+        by_id, data = {p.study.study_id: p for p in work.written}, self.config.data
+        how = {"model": self.fingerprint, "section": data.section, "max_views": data.max_views}
+        rows = (by_id[entry.study.study_id].to_row(**how) for entry in work.listed)
+        self.predictions.write_shard(work.number, rows)
+        self.metrics.waited(work.waited)
+
+    def _counts(
+        self, number: int, *, context: dict[str, int] | None = None, seconds: float = 0.0, waited: float = 0.0
+    ) -> dict[str, Any]:
         return {
             "shard": number,
             "studies": self.predictions.count([number]),
             "reasons": json.dumps(self.predictions.reasons([number])),
-            "seconds": time.monotonic() - began,
-            "context": json.dumps(context),
+            "seconds": seconds,
+            "waited": waited,
+            "context": json.dumps(context or {}),
+            "error": "",
         }
+
+    def _unfinished(self, number: int, error: Exception) -> dict[str, Any]:
+        known = known_failure(error, str(self.config.output)) or unforeseen(error, number)
+        nothing = {"shard": number, "studies": 0, "reasons": "{}", "seconds": 0.0, "waited": 0.0, "context": "{}"}
+        return {**nothing, "error": to_json(known)}
 
     def _metrics(self) -> Any:
         """Of `ray_jobs.metrics`: how time and memory are spent, for Prometheus."""
@@ -167,38 +201,27 @@ class ShardWorker:
     def _teller(self, number: int) -> Teller:
         return Teller(self.run, str(number))
 
-    def _begun(self, number: int) -> tuple[list[Listed], Iterator[tuple[Study, Films]]]:
-        """A shard's studies, and their films, which are being decoded from now on."""
-        listed = self.predictions.studies(number)
-        return listed, self._films(listed)
-
-    def _rows(self, listed: list[Listed], predictions: list[Prediction]) -> Iterator[dict[str, Any]]:
-        """In the list's order, so that the same shard gives the same file."""
-        by_id = {p.study.study_id: p for p in predictions}
-        data = self.config.data
-        for entry in listed:
-            yield by_id[entry.study.study_id].to_row(
-                model=self.fingerprint, section=data.section, max_views=data.max_views
-            )
-
     def _films(self, listed: list[Listed]) -> Iterator[tuple[Study, Films]]:
-        """Films in the list's order; decoding runs `decode_workers` chunks ahead, and starts now."""
+        """Films in the list's order; decoding runs ahead, and starts now."""
         chunks = [listed[n : n + CHUNK] for n in range(0, len(listed), CHUNK)]
-
-        ahead = 1 + self.config.generate.decode_workers
+        ahead = self._chunks_ahead()
         waiting = deque(self._start(chunk) for chunk in chunks[:ahead])
 
         def stream() -> Iterator[tuple[Study, Films]]:
             for number, chunk in enumerate(chunks):
-                began = time.monotonic()
                 decoded = self._decoded(chunk, waiting.popleft())
-                self.metrics.waited(time.monotonic() - began)
                 if number + ahead < len(chunks):
                     waiting.append(self._start(chunks[number + ahead]))
                 for entry, pixels in zip(chunk, decoded, strict=True):
                     yield entry.study, _films(pixels)
 
         return stream()
+
+    def _chunks_ahead(self) -> int:
+        """As many as the engine may ask for at once, and one for each task that decodes; `AHEAD_BYTES` at most."""
+        rules = self.config.generate
+        films = CHUNK * (self.config.data.max_views or VIEWS) * self.writer.film_side**2
+        return max(1 + rules.decode_workers, min(1 + math.ceil(rules.slots / CHUNK), AHEAD_BYTES // films))
 
     def _how(self) -> dict[str, Any]:
         """How the model wants its films: the keywords of `decode`."""

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
+from small_runs import report_rows
 
 from megpt.config import Config, load_config
 from megpt.data.growth import Choice, Intake
@@ -84,7 +85,7 @@ def config(archive: Path, checkpoint: Path, output: Path, *overrides: str) -> Co
 
 
 def rows(output: Path) -> dict[str, dict]:
-    found = [row for path in sorted((output / "reports").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    found = report_rows(output)
     assert len({row["study_id"] for row in found}) == len(found)
     return {row["study_id"]: row for row in found}
 

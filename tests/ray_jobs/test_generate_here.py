@@ -20,11 +20,10 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import torch
 from deadly_films import DEADLY, crashing
-from small_runs import film
+from small_runs import exact, film, report_rows
 
 from megpt.config import ClusterConfig, Config, load_config
 from megpt.data.sources import open_source
@@ -59,8 +58,7 @@ def settings(archive: Path, checkpoint: Path, output: Path, *more: str) -> list[
 
 
 def rows(output: Path) -> dict[str, dict[str, Any]]:
-    found = [row for path in (output / "reports").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-    return {row["study_id"]: {**row, "model": ""} for row in found}
+    return {row["study_id"]: {**row, "model": ""} for row in report_rows(output)}
 
 
 def expected(config: Config) -> Iterator[dict[str, Any]]:
@@ -72,7 +70,7 @@ def expected(config: Config) -> Iterator[dict[str, Any]]:
         chunk = predictions.studies(number)
         pixels = decode(chunk, archive=str(config.source), side=64, square=True, max_views=None, max_pixels=10**8)
         pairs = zip((listed.study for listed in chunk), map(_films, pixels), strict=True)
-        yield from (prediction.to_row(model="") for prediction in writer.write(pairs))
+        yield from (exact(prediction.to_row(model="")) for prediction in writer.write(pairs))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from hub_models import hub_model
-from small_runs import make_studies
+from small_runs import make_studies, report_rows
 
 from megpt.config import Config, load_config
 from megpt.data.studies import write_studies
@@ -44,7 +44,7 @@ def test_a_model_of_the_hub_over_an_archive(
 
     table = pq.read_table(output / "reports")
     assert table.schema.equals(PREDICTIONS_SCHEMA)
-    rows = {row["study_id"]: row for row in table.to_pylist()}
+    rows = {row["study_id"]: row for row in report_rows(output)}
     assert len(rows) == table.num_rows == 10
     assert rows["broken"]["report"] is None and rows["broken"]["error"].startswith("not a JPEG")
     assert all(row["model"] == fingerprint(model) and row["prompt_id"] is None for row in rows.values())
@@ -55,7 +55,7 @@ def test_a_model_of_the_hub_over_an_archive(
     (output / "_SUCCESS").unlink()
     (output / "reports" / "part-000001.parquet").unlink()
     assert Generate.run(config(archive, model, output)) == 0
-    assert {row["study_id"]: row for row in pq.read_table(output / "reports").to_pylist()} == rows
+    assert {row["study_id"]: row for row in report_rows(output)} == rows
     with pytest.raises(InputError, match=r"generate\.prompt|exists from another config"):
         Generate.run(config(archive, model, output, "generate.prompt=Findings:"))
 

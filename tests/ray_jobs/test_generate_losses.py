@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from ray_nodes import RayNodes
+from small_runs import exact, report_rows
 
 from megpt.config import Config, load_config
 from megpt.data.growth import Choice, Intake
@@ -86,13 +86,12 @@ def expected(archive: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Temp
         pixels = decode(chunk, archive=str(archive), side=64, square=True, max_views=None, max_pixels=10**8)
         films = [worker._films(study) for study in pixels]
         pairs = zip((listed.study for listed in chunk), films, strict=True)
-        found += [prediction.to_row(model="any") for prediction in writer.write(pairs)]
+        found += [exact(prediction.to_row(model="any")) for prediction in writer.write(pairs)]
     return sorted(found, key=lambda row: row["study_id"])
 
 
 def rows(output: Path) -> list[dict[str, Any]]:
-    found = [row for path in (output / "reports").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-    return sorted(({**row, "model": "any"} for row in found), key=lambda row: row["study_id"])
+    return sorted(({**row, "model": "any"} for row in report_rows(output)), key=lambda row: row["study_id"])
 
 
 def wait_for(condition: Callable[[], Any], job: subprocess.Popen[str], seconds: float = 240) -> None:
