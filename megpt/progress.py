@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 
@@ -61,6 +61,9 @@ class Progress:
         failed: how many of those failed, by reason.
     """
 
+    current: ClassVar[Progress | None] = None
+    """The one whose block is entered, for whoever watches."""
+
     def __init__(
         self,
         job: str,
@@ -79,7 +82,8 @@ class Progress:
         self._landed: set[str] = set()
         self._lock = threading.Lock()
         self._marks: deque[tuple[float, int]] = deque()
-        self.began = self._last_line = time.monotonic()
+        self.began = self._last_line = self._moved = time.monotonic()
+        self._moved_to = start
         self._bar: Bar | None = None
         if on_terminal() and events.for_people():
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -96,6 +100,7 @@ class Progress:
             self._task = self._bar.add_task(job, total=total, completed=start, note="")
 
     def __enter__(self) -> Progress:
+        Progress.current = self
         if self._bar:
             self._bar.start()
         return self
@@ -103,6 +108,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        Progress.current = None
         if self._bar:
             self._bar.stop()
         self._tell(line=self.seen > self.skipped or not self._bar)
@@ -111,6 +117,16 @@ class Progress:
     def seen(self) -> int:
         """Units done, those of unfinished pieces included."""
         return self.done + sum(piece.done for piece in self._flying.values())
+
+    @property
+    def flying(self) -> list[str]:
+        """The pieces that are not finished and have told of themselves."""
+        return list(self._flying)
+
+    @property
+    def still_s(self) -> float:
+        """Seconds since `seen` last changed."""
+        return time.monotonic() - self._moved
 
     @property
     def failed(self) -> int:
@@ -163,6 +179,8 @@ class Progress:
 
     def _show(self) -> None:
         seen, now = self.seen, time.monotonic()
+        if seen != self._moved_to:
+            self._moved_to, self._moved = seen, now
         if not self._marks and seen == self.skipped:
             return
         # a mark a second is enough for a pace

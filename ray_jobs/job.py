@@ -41,6 +41,7 @@ from ray_jobs.failures import known_failure
 from ray_jobs.nodes import needs_of, vet
 from ray_jobs.placement import check_resources, require_resources
 from ray_jobs.runtime import alone, cluster
+from ray_jobs.watchdog import watchdog
 
 
 class Job:
@@ -151,12 +152,17 @@ class Job:
     def _produce(self, output: Output, left: bool) -> dict[str, Any]:
         with staged(output.path) if self.staged else contextlib.nullcontext(output.path) as folder:
             if left:
-                with self._workplace(output.path / RECORD):
+                with self._workplace(output.path / RECORD), watchdog(self.config.cluster, archive=self._archive()):
                     self.work(folder)
             summary = self.finish(folder)
         output.finish(**summary)
         self.tidy(output.path)
         return summary
+
+    def _archive(self) -> str | None:
+        """The place that the job reads, for the error of work that does not come on."""
+        named = self.config.source or self.config.studies
+        return None if named is None else str(named)
 
     @contextlib.contextmanager
     def _workplace(self, probe: Path) -> Iterator[None]:

@@ -73,8 +73,8 @@ def test_the_text_of_an_unknown_key(tmp_path: Path) -> None:
 def test_where_nothing_is_near_the_section_is_listed() -> None:
     text = refused("cluster.xyzzy=1")
     assert text.endswith(
-        "known names: cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.num_workers, cluster.on_bad_node, "
-        "cluster.ray, cluster.wait_s"
+        "known names: cluster.cpus_per_worker, cluster.gpus_per_worker, cluster.hang_s, cluster.num_workers, "
+        "cluster.on_bad_node, cluster.ray, cluster.wait_s"
     )
 
 

@@ -33,6 +33,7 @@ INDIFFERENT = {
         "cluster.gpus_per_worker",
         "cluster.cpus_per_worker",
         "cluster.wait_s",
+        "cluster.hang_s",
         "cluster.ray",
         "cluster.on_bad_node",
     ),

@@ -163,9 +163,9 @@ class Loop:
                 self.out.append(EngineResult(item.key, (), "error", "the model's scores are not numbers"))
                 slots.flight.cache.clear(row)
                 continue
-            tokens, logprobs = map(tuple, written[row])
-            ended = bool(tokens) and tokens[-1] in self.engine.end
-            self.out.append(EngineResult(item.key, tokens, "stop" if ended else "length", logprobs=logprobs))
+            tokens, logprobs = written[row]
+            reason_to_end = "stop" if tokens and tokens[-1] in self.engine.end else "length"
+            self.out.append(EngineResult(item.key, tuple(tokens), reason_to_end, logprobs=tuple(logprobs)))
         if finished and self.exhausted and not self.waiting:
             slots.compact()
 

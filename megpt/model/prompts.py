@@ -229,7 +229,7 @@ def tokenise_bank(
         before, openings, close = PREFIX, [OPENING.format(text=text) for text in bank.texts], CLOSE
     suffixes = [ids(opening + close) for opening in openings]
     tree = {"texts": list(bank.texts), "prefix": start + ids(before), "suffixes": suffixes}
-    halves = {"openings": [ids(opening) for opening in openings], "close": ids(close)}
+    halves: dict[str, Any] = {"openings": [ids(opening) for opening in openings], "close": ids(close)}
     if findings:
         from megpt.model.findings import tokenised_words
 

@@ -166,9 +166,9 @@ class Generate(Job):
         return bool(left)
 
     def _intake(self, folder: Path) -> Intake:
-        earlier = Predictions.open(folder)
-        for shard in earlier.finished()[:1] if earlier else ():
-            check_columns(earlier.path(shard), PREDICTIONS_SCHEMA, folder)
+        if earlier := Predictions.open(folder):
+            for shard in earlier.finished()[:1]:
+                check_columns(earlier.path(shard), PREDICTIONS_SCHEMA, folder)
         failed = earlier.failed_ids() if earlier and self.config.retry else frozenset[str]()
         base, whole = earlier.shards if earlier else None, self.source.whole
         return Intake(base, self.choice, output=folder, failed=failed, whole=whole)

@@ -1,0 +1,116 @@
+"""Work that does not come on ends, and says what waits for what.
+
+- a line after a minute without a finished study, and then at twice the time; none while studies come, and none for
+  other units, such as the steps of a training run
+- at `cluster.hang_s` and `wait_s` the process ends, with its children, by a screen that names who waits for whom; the
+  same command resumes
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from small_runs import film, report_rows
+
+from megpt.config import load_config
+from megpt.data.studies import write_studies
+from megpt.progress import PieceCounts, Progress
+from megpt.study import Study, View
+from ray_jobs import watchdog as module
+from ray_jobs.watchdog import waiting, watchdog
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A watchdog for which seconds are short, and the codes with which it would have ended the process."""
+    codes = list[int]()
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise SystemExit  # of its thread
+
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(module, "TELL_AFTER_S", 0.2)
+    monkeypatch.setattr(module, "end_process", end)
+    return codes
+
+
+def settings(hang_s: float) -> Any:
+    return load_config(None, [f"cluster.hang_s={hang_s}", "cluster.wait_s=0"]).cluster
+
+
+def test_lines_and_the_end(quick: list[int], capfd: pytest.CaptureFixture[str]) -> None:
+    with watchdog(settings(1.0), archive="/mnt/archive"), Progress("generate", 10) as progress:
+        for done in range(6):
+            progress.in_flight({"7": PieceCounts(done + 1, Counter())})
+            time.sleep(0.1)
+        assert "no study" not in capfd.readouterr().err and not quick
+        time.sleep(0.6)
+        lines = [line for line in capfd.readouterr().err.split("\n") if "no study" in line]
+        assert len(lines) == 2 and lines[0].startswith("generate: no study has been finished for 0 s; under way: 7")
+        time.sleep(0.6)
+    text = capfd.readouterr().err
+    assert quick == [1]
+    assert (
+        "error: generate: no study has been finished for 1 s\n  where: under way: 7\n  cause: a mount or store" in text
+    )
+    assert "  next:  see whether /mnt/archive answers, then run the same command again: it resumes" in text
+
+
+def test_other_units_are_not_watched(quick: list[int], capfd: pytest.CaptureFixture[str]) -> None:
+    with watchdog(settings(0.3), archive=None), Progress("train", 10, unit="steps"):
+        time.sleep(0.5)
+    with watchdog(settings(0.3), archive=None):
+        time.sleep(0.5)
+    assert not quick and "no study" not in capfd.readouterr().err
+
+
+def test_who_waits() -> None:
+    with Progress("prepare", 10) as progress:
+        assert waiting(progress) == "nothing has told of any study yet"
+        progress.in_flight({str(n): PieceCounts(1, Counter()) for n in range(5)})
+        assert waiting(progress) == "under way: 0, 1, 2 and 2 more"
+
+
+def _until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.slow
+def test_helpers_that_hang(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    studies = (Study(f"study{n:03d}", views=(View("film", data=film(rng, 70)),)) for n in range(80))
+    write_studies(tmp_path / "archive", "test", studies, 0)
+    where = [f"source={tmp_path / 'archive'}", f"checkpoint={tiny_checkpoint}", f"output={tmp_path / 'out'}"]
+    rules = ["generate.shard_size=40", "generate.slots=1", "generate.min_new_tokens=30", "generate.max_new_tokens=30"]
+    command = [sys.executable, "-m", "ray_jobs", "generate", *where, *rules]
+    hanging = [*command, "cluster.hang_s=6", "cluster.wait_s=0"]
+    process = subprocess.Popen(hanging, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    helpers = _until(
+        lambda: [c for c in psutil.Process(process.pid).children() if "helper_process" in str(c.cmdline())]
+    )
+    for helper in helpers:
+        helper.send_signal(signal.SIGSTOP)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error: generate: no study has been finished for " in told
+    assert "a process that reads films does not answer" in told and "the model waits for films" in told
+    assert f"see whether {tmp_path / 'archive'} answers" in told
+    _until(lambda: not any(helper.is_running() and helper.status() != psutil.STATUS_ZOMBIE for helper in helpers))
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    assert len(report_rows(tmp_path / "out")) == 80
