@@ -28,7 +28,7 @@ from ray_jobs.stopping import end_process
 
 LOOK_EVERY_S, TELL_AFTER_S = 1.0, 60.0
 _WAITS = {
-    ("writer.py", "items"): "the model waits for films",
+    ("writer.py", "_waited"): "the model waits for films",
     ("writer.py", "_batch"): "films are waited for",
     ("lane.py", "result"): "a shard's reports are waited for",
     ("helpers.py", "ask"): "a process that reads films does not answer",

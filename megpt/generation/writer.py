@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -206,17 +206,22 @@ class _Stream:
 
         The next batch is waited for, and made ready for the encoder, in a thread of its own.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="films") as ahead:
-            coming = ahead.submit(self._batch)
-            while True:
-                began = time.monotonic()
-                batch = coming.result()
-                self.writer.waited += time.monotonic() - began
-                if batch is None:
-                    return
+        ahead = ThreadPoolExecutor(1, thread_name_prefix="films")
+        coming = ahead.submit(self._batch)
+        try:
+            while (batch := self._waited(coming)) is not None:
                 coming = ahead.submit(self._batch)
                 if batch.readable:
                     yield from halve_until_alone(partial(self._encode, batch), batch.readable, self._fail)
+        finally:
+            # Whoever stops does not wait for films that may never come.
+            ahead.shutdown(wait=False, cancel_futures=True)
+
+    def _waited(self, coming: Future[_Batch | None]) -> _Batch | None:
+        began = time.monotonic()
+        batch = coming.result()
+        self.writer.waited += time.monotonic() - began
+        return batch
 
     def _batch(self) -> _Batch | None:
         """The next films; None when there are no more studies."""
