@@ -2,6 +2,7 @@
 
 - a line after a minute without a finished study, and then at twice the time; none while studies come, and none for
   other units, such as the steps of a training run
+- SIGTERM ends a job that waits for what hangs
 - at `cluster.hang_s` and `wait_s` the process ends, with its children, by a screen that names who waits for whom; the
   same command resumes
 """
@@ -91,6 +92,16 @@ def _until(condition: Callable[[], Any], seconds: float = 120) -> Any:
     return found
 
 
+def _with_stopped_helpers(command: list[str]) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    itself = psutil.Process(process.pid)
+    helpers = _until(lambda: [c for c in itself.children() if "helper_process" in str(c.cmdline())])
+    for helper in helpers:
+        helper.send_signal(signal.SIGSTOP)
+    return process, helpers
+
+
 @pytest.mark.slow
 def test_helpers_that_hang(tiny_checkpoint: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
@@ -99,18 +110,17 @@ def test_helpers_that_hang(tiny_checkpoint: Path, tmp_path: Path) -> None:
     where = [f"source={tmp_path / 'archive'}", f"checkpoint={tiny_checkpoint}", f"output={tmp_path / 'out'}"]
     rules = ["generate.shard_size=40", "generate.slots=1", "generate.min_new_tokens=30", "generate.max_new_tokens=30"]
     command = [sys.executable, "-m", "ray_jobs", "generate", *where, *rules]
-    hanging = [*command, "cluster.hang_s=6", "cluster.wait_s=0"]
-    process = subprocess.Popen(hanging, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
-    helpers = _until(
-        lambda: [c for c in psutil.Process(process.pid).children() if "helper_process" in str(c.cmdline())]
-    )
-    for helper in helpers:
-        helper.send_signal(signal.SIGSTOP)
+    hanging = [*command, "cluster.hang_s=30", "cluster.wait_s=0"]  # longer than importing torch takes
+    process, helpers = _with_stopped_helpers(hanging)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "error: generate: no study has been finished for " in told
     assert "a process that reads films does not answer" in told and "the model waits for films" in told
     assert f"see whether {tmp_path / 'archive'} answers" in told
     _until(lambda: not any(helper.is_running() and helper.status() != psutil.STATUS_ZOMBIE for helper in helpers))
+    process, _ = _with_stopped_helpers(command)
+    process.send_signal(signal.SIGTERM)  # does not wait for them either
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143 and "interrupted; run the same command again to resume" in told
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
     assert len(report_rows(tmp_path / "out")) == 80
