@@ -160,7 +160,6 @@ def two_cores(name: str) -> dict[str, Any]:
         "train.keep": 1,
         "train.best_metric": "CIDEr",
         "generate.repetition_penalty": 1.0,
-        "generate.length_penalty": 1.0,
         "generate.min_new_tokens": 10,
         "generate.shard_size": 100,
     }

@@ -127,9 +127,10 @@ class LaneThread:
             try:
                 for work in lane.finished():
                     work.end()
-            except Exception as error:
+            except BaseException as error:  # also SystemExit: a thread that ends would leave its callers waiting
+                known = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
                 for work in (*first, *lane.open.values()):
-                    work.end(error)
+                    work.end(known)
 
     def _next(self) -> ShardWork | None:
         try:

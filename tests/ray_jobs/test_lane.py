@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,8 @@ class Writer:
                     break
                 if item[1] == "broken":
                     raise MegptError("the archive is not there")
+                if item[1] == "exit":
+                    sys.exit(0)
                 flying[item[0].study_id] = int(item[1])
                 self.context_counts["studies"] += 1
             self.used.append(len(flying))
@@ -87,6 +90,8 @@ def test_a_thread() -> None:
     broken = thread.submit(work(3, [1, 5, "broken"]))
     with pytest.raises(MegptError, match="not there"):
         broken.result()
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        thread.submit(work(5, ["exit"])).result()
     time.sleep(0.05)  # the run has ended; the next one begins anew
     after = thread.submit(work(4, [1]))
     after.result()

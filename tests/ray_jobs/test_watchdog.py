@@ -29,6 +29,7 @@ from megpt.data.studies import write_studies
 from megpt.progress import PieceCounts, Progress
 from megpt.study import Study, View
 from ray_jobs import watchdog as module
+from ray_jobs.runtime import cores
 from ray_jobs.watchdog import waiting, watchdog
 
 
@@ -96,7 +97,12 @@ def _with_stopped_helpers(command: list[str]) -> tuple[subprocess.Popen[str], li
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     itself = psutil.Process(process.pid)
-    helpers = _until(lambda: [c for c in itself.children() if "helper_process" in str(c.cmdline())])
+
+    def all_started() -> list[psutil.Process]:
+        found = [child for child in itself.children() if "helper_process" in str(child.cmdline())]
+        return found if len(found) == min(cores(), 3) else []
+
+    helpers = _until(all_started)
     for helper in helpers:
         helper.send_signal(signal.SIGSTOP)
     return process, helpers
