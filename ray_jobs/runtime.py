@@ -65,6 +65,8 @@ def _start_local(tries: int = 2) -> None:
     """A local cluster; tried again where a busy machine did not start it within the 30 s that Ray allows."""
     import ray
 
+    # That Ray uses the token which is there is as it should be; that there is none remains a warning.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_no_praise)
     for left in reversed(range(tries)):
         try:
             ray.init(
@@ -81,6 +83,10 @@ def _start_local(tries: int = 2) -> None:
             ray.shutdown()
             if not left or "timed out during startup" not in str(error):
                 raise
+
+
+def _is_no_praise(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Token authentication is enabled")
 
 
 def started() -> bool:
