@@ -59,6 +59,7 @@ class Progress:
     Args:
         start: units that an earlier run did.
         failed: how many of those failed, by reason.
+        live: each unit is counted when it is done, and not only when its piece is: no progress means a standstill.
     """
 
     current: ClassVar[Progress | None] = None
@@ -72,8 +73,9 @@ class Progress:
         unit: str = "studies",
         start: int = 0,
         failed: Mapping[str, int] | None = None,
+        live: bool = False,
     ):
-        self.job, self.total, self.unit = job, total, unit
+        self.job, self.total, self.unit, self.live = job, total, unit, live
         self.done, self.skipped = start, start
         """Units of finished pieces; `seen` has those in flight too."""
         self._reasons = Counter(failed or {})

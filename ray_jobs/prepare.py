@@ -154,7 +154,8 @@ class Prepare(Job):
     def work(self, folder: Path) -> None:
         """Have each shard that is left written, by as many tasks as there are cores."""
         done = self.shards.studies - sum(shard.studies for shard in self.left)
-        progress = Progress("prepare", self.shards.studies, start=done, failed=self._failed_before(folder))
+        before = self._failed_before(folder)
+        progress = Progress("prepare", self.shards.studies, start=done, failed=before, live=True)
         count = Count(progress, self.config.prepare)
         with progress, contextlib.closing(self._prepared(folder.absolute(), count)) as rows:
             count.check()

@@ -1,11 +1,11 @@
 """Work that does not come on: a line after a minute, and an end after `cluster.hang_s`.
 
     with watchdog(config.cluster, archive="/mnt/archive"):
-        ...                                     # whatever counts its studies by megpt.progress.Progress
+        ...                                     # whatever counts each study, by a live megpt.progress.Progress
 
 A mount that no longer answers, a film whose decoding never ends, or a worker that is gone without a word would be
 waited for without limit. A thread looks at the studies that the job counts, whoever works on them, so there is one
-watchdog for all jobs. It ends the process: the thread that waits may be where no exception reaches it. Finished files
+watchdog for all jobs that count each study (a training group has `train.timeout_s`). It ends the process: the thread that waits may be where no exception reaches it. Finished files
 stay, and the same command resumes.
 """
 
@@ -63,7 +63,7 @@ def _watch(limit: float, archive: str | None, ended: threading.Event) -> None:
     told = TELL_AFTER_S
     while not ended.wait(LOOK_EVERY_S):
         progress = Progress.current
-        still = progress.still_s if progress is not None and progress.unit == "studies" else 0.0
+        still = progress.still_s if progress is not None and progress.live else 0.0
         if progress is None or still < told:
             told = TELL_AFTER_S if still < TELL_AFTER_S else told
             continue

@@ -26,8 +26,8 @@ class ClusterConfig(Section):
     wait_s: float = Field(default=300, ge=0)
     """Seconds to wait for workers that the cluster cannot place, at the start or after a lost node, before an error."""
     hang_s: float = Field(default=1800, gt=0)
-    """Seconds in which no study is finished before a job ends with an error that says what waits for what; told of from
-    the first minute on. `wait_s` is added to it."""
+    """Seconds without a finished study after which `prepare` and `generate` end with an error that says what waits for
+    what; told of from the first minute on. `wait_s` is added to it."""
     ray: Literal["auto", "always"] = "auto"
     """Whether Ray is started even for what one worker of this machine can do (`always`), or only where it must be."""
     on_bad_node: Literal["skip", "stop"] = "skip"

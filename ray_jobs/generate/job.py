@@ -182,7 +182,7 @@ class Generate(Job):
         context: Counter[str] = Counter()
         missing, fruitless, studies = self.predictions.left(), 0, self.predictions.shards.studies
         done, before = studies - self.predictions.count(missing), self.predictions.reasons()
-        with Progress("generate", studies, start=done, failed=before) as progress:
+        with Progress("generate", studies, start=done, failed=before, live=True) as progress:
             while missing:
                 count = Count(progress, self.config.generate)
                 count.check()

@@ -1,7 +1,7 @@
 """Work that does not come on ends, and says what waits for what.
 
 - a line after a minute without a finished study, and then at twice the time; none while studies come, and none for
-  other units, such as the steps of a training run
+  what counts whole files only, or steps
 - SIGTERM ends a job that waits for what hangs
 - at `cluster.hang_s` and `wait_s` the process ends, with its children, by a screen that names who waits for whom; the
   same command resumes
@@ -53,7 +53,7 @@ def settings(hang_s: float) -> Any:
 
 
 def test_lines_and_the_end(quick: list[int], capfd: pytest.CaptureFixture[str]) -> None:
-    with watchdog(settings(1.0), archive="/mnt/archive"), Progress("generate", 10) as progress:
+    with watchdog(settings(1.0), archive="/mnt/archive"), Progress("generate", 10, live=True) as progress:
         for done in range(6):
             progress.in_flight({"7": PieceCounts(done + 1, Counter())})
             time.sleep(0.1)
@@ -70,8 +70,8 @@ def test_lines_and_the_end(quick: list[int], capfd: pytest.CaptureFixture[str]) 
     assert "  next:  see whether /mnt/archive answers, then run the same command again: it resumes" in text
 
 
-def test_other_units_are_not_watched(quick: list[int], capfd: pytest.CaptureFixture[str]) -> None:
-    with watchdog(settings(0.3), archive=None), Progress("train", 10, unit="steps"):
+def test_what_does_not_count_each_study_is_not_watched(quick: list[int], capfd: pytest.CaptureFixture[str]) -> None:
+    with watchdog(settings(0.3), archive=None), Progress("fit-prompts", 10):
         time.sleep(0.5)
     with watchdog(settings(0.3), archive=None):
         time.sleep(0.5)
