@@ -5,8 +5,8 @@
 
 A mount that no longer answers, a film whose decoding never ends, or a worker that is gone without a word would be
 waited for without limit. A thread looks at the studies that the job counts, whoever works on them, so there is one
-watchdog for all jobs that count each study (a training group has `train.timeout_s`). It ends the process: the thread that waits may be where no exception reaches it. Finished files
-stay, and the same command resumes.
+watchdog for all jobs that count each study (a training group has `train.timeout_s`). It ends the process: the thread
+that waits may be where no exception reaches it. Finished files stay, and the same command resumes.
 """
 
 from __future__ import annotations
