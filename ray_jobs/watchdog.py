@@ -102,7 +102,12 @@ def _end(progress: Progress, still: float, archive: str | None) -> None:
         console.print(f"error: {error}", style="red", markup=False)
     else:
         events.emit("exit", code=error.exit_code, error=events.as_values(error))
-    for child in psutil.Process().children(recursive=True):  # what hangs there would outlive this process
+    end_children()
+    end_process(error.exit_code)
+
+
+def end_children() -> None:
+    """Kill what this process has started: what hangs there would outlive it."""
+    for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             child.kill()
-    end_process(error.exit_code)

@@ -82,6 +82,8 @@ def test_all_that_is_known(tmp_path: Path, tiny_checkpoint: Path, said: Any) -> 
     prompts = ("Describe the heart.", "Describe the lungs and the pleura.", "Generate a report.")
     assert known.pop("prompt") == prompts[known.pop("prompt_id")]
     assert 2 <= known.pop("num_tokens") <= 8 and known.pop("finish_reason") in ("stop", "length")
+    assert known.pop("logprob") < 0 and all(value < 0 for value in known.pop("sentence_logprobs"))
+    assert known.pop("novelty") is None  # the prompts were not fitted
     assert known == {
         "films": 1,
         "model": fingerprint(tiny_checkpoint),
