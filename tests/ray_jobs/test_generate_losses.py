@@ -118,7 +118,7 @@ def test_nodes_come_and_go(
     output, log = tmp_path / "out", tmp_path / "log"
     command = [sys.executable, "-m", "ray_jobs", "generate", *settings(archive, tiny_checkpoint, output)]
     command += ["cluster.num_workers=[1,4]", "cluster.gpus_per_worker=0.5", "cluster.wait_s=2"]
-    with RayNodes(cpus=1) as nodes, log.open("w") as file:
+    with RayNodes(cpus=1, DS_ACCELERATOR="cpu") as nodes, log.open("w") as file:
 
         def start() -> subprocess.Popen[str]:
             return subprocess.Popen(command, env=nodes.environment, stdout=file, stderr=file, text=True)
