@@ -84,8 +84,7 @@ class Progress:
         self._landed: set[str] = set()
         self._lock = threading.Lock()
         self._marks: deque[tuple[float, int]] = deque()
-        self.began = self._last_line = self._moved = time.monotonic()
-        self._moved_to = start
+        self.began = self._last_line = time.monotonic()
         self._bar: Bar | None = None
         if on_terminal() and events.for_people():
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -124,11 +123,6 @@ class Progress:
     def flying(self) -> list[str]:
         """The pieces that are not finished and have told of themselves."""
         return list(self._flying)
-
-    @property
-    def still_s(self) -> float:
-        """Seconds since `seen` last changed."""
-        return time.monotonic() - self._moved
 
     @property
     def failed(self) -> int:
@@ -181,8 +175,6 @@ class Progress:
 
     def _show(self) -> None:
         seen, now = self.seen, time.monotonic()
-        if seen != self._moved_to:
-            self._moved_to, self._moved = seen, now
         if not self._marks and seen == self.skipped:
             return
         # a mark a second is enough for a pace

@@ -60,12 +60,16 @@ def watchdog(config: ClusterConfig, *, archive: str | None) -> Iterator[None]:
 
 
 def _watch(limit: float, archive: str | None, ended: threading.Event) -> None:
-    told = TELL_AFTER_S
+    first = told = min(TELL_AFTER_S, limit)
+    before, still, looked = None, 0.0, time.monotonic()
     while not ended.wait(LOOK_EVERY_S):
-        progress = Progress.current
-        still = progress.still_s if progress is not None and progress.live else 0.0
-        if progress is None or still < told:
-            told = TELL_AFTER_S if still < TELL_AFTER_S else told
+        progress, now = Progress.current, time.monotonic()
+        seen = (progress, progress.seen) if progress is not None and progress.live else None
+        # A job that was stopped as a whole (Ctrl-Z) did not wait for anything meanwhile.
+        still = still + min(now - looked, 5 * LOOK_EVERY_S) if seen == before else 0.0
+        before, looked = seen, now
+        if progress is None or seen is None or still < told:
+            told = first if still < first else told
             continue
         if still >= limit:
             _end(progress, still, archive)
